@@ -1,0 +1,1 @@
+//! Names and meaning: tenants, collections, documents, topics, pipeline graphs, models, settings.

@@ -1,0 +1,1 @@
+//! Full-text seam with tantivy and Chinese and English analysis.

@@ -1,0 +1,1 @@
+//! Local models: fetching, verifying and running them.

@@ -1,0 +1,1 @@
+//! Vector store seam with LanceDB as its embedded implementation.

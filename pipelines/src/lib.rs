@@ -1,0 +1,1 @@
+//! Pipeline definitions, validation, the task runtime.

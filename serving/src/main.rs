@@ -1,0 +1,2 @@
+//! The `va` binary.
+fn main() {}

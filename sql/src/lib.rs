@@ -1,0 +1,1 @@
+//! DataFusion session, table functions, PostgreSQL wire.
