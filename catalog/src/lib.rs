@@ -1,1 +1,16 @@
-//! Names and meaning: tenants, collections, documents, topics, pipeline graphs, models, settings.
+//! Names and meaning: what tenants, collections, documents, topics and pipeline graphs *are*.
+//!
+//! Every other crate speaks in these types. This crate knows no engine: it stores the catalog in a relational
+//! database and leaves logs, indexes and models to `connectors`.
+
+pub mod chunk;
+pub mod event;
+pub mod graph;
+pub mod ids;
+
+pub use chunk::{ChunkOp, ChunkRecord, DocumentRef, Filter, chunk_schema};
+pub use graph::{CheckpointSpec, Graph, Node, Role};
+pub use ids::{
+    ChunkId, CollectionName, CollectionRef, ContentHash, DocumentId, InvalidName, NodeName, Offset,
+    Partition, PipelineName, TenantId, TopicName, TopicPartition, Version,
+};

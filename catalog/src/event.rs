@@ -1,0 +1,121 @@
+//! The built-in topics and the Arrow schemas of what flows through them and through the `index` pipeline.
+//!
+//! Every event begins with the envelope columns; what is particular to an event type is the struct column `payload`.
+//! Chunk rows, which are not events, are described in [`crate::chunk`].
+
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
+
+/// `document.uploaded`: a document version waits to be indexed, or (`event_type` = `document.deleted`) to be removed.
+pub const DOCUMENT_UPLOADED: &str = "document.uploaded";
+/// `document.indexed`: a document version is in both indexes (or gone from both), written in the commit that made it so.
+pub const DOCUMENT_INDEXED: &str = "document.indexed";
+/// Event type of a removal on the topic `document.uploaded`.
+pub const DOCUMENT_DELETED: &str = "document.deleted";
+
+/// Time in events: UTC, milliseconds.
+pub fn timestamp_type() -> DataType {
+    DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into()))
+}
+
+/// `event_id, event_type, tenant_id, user_id, timestamp, payload`, with the given payload fields.
+pub fn event_schema(payload: Fields) -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("event_id", DataType::Utf8, false),
+        Field::new("event_type", DataType::Utf8, false),
+        Field::new("tenant_id", DataType::Utf8, false),
+        Field::new("user_id", DataType::Utf8, true),
+        Field::new("timestamp", timestamp_type(), false),
+        Field::new("payload", DataType::Struct(payload), false),
+    ]))
+}
+
+/// Schema of `document.uploaded`. `metadata` is a JSON object of strings.
+pub fn document_uploaded_schema() -> SchemaRef {
+    event_schema(Fields::from(vec![
+        Field::new("collection", DataType::Utf8, false),
+        Field::new("document_id", DataType::Utf8, false),
+        Field::new("version", DataType::UInt32, false),
+        Field::new("name", DataType::Utf8, false),
+        Field::new("uri", DataType::Utf8, false),
+        Field::new("content_type", DataType::Utf8, true),
+        Field::new("content_hash", DataType::Utf8, false),
+        Field::new("size", DataType::UInt64, false),
+        Field::new("metadata", DataType::Utf8, false),
+    ]))
+}
+
+/// Schema of `document.indexed`. `chunks` is 0 for a removed document.
+pub fn document_indexed_schema() -> SchemaRef {
+    event_schema(Fields::from(vec![
+        Field::new("collection", DataType::Utf8, false),
+        Field::new("document_id", DataType::Utf8, false),
+        Field::new("version", DataType::UInt32, false),
+        Field::new("title", DataType::Utf8, true),
+        Field::new("chunks", DataType::UInt32, false),
+    ]))
+}
+
+/// Schema of every `<pipeline>.dead_letter` topic: where the row came from, why it failed, and its bytes.
+pub fn dead_letter_schema() -> SchemaRef {
+    event_schema(Fields::from(vec![
+        Field::new("pipeline", DataType::Utf8, false),
+        Field::new("operator", DataType::Utf8, false),
+        Field::new("reason", DataType::Utf8, false),
+        // The topic, partition and offset range of the source rows that the failing batch was made from.
+        Field::new("source_topic", DataType::Utf8, true),
+        Field::new("source_partition", DataType::UInt32, true),
+        Field::new("source_offset", DataType::UInt64, true),
+        // The failing row as an Arrow IPC stream, so that it can be retried unchanged ...
+        Field::new("row_ipc", DataType::Binary, false),
+        // ... and as JSON, so that a person can read it (long text shortened).
+        Field::new("row_json", DataType::Utf8, false),
+    ]))
+}
+
+/// One block of a parsed document, see `va-parse`.
+pub fn block_fields() -> Fields {
+    Fields::from(vec![
+        Field::new("kind", DataType::Utf8, false),
+        Field::new("level", DataType::UInt8, true),
+        Field::new("start", DataType::UInt64, false),
+        Field::new("end", DataType::UInt64, false),
+        Field::new("page", DataType::UInt32, true),
+        Field::new("title_path", string_list(), false),
+    ])
+}
+
+/// `List<Utf8>` with non-null items.
+pub fn string_list() -> DataType {
+    DataType::List(Arc::new(Field::new("item", DataType::Utf8, false)))
+}
+
+/// What `parse` emits: one row a document. `op` is `upsert`, or `delete` with empty text and no blocks.
+/// Block offsets are bytes of `text`.
+pub fn parsed_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("op", DataType::Utf8, false),
+        Field::new("tenant_id", DataType::Utf8, false),
+        Field::new("collection", DataType::Utf8, false),
+        Field::new("document_id", DataType::Utf8, false),
+        Field::new("version", DataType::UInt32, false),
+        Field::new("name", DataType::Utf8, false),
+        Field::new("uri", DataType::Utf8, false),
+        Field::new("format", DataType::Utf8, true),
+        Field::new("encoding", DataType::Utf8, true),
+        Field::new("title", DataType::Utf8, true),
+        Field::new("pages", DataType::UInt32, true),
+        Field::new("metadata", DataType::Utf8, false),
+        Field::new("text", DataType::LargeUtf8, false),
+        Field::new(
+            "blocks",
+            DataType::List(Arc::new(Field::new(
+                "item",
+                DataType::Struct(block_fields()),
+                false,
+            ))),
+            false,
+        ),
+    ]))
+}
