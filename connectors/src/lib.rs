@@ -1,1 +1,5 @@
 //! Outside systems behind small traits: the log, objects, and the Source and Sink seams.
+//!
+//! Heavy client libraries live in crates of their own beside this one (`va-vector`, `va-fulltext`, `va-models`).
+
+pub mod log;

@@ -1,0 +1,1 @@
+//! Parsed documents to chunks that keep sentences, headings, tables and code whole.
