@@ -2,4 +2,5 @@
 //!
 //! Heavy client libraries live in crates of their own beside this one (`va-vector`, `va-fulltext`, `va-models`).
 
+pub mod flow;
 pub mod log;

@@ -1,0 +1,338 @@
+//! The seam that every operator implements, and the context through which alone it reaches outside.
+//!
+//! An operator sees batches, barriers and its context. It never reads the clock, spawns tasks, or opens connections
+//! after `build`; the runtime in `va-pipelines` calls it, checks its row counts and commits its state.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
+use async_trait::async_trait;
+use bytes::Bytes;
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use va_catalog::{Offset, Role, TopicPartition};
+use va_connectors::flow::{Description, FlowError, Names, Problem};
+use va_connectors::log::{GroupId, Log, StateKey};
+use va_connectors::objects::Objects;
+use va_models::Embedders;
+
+/// What operators are built with: the outside systems that they may use.
+#[derive(Clone)]
+pub struct Resources {
+    pub objects: Objects,
+    pub embedders: Arc<Embedders>,
+}
+
+/// The declared half of an operator: its options, as users write them.
+///
+/// The struct is the only source of truth for the options: its doc comments are the reference page, its JSON Schema is
+/// what `va pipeline validate` checks. Unknown fields must be refused (`#[serde(deny_unknown_fields)]`).
+pub trait OperatorSpec: DeserializeOwned + JsonSchema + Send + 'static {
+    /// The word after `type:`; also the name of the file.
+    const KIND: &'static str;
+    /// `include_str!` of `operators/examples/<kind>.yaml`.
+    const EXAMPLE: &'static str;
+
+    /// Pure: the schema of what it emits, or every problem with these options on these inputs.
+    fn output(&self, inputs: &[SchemaRef], names: &dyn Names) -> Result<SchemaRef, Vec<Problem>>;
+
+    /// May open what it needs; starts nothing. Only called after `output` was fine.
+    fn build(self, inputs: &[SchemaRef], resources: &Resources) -> Result<Box<dyn Operator>, FlowError>;
+}
+
+/// The running half of an operator.
+#[async_trait]
+pub trait Operator: Send {
+    /// Takes one batch from input number `input` and emits what it makes of it through `cx`.
+    ///
+    /// Every row of `batch` must be accounted for with `cx`: emitted one to one, or reported by [`Cx::passed`] (it was
+    /// turned into any number of rows, none included), [`Cx::filtered`], [`Cx::dead_letter`] or [`Cx::held`].
+    async fn on_batch(&mut self, input: usize, batch: RecordBatch, cx: &mut Cx) -> Result<(), FlowError>;
+
+    /// Called at every checkpoint, after all rows before the barrier and before any after it. Emit what must be part
+    /// of the checkpoint; rows that were held and are now let go are reported by [`Cx::released`].
+    async fn on_barrier(&mut self, _cx: &mut Cx) -> Result<(), FlowError> {
+        Ok(())
+    }
+}
+
+/// A registered operator.
+#[derive(Clone, Copy)]
+pub struct OperatorEntry {
+    pub description: Description,
+    pub output: fn(&Value, &[SchemaRef], &dyn Names) -> Result<SchemaRef, Vec<Problem>>,
+    pub build: fn(&Value, &[SchemaRef], &Resources) -> Result<Box<dyn Operator>, FlowError>,
+}
+
+/// The registry line of an operator.
+pub fn entry<S: OperatorSpec>(summary: &'static str) -> OperatorEntry {
+    OperatorEntry {
+        description: Description {
+            kind: S::KIND,
+            role: Role::Operator,
+            summary,
+            example: S::EXAMPLE,
+            options: || schemars::schema_for!(S).to_value(),
+        },
+        output: |options, inputs, names| options_of::<S>(options)?.output(inputs, names),
+        build: |options, inputs, resources| {
+            options_of::<S>(options)
+                .map_err(|problems| FlowError::fatal(S::KIND, problems_text(&problems)))?
+                .build(inputs, resources)
+        },
+    }
+}
+
+fn options_of<S: DeserializeOwned>(options: &Value) -> Result<S, Vec<Problem>> {
+    serde_json::from_value(options.clone()).map_err(|error| vec![Problem::new(&[], error.to_string())])
+}
+
+fn problems_text(problems: &[Problem]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// Where rows came from: kept along the graph so that a dead letter can name its source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    pub partition: TopicPartition,
+    /// Offset of the first source row that the batch was made from.
+    pub base: Offset,
+    /// Whether row `i` of the batch still is source row `base + i`.
+    pub aligned: bool,
+}
+
+/// What flows along an edge.
+#[derive(Debug, Clone)]
+pub enum Message {
+    Batch { batch: RecordBatch, origin: Option<Origin> },
+    /// A checkpoint: everything before it belongs to the checkpoint, nothing after it does.
+    Barrier(u64),
+}
+
+/// A row that failed.
+#[derive(Debug, Clone)]
+pub struct DeadLetter {
+    /// One row.
+    pub row: RecordBatch,
+    pub reason: String,
+    pub partition: Option<TopicPartition>,
+    pub offset: Option<Offset>,
+}
+
+/// Where the rows of an operator went. At a barrier `rows_in + released = passed + filtered + dead_lettered + held`
+/// must hold, where everything is counted in *input* rows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub rows_in: u64,
+    /// Rows sent to each consumer.
+    pub rows_out: u64,
+    pub passed: u64,
+    pub filtered: u64,
+    pub dead_lettered: u64,
+    /// Kept inside beyond the barrier, in the operator's state.
+    pub held: u64,
+}
+
+impl Counts {
+    /// Whether every input row is accounted for.
+    pub fn conserved(&self) -> bool {
+        self.rows_in == self.passed + self.filtered + self.dead_lettered + self.held
+    }
+}
+
+/// An operator's only way to the outside: emitting, dead letters, state, time, cancellation.
+pub struct Cx {
+    outputs: Vec<mpsc::Sender<Message>>,
+    tap: Arc<dyn Fn(&RecordBatch) + Send + Sync>,
+    origin: Option<Origin>,
+    counts: Counts,
+    dead_letters: Vec<DeadLetter>,
+    state: State,
+    clock: Arc<dyn Fn() -> i64 + Send + Sync>,
+    cancelled: CancellationToken,
+}
+
+impl Cx {
+    /// For the runtime: a context for one node of one task.
+    pub fn new(
+        outputs: Vec<mpsc::Sender<Message>>,
+        tap: Arc<dyn Fn(&RecordBatch) + Send + Sync>,
+        state: State,
+        clock: Arc<dyn Fn() -> i64 + Send + Sync>,
+        cancelled: CancellationToken,
+    ) -> Self {
+        Self {
+            outputs,
+            tap,
+            origin: None,
+            counts: Counts::default(),
+            dead_letters: Vec::new(),
+            state,
+            clock,
+            cancelled,
+        }
+    }
+
+    /// Sends rows on; waits while a consumer is behind. Does not account for input rows, see [`Cx::passed`].
+    pub async fn emit(&mut self, batch: RecordBatch) -> Result<(), FlowError> {
+        if batch.num_rows() == 0 {
+            return Ok(());
+        }
+        self.counts.rows_out += batch.num_rows() as u64;
+        (self.tap)(&batch);
+        let message = Message::Batch { batch, origin: self.origin.clone() };
+        self.send(message).await
+    }
+
+    /// `rows` input rows were turned into what was emitted.
+    pub fn passed(&mut self, rows: usize) {
+        self.counts.passed += rows as u64;
+    }
+
+    /// `rows` input rows were dropped on purpose, as declared.
+    pub fn filtered(&mut self, rows: usize) {
+        self.counts.filtered += rows as u64;
+    }
+
+    /// `rows` input rows are kept in state beyond the next barrier.
+    pub fn held(&mut self, rows: usize) {
+        self.counts.held += rows as u64;
+    }
+
+    /// `rows` rows that were held before have now passed.
+    pub fn released(&mut self, rows: usize) {
+        self.counts.held -= rows as u64;
+        self.counts.passed += rows as u64;
+    }
+
+    /// Row `row` of the *input* batch failed: it goes to the pipeline's dead-letter topic, with the reason, in the
+    /// checkpoint's commit.
+    pub fn dead_letter(&mut self, input: &RecordBatch, row: usize, reason: impl Into<String>) {
+        self.counts.dead_lettered += 1;
+        let (partition, offset) = match &self.origin {
+            Some(origin) => {
+                let step = if origin.aligned { row as u64 } else { 0 };
+                (Some(origin.partition.clone()), Some(Offset(origin.base.0 + step)))
+            }
+            None => (None, None),
+        };
+        self.dead_letters.push(DeadLetter { row: input.slice(row, 1), reason: reason.into(), partition, offset });
+    }
+
+    /// Keyed state of this operator.
+    pub fn state(&mut self) -> &mut State {
+        &mut self.state
+    }
+
+    /// Processing time, UTC milliseconds. Comes from outside so that runs can be repeated exactly.
+    pub fn now_ms(&self) -> i64 {
+        (self.clock)()
+    }
+
+    /// Fires when the task must stop; long work should look at it between steps.
+    pub fn cancelled(&self) -> &CancellationToken {
+        &self.cancelled
+    }
+
+    /// For the runtime: begins a batch.
+    pub fn enter(&mut self, batch: &RecordBatch, origin: Option<Origin>) {
+        self.counts.rows_in += batch.num_rows() as u64;
+        self.origin = origin;
+    }
+
+    /// For the runtime: what the operator emitted from an aligned batch is not aligned any more.
+    pub fn unalign(&mut self) {
+        if let Some(origin) = &mut self.origin {
+            origin.aligned = false;
+        }
+    }
+
+    /// For the runtime: begins a barrier; what is emitted now has no single origin.
+    pub fn enter_barrier(&mut self) {
+        self.origin = None;
+    }
+
+    /// For the runtime: sends the barrier on and hands over what belongs into the commit.
+    pub async fn leave_barrier(&mut self, id: u64) -> Result<BarrierOutput, FlowError> {
+        self.send(Message::Barrier(id)).await?;
+        Ok(BarrierOutput {
+            counts: self.counts,
+            dead_letters: std::mem::take(&mut self.dead_letters),
+            state: self.state.hand_over(),
+        })
+    }
+
+    async fn send(&mut self, message: Message) -> Result<(), FlowError> {
+        for output in &self.outputs {
+            tokio::select! {
+                sent = output.send(message.clone()) => sent.map_err(|_| FlowError::Cancelled)?,
+                () = self.cancelled.cancelled() => return Err(FlowError::Cancelled),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What an operator contributes to a checkpoint.
+#[derive(Debug, Default)]
+pub struct BarrierOutput {
+    /// Since the start of the task.
+    pub counts: Counts,
+    pub dead_letters: Vec<DeadLetter>,
+    /// `None` deletes.
+    pub state: Vec<(StateKey, Option<Bytes>)>,
+}
+
+/// One operator's keyed state: committed values of the log, under the changes since.
+pub struct State {
+    log: Arc<dyn Log>,
+    group: GroupId,
+    namespace: String,
+    /// Changes since the last barrier ...
+    pending: BTreeMap<Bytes, Option<Bytes>>,
+    /// ... and those handed to the checkpoint that is being committed. The runtime begins a checkpoint only when the one
+    /// before is committed, so two generations are enough.
+    committing: BTreeMap<Bytes, Option<Bytes>>,
+}
+
+impl State {
+    /// For the runtime: the state of one node.
+    pub fn new(log: Arc<dyn Log>, group: GroupId, namespace: String) -> Self {
+        Self { log, group, namespace, pending: BTreeMap::new(), committing: BTreeMap::new() }
+    }
+
+    /// The value as this operator last wrote it.
+    pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, FlowError> {
+        if let Some(value) = self.pending.get(key).or_else(|| self.committing.get(key)) {
+            return Ok(value.clone());
+        }
+        self.log
+            .state_get(&self.key(Bytes::copy_from_slice(key)))
+            .await
+            .map_err(|error| FlowError::retriable("state", error))
+    }
+
+    /// Writes; becomes durable with the next checkpoint.
+    pub fn put(&mut self, key: impl Into<Bytes>, value: impl Into<Bytes>) {
+        self.pending.insert(key.into(), Some(value.into()));
+    }
+
+    /// Deletes; becomes durable with the next checkpoint.
+    pub fn delete(&mut self, key: impl Into<Bytes>) {
+        self.pending.insert(key.into(), None);
+    }
+
+    fn hand_over(&mut self) -> Vec<(StateKey, Option<Bytes>)> {
+        self.committing = std::mem::take(&mut self.pending);
+        self.committing.iter().map(|(key, value)| (self.key(key.clone()), value.clone())).collect()
+    }
+
+    fn key(&self, key: Bytes) -> StateKey {
+        StateKey { group: self.group.clone(), namespace: self.namespace.clone(), key }
+    }
+}

@@ -1,0 +1,166 @@
+//! `parse`: document bytes to text with structure.
+//!
+//! Takes `document.uploaded` events, reads the bytes from the object store by content hash and emits one
+//! `parsed_schema` row a document. The formats and encodings themselves are `va-parse`'s business. A document that
+//! cannot be parsed goes to the dead-letter topic with the reason.
+
+use arrow::array::{Array, AsArray, RecordBatch, StructArray};
+use arrow::datatypes::{SchemaRef, UInt32Type};
+use async_trait::async_trait;
+use rayon::prelude::*;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use va_catalog::ContentHash;
+use va_catalog::chunk::{column, strings};
+use va_catalog::event::{DOCUMENT_DELETED, document_uploaded_schema, parsed_schema};
+use va_connectors::flow::{FlowError, Names, Problem};
+use va_connectors::objects::{Objects, ObjectsError};
+use va_parse::{Input, Limits};
+
+use crate::operator::{Cx, Operator, OperatorSpec, Resources};
+use crate::parsed::{ParsedRow, to_batch};
+use crate::shape::expect_columns;
+
+/// Turns uploaded documents (PDF, DOCX, PPTX, XLSX, HTML, Markdown, text, CSV, JSON, e-mail) into text with headings,
+/// tables, pages and offsets.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ParseSpec {
+    /// Longest text kept of one document, in bytes; a document with more goes to the dead-letter topic.
+    #[serde(default = "default_text_bytes_max")]
+    pub text_bytes_max: usize,
+}
+
+fn default_text_bytes_max() -> usize {
+    Limits::default().text_bytes_max
+}
+
+impl OperatorSpec for ParseSpec {
+    const KIND: &'static str = "parse";
+    const EXAMPLE: &'static str = include_str!("../examples/parse.yaml");
+
+    fn output(&self, inputs: &[SchemaRef], _names: &dyn Names) -> Result<SchemaRef, Vec<Problem>> {
+        expect_columns(&inputs[0], &document_uploaded_schema())?;
+        Ok(parsed_schema())
+    }
+
+    fn build(self, _inputs: &[SchemaRef], resources: &Resources) -> Result<Box<dyn Operator>, FlowError> {
+        let limits = Limits { text_bytes_max: self.text_bytes_max, ..Limits::default() };
+        Ok(Box::new(ParseTask { objects: resources.objects.clone(), limits }))
+    }
+}
+
+struct ParseTask {
+    objects: Objects,
+    limits: Limits,
+}
+
+/// An event, and what its bytes are to become.
+struct Job {
+    row: usize,
+    parsed: ParsedRow,
+    content_type: Option<String>,
+    bytes: bytes::Bytes,
+}
+
+#[async_trait]
+impl Operator for ParseTask {
+    async fn on_batch(&mut self, _input: usize, batch: RecordBatch, cx: &mut Cx) -> Result<(), FlowError> {
+        let mut rows: Vec<(usize, ParsedRow)> = Vec::with_capacity(batch.num_rows());
+        let mut jobs = Vec::with_capacity(batch.num_rows());
+        for row in 0..batch.num_rows() {
+            let event = Event::of(&batch, row)?;
+            if event.event_type == DOCUMENT_DELETED {
+                rows.push((row, ParsedRow { op: "delete".into(), ..event.parsed }));
+                continue;
+            }
+            let bytes = match ContentHash::new(event.content_hash) {
+                Ok(hash) => self.objects.get(&hash).await,
+                Err(error) => {
+                    cx.dead_letter(&batch, row, error.to_string());
+                    continue;
+                }
+            };
+            match bytes {
+                Ok(bytes) => {
+                    jobs.push(Job { row, parsed: event.parsed, content_type: event.content_type, bytes });
+                }
+                Err(error @ ObjectsError::NotFound(_)) => cx.dead_letter(&batch, row, error.to_string()),
+                Err(error) => return Err(FlowError::retriable("parse", error)),
+            }
+        }
+
+        let limits = self.limits.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            jobs.into_par_iter().map(|job| (job.row, parse_one(job, &limits))).collect::<Vec<_>>()
+        })
+        .await
+        .map_err(|error| FlowError::fatal("parse", error))?;
+        for (row, result) in done {
+            match result {
+                Ok(parsed) => rows.push((row, parsed)),
+                Err(reason) => cx.dead_letter(&batch, row, reason),
+            }
+        }
+        rows.sort_unstable_by_key(|(row, _)| *row);
+        cx.passed(rows.len());
+        let rows: Vec<ParsedRow> = rows.into_iter().map(|(_, parsed)| parsed).collect();
+        cx.emit(to_batch(&rows)?).await
+    }
+}
+
+fn parse_one(job: Job, limits: &Limits) -> Result<ParsedRow, String> {
+    let input =
+        Input { name: &job.parsed.name, content_type: job.content_type.as_deref(), bytes: &job.bytes };
+    let document = va_parse::parse(&input, limits).map_err(|error| error.to_string())?;
+    for warning in &document.warnings {
+        tracing::info!(document = %job.parsed.document_id, name = %job.parsed.name, warning, "parsed with a warning");
+    }
+    let format = serde_json::to_value(document.format).ok().and_then(|v| v.as_str().map(str::to_owned));
+    Ok(ParsedRow {
+        op: "upsert".into(),
+        format,
+        encoding: document.encoding,
+        title: document.title,
+        pages: document.pages,
+        text: document.text,
+        blocks: document.blocks,
+        ..job.parsed
+    })
+}
+
+struct Event {
+    event_type: String,
+    content_hash: String,
+    content_type: Option<String>,
+    parsed: ParsedRow,
+}
+
+impl Event {
+    fn of(batch: &RecordBatch, row: usize) -> Result<Self, FlowError> {
+        let payload: &StructArray = column(batch, "payload")?
+            .as_struct_opt()
+            .ok_or_else(|| FlowError::fatal("parse", "column `payload` is not a struct"))?;
+        let payload = RecordBatch::from(payload.slice(row, 1));
+        let text = |name: &str| strings(&payload, name).map(|array| array.value(0).to_owned());
+        let content_type = strings(&payload, "content_type")?;
+        let version = column(&payload, "version")?
+            .as_primitive_opt::<UInt32Type>()
+            .ok_or_else(|| FlowError::fatal("parse", "`payload.version` is not UInt32"))?;
+        Ok(Self {
+            event_type: strings(batch, "event_type")?.value(row).to_owned(),
+            content_hash: text("content_hash")?,
+            content_type: content_type.is_valid(0).then(|| content_type.value(0).to_owned()),
+            parsed: ParsedRow {
+                tenant_id: strings(batch, "tenant_id")?.value(row).to_owned(),
+                collection: text("collection")?,
+                document_id: text("document_id")?,
+                version: version.value(0),
+                name: text("name")?,
+                uri: text("uri")?,
+                metadata: text("metadata")?,
+                ..ParsedRow::default()
+            },
+        })
+    }
+}
