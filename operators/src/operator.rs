@@ -185,8 +185,9 @@ impl Cx {
         }
         self.counts.rows_out += batch.num_rows() as u64;
         (self.tap)(&batch);
-        let message = Message::Batch { batch, origin: self.origin.clone() };
-        self.send(message).await
+        // Only the operator next to the source sees rows one to one with the log.
+        let origin = self.origin.clone().map(|origin| Origin { aligned: false, ..origin });
+        self.send(Message::Batch { batch, origin }).await
     }
 
     /// `rows` input rows were turned into what was emitted.
@@ -243,13 +244,6 @@ impl Cx {
     pub fn enter(&mut self, batch: &RecordBatch, origin: Option<Origin>) {
         self.counts.rows_in += batch.num_rows() as u64;
         self.origin = origin;
-    }
-
-    /// For the runtime: what the operator emitted from an aligned batch is not aligned any more.
-    pub fn unalign(&mut self) {
-        if let Some(origin) = &mut self.origin {
-            origin.aligned = false;
-        }
     }
 
     /// For the runtime: begins a barrier; what is emitted now has no single origin.

@@ -1,0 +1,66 @@
+//! `lance`: chunks with vectors into LanceDB.
+//!
+//! Idempotent by document: at each checkpoint the collection holds of every document that passed exactly the rows that
+//! passed, however often they are written.
+
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, SchemaRef};
+use arrow::record_batch::RecordBatch;
+use async_trait::async_trait;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use va_catalog::CollectionName;
+use va_connectors::flow::{Append, CheckpointId, FlowError, Names, Problem, Sink};
+use va_vector::VectorStore;
+
+use crate::changes::Changes;
+use crate::endpoint::{Resources, SinkPlan, SinkSpec};
+
+/// Writes chunk rows with vectors to the vector store, each to the collection that the row names.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LanceSink {}
+
+impl SinkSpec for LanceSink {
+    const KIND: &'static str = "lance";
+    const EXAMPLE: &'static str = include_str!("../examples/lance.yaml");
+
+    fn plan(&self, input: &SchemaRef, _names: &dyn Names) -> Result<SinkPlan, Vec<Problem>> {
+        match input.field_with_name("vector").map(|field| field.data_type()) {
+            Ok(DataType::FixedSizeList(_, _)) => Ok(SinkPlan::default()),
+            Ok(other) => Err(vec![Problem::new(&["input"], format!("column `vector` is {other}, not a vector"))]),
+            Err(_) => Err(vec![
+                Problem::new(&["input"], "column `vector` is missing from the input").hint("put an `embed` before"),
+            ]),
+        }
+    }
+
+    fn build(self, _input: &SchemaRef, resources: &Resources) -> Result<Box<dyn Sink>, FlowError> {
+        Ok(Box::new(LanceWriter { vectors: resources.vectors.clone(), changes: Changes::default() }))
+    }
+}
+
+struct LanceWriter {
+    vectors: Arc<dyn VectorStore>,
+    changes: Changes,
+}
+
+#[async_trait]
+impl Sink for LanceWriter {
+    async fn write(&mut self, batch: RecordBatch) -> Result<(), FlowError> {
+        self.changes.push(&batch)
+    }
+
+    async fn prepare(&mut self, _checkpoint: CheckpointId) -> Result<Vec<Append>, FlowError> {
+        for change in self.changes.take()? {
+            self.vectors
+                .apply(&change.collection, &change.documents, &change.rows)
+                .await
+                .map_err(|error| FlowError::retriable("lance", error))?;
+            let name: &CollectionName = &change.collection.collection;
+            tracing::debug!(collection = %name, rows = change.rows.num_rows(), "chunks are in the vector store");
+        }
+        Ok(Vec::new())
+    }
+}

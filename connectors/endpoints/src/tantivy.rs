@@ -1,0 +1,69 @@
+//! `tantivy`: chunks into the full-text index.
+//!
+//! Idempotent by document, like `lance`. The index commit happens when the checkpoint is prepared and carries the
+//! checkpoint's number.
+
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
+use async_trait::async_trait;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use va_catalog::chunk_schema;
+use va_connectors::flow::{Append, CheckpointId, FlowError, Names, Problem, Sink};
+use va_fulltext::TextIndex;
+
+use crate::changes::Changes;
+use crate::endpoint::{Resources, SinkPlan, SinkSpec};
+
+/// Writes chunk rows to the full-text index, each to the collection that the row names.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TantivySink {}
+
+impl SinkSpec for TantivySink {
+    const KIND: &'static str = "tantivy";
+    const EXAMPLE: &'static str = include_str!("../examples/tantivy.yaml");
+
+    fn plan(&self, input: &SchemaRef, _names: &dyn Names) -> Result<SinkPlan, Vec<Problem>> {
+        let missing: Vec<Problem> = chunk_schema(None)
+            .fields()
+            .iter()
+            .filter(|field| input.field_with_name(field.name()).is_err())
+            .map(|field| {
+                Problem::new(&["input"], format!("column `{}` is missing from the input", field.name()))
+                    .hint("put a `chunk` before")
+            })
+            .collect();
+        if missing.is_empty() { Ok(SinkPlan::default()) } else { Err(missing) }
+    }
+
+    fn build(self, _input: &SchemaRef, resources: &Resources) -> Result<Box<dyn Sink>, FlowError> {
+        Ok(Box::new(TantivyWriter { texts: resources.texts.clone(), changes: Changes::default() }))
+    }
+}
+
+struct TantivyWriter {
+    texts: Arc<dyn TextIndex>,
+    changes: Changes,
+}
+
+#[async_trait]
+impl Sink for TantivyWriter {
+    async fn write(&mut self, batch: RecordBatch) -> Result<(), FlowError> {
+        self.changes.push(&batch)
+    }
+
+    async fn prepare(&mut self, checkpoint: CheckpointId) -> Result<Vec<Append>, FlowError> {
+        for change in self.changes.take()? {
+            let retriable = |error: va_fulltext::TextError| FlowError::retriable("tantivy", error);
+            self.texts
+                .apply(&change.collection, &change.documents, &change.rows)
+                .await
+                .map_err(retriable)?;
+            self.texts.commit(&change.collection, &checkpoint.to_string()).await.map_err(retriable)?;
+        }
+        Ok(Vec::new())
+    }
+}

@@ -1,0 +1,98 @@
+//! Drawing and explaining a plan: Mermaid, DOT, and text with the schemas between nodes.
+
+use std::fmt::Write;
+
+use va_catalog::Role;
+use va_connectors::schema::schema_lines;
+
+use crate::plan::{Plan, PlannedNode};
+
+/// A Mermaid flowchart.
+pub fn mermaid(plan: &Plan) -> String {
+    let mut out = String::from("flowchart LR\n");
+    for (i, node) in plan.nodes.iter().enumerate() {
+        let label = format!("{}<br/>{}", node.node.name, detail(node));
+        let shape = match node.node.role {
+            Role::Source => format!("n{i}([\"{label}\"])"),
+            Role::Operator => format!("n{i}[\"{label}\"]"),
+            Role::Sink => format!("n{i}[(\"{label}\")]"),
+        };
+        let _ = writeln!(out, "    {shape}");
+    }
+    for (i, node) in plan.nodes.iter().enumerate() {
+        for input in &node.inputs {
+            let _ = writeln!(out, "    n{input} --> n{i}");
+        }
+    }
+    out
+}
+
+/// A Graphviz digraph.
+pub fn dot(plan: &Plan) -> String {
+    let mut out = format!("digraph \"{}\" {{\n  rankdir=LR;\n", plan.graph.name);
+    for (i, node) in plan.nodes.iter().enumerate() {
+        let shape = match node.node.role {
+            Role::Source => "ellipse",
+            Role::Operator => "box",
+            Role::Sink => "cylinder",
+        };
+        let _ = writeln!(out, "  n{i} [shape={shape}, label=\"{}\\n{}\"];", node.node.name, detail(node));
+    }
+    for (i, node) in plan.nodes.iter().enumerate() {
+        for input in &node.inputs {
+            let _ = writeln!(out, "  n{input} -> n{i};");
+        }
+    }
+    out.push_str("}\n");
+    out
+}
+
+fn detail(node: &PlannedNode) -> String {
+    match node.node.options.get("topic").and_then(|topic| topic.as_str()) {
+        Some(topic) => format!("{} {topic}", node.node.kind),
+        None => node.node.kind.clone(),
+    }
+}
+
+/// What each node does, with its options and the columns that it emits.
+pub fn explain(plan: &Plan) -> String {
+    let graph = &plan.graph;
+    let mut out = format!("pipeline {}", graph.name);
+    if !graph.description.is_empty() {
+        let _ = write!(out, ": {}", graph.description);
+    }
+    let _ = writeln!(
+        out,
+        "\n  checkpoint every {} ms or {} rows, {} task{}\n  rows that fail go to {}",
+        graph.checkpoint.interval_ms,
+        graph.checkpoint.rows_max,
+        graph.tasks,
+        if graph.tasks == 1 { "" } else { "s" },
+        graph.dead_letter_topic()
+    );
+    for node in &plan.nodes {
+        let role = match node.node.role {
+            Role::Source => "source",
+            Role::Operator => "operator",
+            Role::Sink => "sink",
+        };
+        let _ = write!(out, "\n{role} {} ({})", node.node.name, node.node.kind);
+        let inputs: Vec<&str> = node.node.inputs.iter().map(|input| input.as_str()).collect();
+        if !inputs.is_empty() {
+            let _ = write!(out, " <- {}", inputs.join(", "));
+        }
+        out.push('\n');
+        if let Some(options) = node.node.options.as_object() {
+            for (option, value) in options {
+                let _ = writeln!(out, "    {option}: {value}");
+            }
+        }
+        if let Some(schema) = &node.output {
+            let _ = writeln!(out, "  emits");
+            for line in schema_lines(schema) {
+                let _ = writeln!(out, "    {line}");
+            }
+        }
+    }
+    out
+}

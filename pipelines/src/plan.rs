@@ -1,0 +1,152 @@
+//! A checked graph: every node's schemas, in an order in which inputs come first.
+//!
+//! Planning is pure: it asks the components and [`Names`], and collects every problem instead of stopping at the first.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use va_catalog::event::{DOCUMENT_INDEXED, DOCUMENT_UPLOADED, dead_letter_schema};
+use va_catalog::event::{document_indexed_schema, document_uploaded_schema};
+use va_catalog::{Graph, Node, NodeName, Role, TopicName};
+use va_connectors::flow::{Names, Problem};
+use va_endpoints::SourcePlan;
+
+/// A graph that can run.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub graph: Graph,
+    /// In an order in which every node comes after its inputs.
+    pub nodes: Vec<PlannedNode>,
+    /// Topics that must exist before the start, with their schemas.
+    pub topics: Vec<(TopicName, SchemaRef)>,
+}
+
+/// A node with what flows in and out.
+#[derive(Debug, Clone)]
+pub struct PlannedNode {
+    pub node: Node,
+    /// Positions of its inputs in [`Plan::nodes`].
+    pub inputs: Vec<usize>,
+    pub input_schemas: Vec<SchemaRef>,
+    /// `None` for a sink.
+    pub output: Option<SchemaRef>,
+    /// What a source reads.
+    pub source: Option<SourcePlan>,
+}
+
+/// A problem and the node that has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeProblem {
+    pub node: NodeName,
+    pub problem: Problem,
+}
+
+impl Plan {
+    /// Plans a graph whose structure is sound (inputs exist, no cycle, kinds are registered: see `load`).
+    pub fn new(graph: Graph, names: &dyn Names) -> Result<Self, Vec<NodeProblem>> {
+        let mut problems = Vec::new();
+        let mut nodes: Vec<PlannedNode> = Vec::new();
+        let mut positions: HashMap<NodeName, usize> = HashMap::new();
+        let mut topics = vec![(graph.dead_letter_topic(), dead_letter_schema())];
+        for node in in_order(&graph) {
+            let inputs: Vec<usize> = node.inputs.iter().filter_map(|name| positions.get(name).copied()).collect();
+            // A node above has a problem; what flows in here is not known, and saying so again would be noise.
+            if inputs.len() != node.inputs.len() {
+                continue;
+            }
+            let input_schemas: Vec<SchemaRef> =
+                inputs.iter().filter_map(|&at| nodes[at].output.clone()).collect();
+            match plan_node(node, &input_schemas, names) {
+                Ok((output, source, topic)) => {
+                    topics.extend(topic);
+                    positions.insert(node.name.clone(), nodes.len());
+                    nodes.push(PlannedNode { node: node.clone(), inputs, input_schemas, output, source });
+                }
+                Err(found) => problems.extend(
+                    found.into_iter().map(|problem| NodeProblem { node: node.name.clone(), problem }),
+                ),
+            }
+        }
+        if problems.is_empty() { Ok(Self { graph, nodes, topics }) } else { Err(problems) }
+    }
+
+    /// Positions of the nodes that read from node number `at`, and which of their inputs it is.
+    pub fn consumers(&self, at: usize) -> impl Iterator<Item = (usize, usize)> + '_ {
+        self.nodes.iter().enumerate().flat_map(move |(consumer, node)| {
+            node.inputs.iter().enumerate().filter(move |(_, input)| **input == at).map(move |(i, _)| (consumer, i))
+        })
+    }
+}
+
+type Planned = (Option<SchemaRef>, Option<SourcePlan>, Option<(TopicName, SchemaRef)>);
+
+fn plan_node(node: &Node, inputs: &[SchemaRef], names: &dyn Names) -> Result<Planned, Vec<Problem>> {
+    let unknown = || vec![Problem::new(&["type"], format!("`{}` is not registered", node.kind))];
+    match node.role {
+        Role::Source => {
+            let entry = va_endpoints::registry::source_entry(&node.kind).ok_or_else(unknown)?;
+            let plan = (entry.plan)(&node.options, names)?;
+            let topic = (plan.topic.clone(), plan.schema.clone());
+            Ok((Some(plan.schema.clone()), Some(plan), Some(topic)))
+        }
+        Role::Operator => {
+            let entry = va_operators::registry::operator(&node.kind).ok_or_else(unknown)?;
+            Ok((Some((entry.output)(&node.options, inputs, names)?), None, None))
+        }
+        Role::Sink => {
+            let entry = va_endpoints::registry::sink_entry(&node.kind).ok_or_else(unknown)?;
+            let plan = (entry.plan)(&node.options, &inputs[0], names)?;
+            Ok((None, None, plan.topic))
+        }
+    }
+}
+
+/// The nodes in an order in which inputs come first; nodes on a cycle are left out.
+fn in_order(graph: &Graph) -> Vec<&Node> {
+    let mut placed: Vec<&Node> = Vec::new();
+    loop {
+        let next = graph.nodes.iter().find(|node| {
+            placed.iter().all(|done| done.name != node.name)
+                && node.inputs.iter().all(|input| placed.iter().any(|done| &done.name == input))
+        });
+        match next {
+            Some(node) => placed.push(node),
+            None => return placed,
+        }
+    }
+}
+
+/// The topics that every installation has, for checking a pipeline without a server.
+pub struct BuiltinNames;
+
+impl Names for BuiltinNames {
+    fn topic_schema(&self, topic: &TopicName) -> Option<SchemaRef> {
+        match topic.as_str() {
+            DOCUMENT_UPLOADED => Some(document_uploaded_schema()),
+            DOCUMENT_INDEXED => Some(document_indexed_schema()),
+            other if other.ends_with(".dead_letter") => Some(dead_letter_schema()),
+            _ => None,
+        }
+    }
+
+    fn topics(&self) -> Vec<TopicName> {
+        [DOCUMENT_UPLOADED, DOCUMENT_INDEXED].into_iter().filter_map(|name| TopicName::new(name).ok()).collect()
+    }
+}
+
+/// Names that several places know: the first answer counts.
+pub struct ChainedNames(pub Vec<Arc<dyn Names>>);
+
+impl Names for ChainedNames {
+    fn topic_schema(&self, topic: &TopicName) -> Option<SchemaRef> {
+        self.0.iter().find_map(|names| names.topic_schema(topic))
+    }
+
+    fn topics(&self) -> Vec<TopicName> {
+        let mut topics: Vec<TopicName> = self.0.iter().flat_map(|names| names.topics()).collect();
+        topics.sort();
+        topics.dedup();
+        topics
+    }
+}

@@ -1,0 +1,17 @@
+//! Running pipelines: supervision of tasks, status, taps.
+//!
+//! A task that fails for an outside reason is restarted from its last checkpoint after 1, 2 and 4 seconds, at most
+//! three times without a checkpoint in between; then, or at once for a reason that would repeat itself, the pipeline
+//! stays failed and says why.
+
+mod checkpoint;
+mod feeder;
+mod node;
+mod stats;
+mod supervisor;
+mod tap;
+mod task;
+
+pub use stats::{NodeStats, Stats};
+pub use supervisor::{PipelineState, PipelineStatus, Runtime, RuntimeConfig, RuntimeError};
+pub use tap::Taps;

@@ -1,0 +1,271 @@
+//! The pipelines of a process: start, stop, restart on failure, status.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arrow::record_batch::RecordBatch;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{broadcast, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use va_catalog::{NodeName, Offset, Partition, PipelineName, TopicName, TopicPartition};
+use va_connectors::flow::FlowError;
+use va_connectors::log::{GroupId, Log, LogError, TopicConfig};
+
+use super::stats::{NodeStats, Stats};
+use super::tap::Taps;
+use super::task::{self, Setup};
+use crate::plan::Plan;
+
+/// Pauses before a failed task starts again.
+const RESTART_PAUSES_MS: [u64; 3] = [1_000, 2_000, 4_000];
+
+/// The outside systems that pipelines run on.
+#[derive(Clone)]
+pub struct RuntimeConfig {
+    pub log: Arc<dyn Log>,
+    pub operators: va_operators::Resources,
+    pub endpoints: va_endpoints::Resources,
+    /// UTC milliseconds.
+    pub clock: Arc<dyn Fn() -> i64 + Send + Sync>,
+}
+
+/// Why a runtime call was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    #[error("pipeline `{0}` is running already; stop it first")]
+    Running(PipelineName),
+    #[error("pipeline `{0}` is not running")]
+    NotRunning(PipelineName),
+    #[error("pipeline `{pipeline}` has no node `{node}`; it has {nodes}")]
+    UnknownNode { pipeline: PipelineName, node: NodeName, nodes: String },
+    #[error(transparent)]
+    Log(#[from] LogError),
+}
+
+/// What a pipeline is doing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum PipelineState {
+    Running,
+    /// Waiting before the next attempt.
+    Restarting { reason: String },
+    Stopped,
+    /// Needs a person; the reason says what to look at.
+    Failed { reason: String },
+}
+
+/// A pipeline as `va pipeline status` shows it.
+#[derive(Debug, Clone, Serialize)]
+pub struct PipelineStatus {
+    pub name: PipelineName,
+    #[serde(flatten)]
+    pub state: PipelineState,
+    pub tasks: u32,
+    /// Rows that the sources have not consumed yet, by partition.
+    pub lag: BTreeMap<String, u64>,
+    pub lag_rows: u64,
+    pub nodes: BTreeMap<NodeName, NodeStats>,
+    pub last_checkpoint_at_ms: Option<i64>,
+    pub last_checkpoint_seconds: Option<f64>,
+}
+
+struct Running {
+    plan: Arc<Plan>,
+    stop: CancellationToken,
+    state: watch::Receiver<PipelineState>,
+    stats: Arc<Stats>,
+    supervisors: Vec<JoinHandle<()>>,
+}
+
+/// All pipelines of this process.
+pub struct Runtime {
+    config: RuntimeConfig,
+    taps: Taps,
+    pipelines: Mutex<HashMap<PipelineName, Running>>,
+}
+
+impl Runtime {
+    pub fn new(config: RuntimeConfig) -> Self {
+        Self { config, taps: Taps::default(), pipelines: Mutex::default() }
+    }
+
+    /// Creates the topics that the pipeline needs and starts its tasks.
+    pub async fn start(&self, plan: Plan) -> Result<(), RuntimeError> {
+        let name = plan.graph.name.clone();
+        self.refuse_running(&name)?;
+        let existing: Vec<TopicName> = self.config.log.topics().await?.into_iter().map(|(topic, _)| topic).collect();
+        for (topic, _) in &plan.topics {
+            if !existing.contains(topic) {
+                self.config.log.create_topic(topic, TopicConfig::default()).await?;
+            }
+        }
+        self.refuse_running(&name)?;
+
+        let plan = Arc::new(plan);
+        let stop = CancellationToken::new();
+        let stats = Arc::new(Stats::new(name.to_string()));
+        let (state_tx, state) = watch::channel(PipelineState::Running);
+        let state_tx = Arc::new(state_tx);
+        let setup = Setup {
+            plan: plan.clone(),
+            log: self.config.log.clone(),
+            operators: self.config.operators.clone(),
+            endpoints: self.config.endpoints.clone(),
+            taps: self.taps.clone(),
+            clock: self.config.clock.clone(),
+            stats: stats.clone(),
+        };
+        let supervisors = (0..plan.graph.tasks.max(1))
+            .map(|_| tokio::spawn(supervise(setup.clone(), stop.clone(), state_tx.clone())))
+            .collect();
+        self.lock().insert(name, Running { plan, stop, state, stats, supervisors });
+        Ok(())
+    }
+
+    /// Stops a pipeline after a last checkpoint; it can be started again and goes on where it was.
+    pub async fn stop(&self, name: &PipelineName) -> Result<(), RuntimeError> {
+        let running = self.lock().remove(name).ok_or_else(|| RuntimeError::NotRunning(name.clone()))?;
+        running.stop.cancel();
+        for supervisor in running.supervisors {
+            // A supervisor that panicked has nothing left to stop.
+            let _ = supervisor.await;
+        }
+        Ok(())
+    }
+
+    /// Stops everything, all pipelines at once.
+    pub async fn shutdown(&self) {
+        let running: Vec<Running> = self.lock().drain().map(|(_, running)| running).collect();
+        running.iter().for_each(|running| running.stop.cancel());
+        for supervisor in running.into_iter().flat_map(|running| running.supervisors) {
+            let _ = supervisor.await;
+        }
+    }
+
+    /// The plan of a pipeline that was started.
+    pub fn plan(&self, name: &PipelineName) -> Option<Arc<Plan>> {
+        self.lock().get(name).map(|running| running.plan.clone())
+    }
+
+    /// Names of the pipelines that were started.
+    pub fn names(&self) -> Vec<PipelineName> {
+        let mut names: Vec<_> = self.lock().keys().cloned().collect();
+        names.sort();
+        names
+    }
+
+    /// Batches that a node emits from now on.
+    pub fn tap(&self, name: &PipelineName, node: &NodeName) -> Result<broadcast::Receiver<RecordBatch>, RuntimeError> {
+        let plan = self.plan(name).ok_or_else(|| RuntimeError::NotRunning(name.clone()))?;
+        if plan.graph.node(node).is_none() {
+            let nodes: Vec<_> = plan.graph.nodes.iter().map(|node| format!("`{}`", node.name)).collect();
+            return Err(RuntimeError::UnknownNode {
+                pipeline: name.clone(),
+                node: node.clone(),
+                nodes: nodes.join(", "),
+            });
+        }
+        Ok(self.taps.subscribe(name, node))
+    }
+
+    /// Changes with every checkpoint of the pipeline.
+    pub fn checkpoints(&self, name: &PipelineName) -> Result<watch::Receiver<u64>, RuntimeError> {
+        self.lock()
+            .get(name)
+            .map(|running| running.stats.checkpoints())
+            .ok_or_else(|| RuntimeError::NotRunning(name.clone()))
+    }
+
+    /// What a pipeline is doing and how far it is.
+    pub async fn status(&self, name: &PipelineName) -> Result<PipelineStatus, RuntimeError> {
+        let (plan, state, stats) = {
+            let pipelines = self.lock();
+            let running = pipelines.get(name).ok_or_else(|| RuntimeError::NotRunning(name.clone()))?;
+            (running.plan.clone(), running.state.borrow().clone(), running.stats.clone())
+        };
+        let lag = lag(self.config.log.as_ref(), &plan).await?;
+        let lag_rows = lag.values().sum();
+        metrics::gauge!("va_pipeline_lag_rows", "pipeline" => name.to_string()).set(lag_rows as f64);
+        let last = stats.last_checkpoint();
+        Ok(PipelineStatus {
+            name: name.clone(),
+            state,
+            tasks: plan.graph.tasks.max(1),
+            lag,
+            lag_rows,
+            nodes: stats.nodes(),
+            last_checkpoint_at_ms: last.map(|(at, _)| at),
+            last_checkpoint_seconds: last.map(|(_, seconds)| seconds),
+        })
+    }
+
+    fn refuse_running(&self, name: &PipelineName) -> Result<(), RuntimeError> {
+        if self.lock().contains_key(name) { Err(RuntimeError::Running(name.clone())) } else { Ok(()) }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PipelineName, Running>> {
+        self.pipelines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Rows between what the group has consumed and the end of each source partition.
+async fn lag(log: &dyn Log, plan: &Plan) -> Result<BTreeMap<String, u64>, LogError> {
+    let group = GroupId(plan.graph.name.clone());
+    let topics = log.topics().await?;
+    let mut lag = BTreeMap::new();
+    for source in plan.nodes.iter().filter_map(|node| node.source.as_ref()) {
+        let partitions =
+            topics.iter().find(|(topic, _)| topic == &source.topic).map_or(0, |(_, config)| config.partitions);
+        for partition in (0..partitions).map(Partition) {
+            let partition = TopicPartition { topic: source.topic.clone(), partition };
+            let marks = log.watermarks(&partition).await?;
+            let next = log.committed(&group, &partition).await?.unwrap_or(marks.low).max(marks.low);
+            lag.insert(partition.to_string(), Offset(marks.high.0.saturating_sub(next.0)).0);
+        }
+    }
+    Ok(lag)
+}
+
+/// Keeps one task running until it is stopped or beyond help.
+async fn supervise(setup: Setup, stop: CancellationToken, state: Arc<watch::Sender<PipelineState>>) {
+    let pipeline = setup.plan.graph.name.clone();
+    let mut attempt = 0;
+    loop {
+        setup.stats.task_started();
+        let before = *setup.stats.checkpoints().borrow();
+        state.send_replace(PipelineState::Running);
+        let error = match task::run(&setup, &stop).await {
+            Ok(()) | Err(FlowError::Cancelled) => {
+                state.send_replace(PipelineState::Stopped);
+                return;
+            }
+            Err(error) => error,
+        };
+        if *setup.stats.checkpoints().borrow() > before {
+            attempt = 0;
+        }
+        let reason = error.to_string();
+        let pause = match &error {
+            FlowError::Retriable { .. } => RESTART_PAUSES_MS.get(attempt),
+            _ => None,
+        };
+        metrics::counter!("va_pipeline_failures_total", "pipeline" => pipeline.to_string()).increment(1);
+        let Some(pause) = pause else {
+            tracing::error!(%pipeline, reason, "the pipeline has failed");
+            state.send_replace(PipelineState::Failed { reason });
+            return;
+        };
+        tracing::warn!(%pipeline, reason, pause_ms = pause, "the pipeline restarts from its last checkpoint");
+        state.send_replace(PipelineState::Restarting { reason });
+        attempt += 1;
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(*pause)) => {}
+            () = stop.cancelled() => {
+                state.send_replace(PipelineState::Stopped);
+                return;
+            }
+        }
+    }
+}
