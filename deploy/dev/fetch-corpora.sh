@@ -63,8 +63,8 @@ download_pypi() { # NAME VERSION FOLDER
 verify() { # NAME KIND VERSION SHA256 FILE -> prints the version
     local got found=$3
     got=$(sum "$5")
+    if [ "$2" = debian ]; then found=$(dpkg-deb --field "$5" Version); fi
     if [ "$got" != "$4" ]; then
-        [ "$2" = debian ] && found=$(dpkg-deb --field "$5" Version)
         [ "$found" != "$3" ] || die "\`$1\` $3 has sha256 $got, corpora.lock says $4: do not use it; find out who changed it"
         say "warning: \`$1\` is at $found in this archive, pinned is $3 (sha256 now $got); counts may differ a little"
     fi

@@ -15,7 +15,7 @@ scope=("$@")
 # One build for the binary and all tests: separate ones could differ in features and compile big dependencies twice.
 cargo build --workspace --bins --tests
 deploy/dev/fetch-corpora.sh
-for model in multilingual-e5-small minilm-l6; do "$va" model pull "$model"; done
+for model in multilingual-e5-small all-minilm-l6-v2; do "$va" model pull "$model"; done
 
 log="$CARGO_TARGET_DIR/test.log"
 # --show-output makes passing tests print too; only their SKIPPED lines are let through to the screen.
