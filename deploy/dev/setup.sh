@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Makes sure that what the build (and with `test`, the tests) needs is installed. When all is there it only looks, which
+# takes a fraction of a second. On Debian and Ubuntu it installs what is missing; elsewhere it says in one line what to.
+#
+#   deploy/dev/setup.sh build|test
+#
+# A Rust toolchain is never installed from here: which one, and where, is the user's choice.
+set -euo pipefail
+
+rust_minor=94 # as rust-version in Cargo.toml
+packages=()   # Debian packages that are missing
+
+need() { # COMMAND PACKAGE
+    command -v "$1" >/dev/null 2>&1 || packages+=("$2")
+}
+
+need cc build-essential
+need c++ build-essential
+need cmake cmake
+need curl curl
+need python3 python3
+need protoc protobuf-compiler
+# protoc finds the well-known types beside itself; Debian has them in a package of their own.
+protoc=$(command -v protoc || echo /usr/bin/protoc)
+[ -f "$(dirname "$protoc")/../include/google/protobuf/any.proto" ] || [ -f /usr/include/google/protobuf/any.proto ] ||
+    packages+=(libprotobuf-dev)
+# Looked for as a folder: starting pip costs half a second.
+python3 -c 'import importlib.util as u, sys; sys.exit(u.find_spec("pip") is None)' 2>/dev/null || packages+=(python3-pip)
+if [ "${1:-build}" = test ]; then
+    need psql postgresql-client # the PostgreSQL wire is tested with the real client
+fi
+
+if [ ${#packages[@]} -gt 0 ]; then
+    mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
+    if ! command -v apt-get >/dev/null 2>&1; then
+        echo "setup: install what your system calls these Debian packages, then run this again: ${packages[*]}" >&2
+        exit 1
+    fi
+    sudo=()
+    if [ "$(id -u)" != 0 ]; then
+        command -v sudo >/dev/null 2>&1 || {
+            echo "setup: as root run: apt-get update && apt-get install -y ${packages[*]}" >&2
+            exit 1
+        }
+        sudo=(sudo)
+    fi
+    echo "setup: installing ${packages[*]}" >&2
+    "${sudo[@]}" apt-get -qq update
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+        ca-certificates "${packages[@]}" >/dev/null
+fi
+
+if ! version=$(rustc --version 2>/dev/null) || ! command -v cargo >/dev/null 2>&1; then
+    echo "setup: no Rust toolchain found: install Rust 1.$rust_minor or newer with rustup (or put ~/.cargo/bin on PATH), then run this again" >&2
+    exit 1
+fi
+if [[ ! $version =~ ^rustc\ ([0-9]+)\.([0-9]+) ]] || { [ "${BASH_REMATCH[1]}" = 1 ] && [ "${BASH_REMATCH[2]}" -lt $rust_minor ]; }; then
+    echo "setup: found \`$version\`, need 1.$rust_minor or newer: run \`rustup update stable\`" >&2
+    exit 1
+fi
