@@ -3,3 +3,4 @@
 //! Heavy client libraries live in crates of their own beside this one (`va-vector`, `va-fulltext`, `va-models`).
 
 pub mod log;
+pub mod objects;
