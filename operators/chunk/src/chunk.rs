@@ -32,7 +32,7 @@ pub struct Chunk {
     /// Tokens of `text` alone.
     pub tokens: usize,
     /// Titles of the section of this chunk, outermost first, headings inside the chunk included. For a chunk of several
-    /// tiny sections what they have in common, or if that is nothing, the titles of the first.
+    /// tiny sections what they have in common, or if that is nothing, the first titles in it.
     pub title_path: Vec<String>,
     /// Titles above the chunk that are not in its text, joined by ` > `, for embedding before the text. The outermost
     /// are left out where they would take more than a quarter of `tokens_max`.

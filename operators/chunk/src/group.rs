@@ -149,8 +149,8 @@ fn related(before: &[Section], section: &Section) -> bool {
         })
 }
 
-/// The titles of a chunk with units of `sections`: what their paths have in common, or the first path if that is
-/// nothing, since a chunk that crosses headings has them in its text.
+/// The titles of a chunk with units of `sections`: what their paths have in common, or if that is nothing the first
+/// path that there is, since a chunk that crosses headings has them in its text.
 pub(crate) fn common_path(sections: &[Section]) -> &[String] {
     let Some((first, rest)) = sections.split_first() else {
         return &[];
@@ -165,11 +165,14 @@ pub(crate) fn common_path(sections: &[Section]) -> &[String] {
             .count();
         length = length.min(same);
     }
-    if length == 0 {
-        &first.path
-    } else {
-        &first.path[..length]
+    if length > 0 {
+        return &first.path[..length];
     }
+    sections
+        .iter()
+        .map(|section| section.path.as_slice())
+        .find(|path| !path.is_empty())
+        .unwrap_or_default()
 }
 
 /// The titles that stand above the first unit of `units`: `path` without the headings that open the chunk.
