@@ -7,6 +7,8 @@ pub mod chunk;
 pub mod event;
 pub mod graph;
 pub mod ids;
+pub mod settings;
+pub mod store;
 
 pub use chunk::{ChunkOp, ChunkRecord, DocumentRef, Filter, chunk_schema};
 pub use graph::{CheckpointSpec, Graph, Node, Role};
@@ -14,3 +16,5 @@ pub use ids::{
     ChunkId, CollectionName, CollectionRef, ContentHash, DocumentId, InvalidName, NodeName, Offset,
     Partition, PipelineName, TenantId, TopicName, TopicPartition, Version,
 };
+pub use settings::{Settings, SettingsError};
+pub use store::{Catalog, CatalogError, DocumentInfo, DocumentState};

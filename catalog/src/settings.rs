@@ -1,0 +1,578 @@
+//! The configuration of the program: `va.yaml`, typed, with the environment over the file over the defaults.
+//!
+//! The environment variable of a key is `VA_`, then the key in capitals, with `__` between section and key:
+//! `search.k_max` is `VA_SEARCH__K_MAX`, `listen` is `VA_LISTEN`. Variables that begin with `VA_` and hold no `__` are
+//! looked at only when they name a key, because others (`VA_SERVER`, `VA_TOKEN`) are the command line's.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
+
+/// The configuration. Every key has a default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Directory that holds everything the platform stores.
+    pub data: PathBuf,
+    /// Address of the HTTP server.
+    #[serde(deserialize_with = "address")]
+    pub listen: SocketAddr,
+    /// Address of the PostgreSQL-wire server.
+    #[serde(deserialize_with = "address")]
+    pub pg_listen: SocketAddr,
+    pub log: LogSettings,
+    pub limits: LimitSettings,
+    pub models: ModelSettings,
+    pub search: SearchSettings,
+    pub telemetry: TelemetrySettings,
+}
+
+/// The embedded log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogSettings {
+    /// When commits reach the disk.
+    pub durability: Durability,
+    /// With `durability: interval`, the time between two syncs, in milliseconds.
+    #[serde(deserialize_with = "positive_u64")]
+    #[schemars(range(min = 1))]
+    pub interval_ms: u64,
+}
+
+/// When commits of the log reach the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Durability {
+    /// Each commit waits for the disk: loses nothing.
+    EveryCommit,
+    /// The disk is synced every `interval_ms`: a power cut loses at most that much, a crash of the program nothing.
+    Interval,
+}
+
+/// What is refused for being too large.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitSettings {
+    /// The largest upload, in bytes.
+    #[serde(deserialize_with = "positive_u64")]
+    #[schemars(range(min = 1))]
+    pub upload_bytes_max: u64,
+}
+
+/// Local models.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelSettings {
+    /// Directory of the model files; without it, `models` in the data directory.
+    pub dir: Option<PathBuf>,
+}
+
+/// Search.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct SearchSettings {
+    /// How many hits each retriever brings before they are fused; more when a query asks for more than that.
+    #[serde(deserialize_with = "positive_u32")]
+    #[schemars(range(min = 1))]
+    pub candidates: u32,
+    /// How many hits a query returns that does not say.
+    #[serde(deserialize_with = "positive_u32")]
+    #[schemars(range(min = 1))]
+    pub k: u32,
+    /// How many hits a query may ask for.
+    #[serde(deserialize_with = "positive_u32")]
+    #[schemars(range(min = 1))]
+    pub k_max: u32,
+    /// The constant of reciprocal rank fusion: the larger, the less the first ranks count.
+    #[serde(deserialize_with = "positive_u32")]
+    #[schemars(range(min = 1))]
+    pub rrf_k: u32,
+}
+
+/// What the program tells about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct TelemetrySettings {
+    /// How log lines are written.
+    pub log_format: LogFormat,
+    /// The least important log lines that are written.
+    pub level: LogLevel,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// How important a log line is, from a human having to look (`error`) to single steps (`trace`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl LogLevel {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            data: PathBuf::from("va-data"),
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            pg_listen: SocketAddr::from(([127, 0, 0, 1], 5439)),
+            log: LogSettings::default(),
+            limits: LimitSettings::default(),
+            models: ModelSettings::default(),
+            search: SearchSettings::default(),
+            telemetry: TelemetrySettings::default(),
+        }
+    }
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self {
+            durability: Durability::EveryCommit,
+            interval_ms: 1000,
+        }
+    }
+}
+
+impl Default for LimitSettings {
+    fn default() -> Self {
+        Self {
+            upload_bytes_max: 100 * 1024 * 1024,
+        }
+    }
+}
+
+impl Default for SearchSettings {
+    fn default() -> Self {
+        Self {
+            candidates: 20,
+            k: 5,
+            k_max: 1000,
+            rrf_k: 60,
+        }
+    }
+}
+
+impl Default for TelemetrySettings {
+    fn default() -> Self {
+        Self {
+            log_format: LogFormat::Json,
+            level: LogLevel::Info,
+        }
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    #[error("read the configuration `{path}`: {source}", path = path.display())]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    /// `problem` names the key or the value and what is allowed.
+    #[error("{place}: {problem}")]
+    Invalid { place: Place, problem: String },
+}
+
+/// Where a setting comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// Line and column from 1; 0 when the problem is not at one place.
+    File {
+        path: PathBuf,
+        line: u64,
+        column: u64,
+    },
+    Environment {
+        variable: String,
+    },
+    /// The combination of several places.
+    Combined,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File {
+                path,
+                line: 0,
+                column: _,
+            } => path.display().fmt(f),
+            Self::File { path, line, column } => write!(f, "{}:{line}:{column}", path.display()),
+            Self::Environment { variable } => write!(f, "environment variable `{variable}`"),
+            Self::Combined => f.write_str("configuration"),
+        }
+    }
+}
+
+impl Settings {
+    /// Reads the file, if there is one to read, and lays the environment over it.
+    pub fn load(
+        file: Option<&Path>,
+        env: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, SettingsError> {
+        let mut settings = Self::default();
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path).map_err(|source| SettingsError::Read {
+                path: path.to_owned(),
+                source,
+            })?;
+            settings = parse(path, &text)?;
+        }
+        // Sorted, so that the same environment always gives the same first error.
+        let mut variables: Vec<_> = env.filter(|(name, _)| name.starts_with("VA_")).collect();
+        variables.sort();
+        for (name, value) in variables {
+            settings = overlay(settings, &name, &value)?;
+        }
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// The JSON Schema of `va.yaml`.
+    pub fn json_schema() -> schemars::Schema {
+        schemars::schema_for!(Self)
+    }
+
+    /// Directory of the model files.
+    pub fn models_dir(&self) -> PathBuf {
+        self.models
+            .dir
+            .clone()
+            .unwrap_or_else(|| self.data.join("models"))
+    }
+
+    /// What no single value can break.
+    fn check(&self) -> Result<(), SettingsError> {
+        let search = &self.search;
+        let problem = if search.k > search.k_max {
+            format!(
+                "`search.k` is {} but `search.k_max` is {}: use at most that",
+                search.k, search.k_max
+            )
+        } else if self.listen == self.pg_listen && self.listen.port() != 0 {
+            format!(
+                "`listen` and `pg_listen` are both {}: use two ports",
+                self.listen
+            )
+        } else {
+            return Ok(());
+        };
+        Err(SettingsError::Invalid {
+            place: Place::Combined,
+            problem,
+        })
+    }
+}
+
+fn parse(path: &Path, text: &str) -> Result<Settings, SettingsError> {
+    // A file of comments only is one without settings.
+    let empty = text
+        .lines()
+        .all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'));
+    if empty {
+        return Ok(Settings::default());
+    }
+    let options = serde_saphyr::options! { with_snippet: false };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+        let (line, column) = error
+            .location()
+            .map_or((0, 0), |location| (location.line(), location.column()));
+        let message = error.to_string();
+        // The place is told once, in front.
+        let told = format!(" at line {line}, column {column}");
+        let message = message.strip_suffix(&told).unwrap_or(&message);
+        SettingsError::Invalid {
+            place: Place::File {
+                path: path.to_owned(),
+                line,
+                column,
+            },
+            problem: with_line(text, line, message),
+        }
+    })
+}
+
+/// The message, with the text of that line where it does not tell the key and the value itself.
+fn with_line(text: &str, line: u64, message: &str) -> String {
+    let setting = usize::try_from(line)
+        .ok()
+        .and_then(|line| text.lines().nth(line.checked_sub(1)?))
+        .map(str::trim);
+    let told = |setting: &str| {
+        setting
+            .split(':')
+            .all(|part| message.contains(part.trim().trim_matches(['"', '\''])))
+    };
+    match setting {
+        Some(setting) if !told(setting) => format!("`{setting}`: {message}"),
+        _ => message.to_owned(),
+    }
+}
+
+/// The settings with one variable applied.
+fn overlay(settings: Settings, variable: &str, value: &str) -> Result<Settings, SettingsError> {
+    let invalid = |problem: String| SettingsError::Invalid {
+        place: Place::Environment {
+            variable: variable.to_owned(),
+        },
+        problem,
+    };
+    let name = variable
+        .strip_prefix("VA_")
+        .unwrap_or(variable)
+        .to_lowercase();
+    let tree = serde_json::to_value(&settings).map_err(|error| invalid(error.to_string()))?;
+    let Value::Object(tree) = tree else {
+        return Ok(settings);
+    };
+    let (section, key) = match name.split_once("__") {
+        Some((section, key)) => (Some(section), key),
+        // A section is no key: `VA_LOG` is not ours.
+        None if tree.get(&name).is_some_and(|value| !value.is_object()) => (None, name.as_str()),
+        None => return Ok(settings),
+    };
+    let known = match section {
+        Some(section) => tree
+            .get(section)
+            .and_then(Value::as_object)
+            .ok_or_else(|| {
+                let sections = tree.iter().filter(|(_, value)| value.is_object());
+                invalid(format!(
+                    "there is no section `{section}`: use {}",
+                    list(sections.map(|(name, _)| name))
+                ))
+            })?,
+        None => &tree,
+    };
+    if !known.contains_key(key) {
+        return Err(invalid(format!(
+            "there is no key `{key}` in section `{}`: use {}",
+            section.unwrap_or_default(),
+            list(known.keys())
+        )));
+    }
+    // The value has no type of its own, so it is read as a number where a number is wanted, and as text where it is not.
+    let number = value.trim().parse::<u64>().ok().map(Value::from);
+    let text = Value::String(value.to_owned());
+    let candidates = [number, Some(text)].into_iter().flatten();
+    let mut first_error = None;
+    for candidate in candidates {
+        match serde_json::from_value(Value::Object(with(&tree, section, key, candidate))) {
+            Ok(settings) => return Ok(settings),
+            Err(error) => first_error = first_error.or(Some(error)),
+        }
+    }
+    let problem = first_error.map_or_else(String::new, |error| error.to_string());
+    let path = section.map_or_else(|| key.to_owned(), |section| format!("{section}.{key}"));
+    Err(invalid(format!("`{path}`: {problem}")))
+}
+
+fn with(
+    tree: &Map<String, Value>,
+    section: Option<&str>,
+    key: &str,
+    value: Value,
+) -> Map<String, Value> {
+    let mut tree = tree.clone();
+    let target = match section {
+        Some(section) => tree.get_mut(section).and_then(Value::as_object_mut),
+        None => Some(&mut tree),
+    };
+    if let Some(target) = target {
+        target.insert(key.to_owned(), value);
+    }
+    tree
+}
+
+fn list<'a>(names: impl Iterator<Item = &'a String>) -> String {
+    let names: Vec<_> = names.map(|name| format!("`{name}`")).collect();
+    names.join(", ")
+}
+
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| {
+        D::Error::custom(format!(
+            "`{text}` is not an address: use IP:PORT, for example 127.0.0.1:8080 or 0.0.0.0:8080"
+        ))
+    })
+}
+
+fn positive_u32<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let number = positive_u64(deserializer)?;
+    u32::try_from(number)
+        .map_err(|_| D::Error::custom(format!("{number} is too large: use 1 to {}", u32::MAX)))
+}
+
+fn positive_u64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    match u64::deserialize(deserializer)? {
+        0 => Err(D::Error::custom("0 is too small: use at least 1")),
+        number => Ok(number),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, env: &[(&str, &str)]) -> Result<Settings, String> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("va.yaml");
+        std::fs::write(&path, text).expect("a file");
+        let env = env
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Settings::load(Some(&path), env).map_err(|error| {
+            let folder = format!("{}/", folder.path().display());
+            error.to_string().replace(&folder, "")
+        })
+    }
+
+    #[test]
+    fn environment_over_file_over_defaults() {
+        let defaults = load("# nothing yet\n", &[]).expect("settings");
+        assert_eq!(defaults, Settings::default());
+        assert_eq!(defaults.models_dir(), Path::new("va-data/models"));
+
+        let settings = load(
+            "data: 数据\nlog:\n  durability: interval\nsearch: {k: 7, rrf_k: 10}\n",
+            &[
+                ("VA_SEARCH__K", "9"),
+                ("VA_LISTEN", "0.0.0.0:80"),
+                ("VA_MODELS__DIR", "2026"),
+                ("VA_TELEMETRY__LOG_FORMAT", "text"),
+                ("VA_TOKEN", "va_secret"),
+                ("VA_LOG", "debug"),
+                ("HOME", "elsewhere"),
+            ],
+        )
+        .expect("settings");
+        assert_eq!(settings.data, Path::new("数据"));
+        assert_eq!(settings.log.durability, Durability::Interval);
+        assert_eq!((settings.search.k, settings.search.rrf_k), (9, 10));
+        assert_eq!(settings.listen.to_string(), "0.0.0.0:80");
+        assert_eq!(settings.models_dir(), Path::new("2026"));
+        assert_eq!(settings.telemetry.log_format, LogFormat::Text);
+    }
+
+    #[test]
+    fn errors_name_the_place_and_what_is_allowed() {
+        let check = |text: &str, env: &[(&str, &str)], expected: &[&str]| {
+            let error = load(text, env).expect_err(text);
+            for part in expected {
+                assert!(error.contains(part), "`{part}` is not in: {error}");
+            }
+        };
+        check(
+            "log:\n  durabilty: interval\n",
+            &[],
+            &["va.yaml:2:3", "durabilty", "durability", "interval_ms"],
+        );
+        check(
+            "log:\n  durability: never\n",
+            &[],
+            &[
+                "va.yaml:2:15",
+                "durability",
+                "never",
+                "every_commit",
+                "interval",
+            ],
+        );
+        check(
+            "listen: here\n",
+            &[],
+            &["va.yaml:1:9", "listen", "here", "use IP:PORT"],
+        );
+        check(
+            "search:\n  k: 0\n",
+            &[],
+            &["va.yaml:2", "`k: 0`", "use at least 1"],
+        );
+        check(
+            "search:\n  k: many\n",
+            &[],
+            &["va.yaml:2:6: `k: many`: invalid u64"],
+        );
+        check(
+            "search: {k: 2000}\n",
+            &[],
+            &["`search.k` is 2000 but `search.k_max` is 1000"],
+        );
+        check("a: [\n", &[], &["va.yaml:"]);
+        check(
+            "",
+            &[("VA_SEARCH__KAY", "1")],
+            &[
+                "variable `VA_SEARCH__KAY`",
+                "no key `kay`",
+                "`candidates`, `k`, `k_max`, `rrf_k`",
+            ],
+        );
+        check(
+            "",
+            &[("VA_SERCH__K", "1")],
+            &["no section `serch`", "`search`"],
+        );
+        check(
+            "",
+            &[("VA_TELEMETRY__LEVEL", "loud")],
+            &[
+                "`VA_TELEMETRY__LEVEL`",
+                "`telemetry.level`",
+                "loud",
+                "`trace`",
+            ],
+        );
+        check(
+            "",
+            &[("VA_SEARCH__K", "-1")],
+            &["`VA_SEARCH__K`", "`search.k`"],
+        );
+        assert!(Settings::load(Some(Path::new("no/such.yaml")), std::iter::empty()).is_err());
+    }
+
+    #[test]
+    fn the_schema_knows_every_key() {
+        let schema = Settings::json_schema().to_value().to_string();
+        for key in [
+            "pg_listen",
+            "interval_ms",
+            "upload_bytes_max",
+            "k_max",
+            "log_format",
+            "every_commit",
+        ] {
+            assert!(schema.contains(key), "{key}");
+        }
+    }
+}

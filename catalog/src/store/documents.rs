@@ -1,0 +1,395 @@
+//! Reading documents and their versions.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, Sqlite, Transaction};
+
+use super::database::Catalog;
+use super::error::CatalogError;
+use super::page::{Listing, Page};
+use super::state::DocumentState;
+use crate::ids::{CollectionName, CollectionRef, ContentHash, DocumentId, TenantId, Version};
+
+/// How many values one statement asks for; SQLite permits 32,766 parameters and PostgreSQL 65,535.
+pub(crate) const IDS_PER_QUERY: usize = 500;
+
+/// A document as clients see it: its newest version, whatever the state of that is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DocumentInfo {
+    pub id: DocumentId,
+    pub name: String,
+    pub uri: String,
+    pub version: Version,
+    pub state: DocumentState,
+    /// The version that search shows: the newest one ready. An older one than `version` while that is in work or failed.
+    pub current_version: Option<Version>,
+    /// Why it is `FAILED`.
+    pub error: Option<String>,
+    pub chunks: u32,
+    pub title: Option<String>,
+    /// In bytes.
+    pub size: u64,
+    pub content_type: Option<String>,
+    pub content_hash: ContentHash,
+    pub metadata: BTreeMap<String, String>,
+    /// UTC milliseconds; `created_at` of the document, `updated_at` of the version.
+    pub created_at: i64,
+    pub updated_at: i64,
+}
+
+/// One version of a document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionInfo {
+    pub version: Version,
+    pub state: DocumentState,
+    pub error: Option<String>,
+    pub chunks: u32,
+    pub title: Option<String>,
+    /// In bytes.
+    pub size: u64,
+    pub content_type: Option<String>,
+    pub content_hash: ContentHash,
+    /// UTC milliseconds.
+    pub created_at: i64,
+    pub updated_at: i64,
+}
+
+/// Which documents to list. The default is all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DocumentFilter {
+    /// The state of the newest version.
+    pub state: Option<DocumentState>,
+    /// Part of the name; upper and lower case are the same.
+    pub name: Option<String>,
+}
+
+/// A document whose newest version that did not fail has the content asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unchanged {
+    pub uri: String,
+    pub id: DocumentId,
+    pub version: Version,
+    /// `UPLOADING` means that it may not be in the log: begin it again and append it.
+    pub state: DocumentState,
+}
+
+const DOCUMENT: &str = "SELECT d.id, d.name, d.uri, v.version, v.state, d.current_version, v.error, v.chunks, \
+    v.title, v.size, v.content_type, v.content_hash, v.metadata, d.created_at, v.updated_at \
+    FROM documents d JOIN document_versions v ON v.tenant_id = d.tenant_id AND v.collection = d.collection \
+    AND v.document_id = d.id AND v.version = d.latest_version";
+
+impl Catalog {
+    /// The document, unless it is gone.
+    pub async fn document(
+        &self,
+        collection: &CollectionRef,
+        document: DocumentId,
+    ) -> Result<DocumentInfo, CatalogError> {
+        self.collection(collection).await?;
+        let row = sqlx::query(&format!(
+            "{DOCUMENT} WHERE d.tenant_id = $1 AND d.collection = $2 AND d.id = $3 AND v.state <> 'DELETED'"
+        ))
+        .bind(collection.tenant.as_str())
+        .bind(collection.collection.as_str())
+        .bind(document.to_string())
+        .fetch_optional(&self.read)
+        .await?;
+        row.map(|row| read_document(&row))
+            .transpose()?
+            .ok_or_else(|| CatalogError::not_found("document", document))
+    }
+
+    /// Those of the documents that are there, by id; without those that are gone.
+    pub async fn documents_by_id(
+        &self,
+        collection: &CollectionRef,
+        documents: &[DocumentId],
+    ) -> Result<Vec<DocumentInfo>, CatalogError> {
+        let mut found = Vec::with_capacity(documents.len());
+        for part in documents.chunks(IDS_PER_QUERY) {
+            let statement = format!(
+                "{DOCUMENT} WHERE d.tenant_id = $1 AND d.collection = $2 AND v.state <> 'DELETED' AND d.id IN ({}) ORDER BY d.id",
+                parameters(3, part.len())
+            );
+            let mut query = sqlx::query(&statement)
+                .bind(collection.tenant.as_str())
+                .bind(collection.collection.as_str());
+            for id in part {
+                query = query.bind(id.to_string());
+            }
+            for row in query.fetch_all(&self.read).await? {
+                found.push(read_document(&row)?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The collection's documents, by URI.
+    pub async fn documents(
+        &self,
+        collection: &CollectionRef,
+        filter: &DocumentFilter,
+        page: &Page,
+    ) -> Result<Listing<DocumentInfo>, CatalogError> {
+        self.collection(collection).await?;
+        // `$4` and `$5` always occur, so that the statement has one shape.
+        let rows = sqlx::query(&format!(
+            "{DOCUMENT} WHERE d.tenant_id = $1 AND d.collection = $2 AND d.uri > $3 AND v.state <> 'DELETED' \
+             AND ($4 = '' OR v.state = $4) AND d.name_folded LIKE $5 ESCAPE '!' ORDER BY d.uri LIMIT $6"
+        ))
+        .bind(collection.tenant.as_str())
+        .bind(collection.collection.as_str())
+        .bind(page.after()?)
+        .bind(filter.state.map_or("", DocumentState::as_str))
+        .bind(like_pattern(filter.name.as_deref().unwrap_or_default()))
+        .bind(page.rows()?)
+        .fetch_all(&self.read)
+        .await?;
+        let documents = rows.iter().map(read_document).collect::<Result<_, _>>()?;
+        Ok(page.listing(documents, |document: &DocumentInfo| &document.uri))
+    }
+
+    /// The document's versions, newest first.
+    pub async fn document_versions(
+        &self,
+        collection: &CollectionRef,
+        document: DocumentId,
+    ) -> Result<Vec<VersionInfo>, CatalogError> {
+        let rows = sqlx::query(
+            "SELECT version, state, error, chunks, title, size, content_type, content_hash, created_at, updated_at \
+             FROM document_versions WHERE tenant_id = $1 AND collection = $2 AND document_id = $3 ORDER BY version DESC",
+        )
+        .bind(collection.tenant.as_str())
+        .bind(collection.collection.as_str())
+        .bind(document.to_string())
+        .fetch_all(&self.read)
+        .await?;
+        if rows.is_empty() {
+            return Err(CatalogError::not_found("document", document));
+        }
+        rows.iter().map(read_version).collect()
+    }
+
+    /// Those of the `(uri, content hash)` pairs that the collection holds with that content already, in any order.
+    pub async fn unchanged(
+        &self,
+        collection: &CollectionRef,
+        contents: &[(String, ContentHash)],
+    ) -> Result<Vec<Unchanged>, CatalogError> {
+        let mut found = Vec::new();
+        for part in contents.chunks(IDS_PER_QUERY) {
+            let ids: Vec<_> = part
+                .iter()
+                .map(|(uri, _)| DocumentId::of(collection, uri))
+                .collect();
+            let mut transaction = self.read.begin().await?;
+            let latest = latest_of(&mut transaction, collection, &ids).await?;
+            for ((uri, hash), id) in part.iter().zip(ids) {
+                let live = latest.get(&id).and_then(|latest| latest.live.as_ref());
+                if let Some(live) = live.filter(|live| live.content_hash == *hash) {
+                    found.push(Unchanged {
+                        uri: uri.clone(),
+                        id,
+                        version: live.version,
+                        state: live.state,
+                    });
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Ids and URIs of the documents whose URI begins with `prefix`, by URI; without those that are gone or going.
+    pub async fn documents_under(
+        &self,
+        collection: &CollectionRef,
+        prefix: &str,
+    ) -> Result<Vec<(DocumentId, String)>, CatalogError> {
+        let rows = sqlx::query(
+            "SELECT d.id, d.uri FROM documents d \
+             JOIN document_versions v ON v.tenant_id = d.tenant_id AND v.collection = d.collection \
+               AND v.document_id = d.id AND v.version = d.latest_version \
+             WHERE d.tenant_id = $1 AND d.collection = $2 AND d.uri >= $3 AND d.uri < $4 \
+               AND v.state NOT IN ('DELETING', 'DELETED') ORDER BY d.uri",
+        )
+        .bind(collection.tenant.as_str())
+        .bind(collection.collection.as_str())
+        .bind(prefix)
+        // Texts are compared by their bytes, and no text has a character above this one.
+        .bind(format!("{prefix}{}", char::MAX))
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter()
+            .map(|row| Ok((read_id(row, "id")?, row.try_get("uri")?)))
+            .collect()
+    }
+
+    /// Documents of which a pipeline owes news, of every tenant, at most `limit`; for the recovery at start.
+    pub async fn pending_documents_all_tenants(
+        &self,
+        limit: u32,
+    ) -> Result<Vec<(CollectionRef, DocumentId, Version, DocumentState)>, CatalogError> {
+        let rows = sqlx::query(
+            "SELECT tenant_id, collection, document_id, version, state FROM document_versions \
+             WHERE state IN ('UPLOADING', 'PROCESSING', 'DELETING') \
+             ORDER BY tenant_id, collection, document_id, version LIMIT $1",
+        )
+        .bind(i64::from(limit))
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let collection = CollectionRef {
+                    tenant: TenantId::new(row.try_get::<String, _>("tenant_id")?)?,
+                    collection: CollectionName::new(row.try_get::<String, _>("collection")?)?,
+                };
+                Ok((
+                    collection,
+                    read_id(row, "document_id")?,
+                    read_number(row, "version").map(Version)?,
+                    read_state(row)?,
+                ))
+            })
+            .collect()
+    }
+}
+
+/// What is known of a document before a version is begun.
+#[derive(Debug, Clone)]
+pub(crate) struct Latest {
+    /// The highest version number ever given.
+    pub version: Version,
+    /// The newest version that neither failed nor is on its way out.
+    pub live: Option<LiveVersion>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct LiveVersion {
+    pub version: Version,
+    pub state: DocumentState,
+    pub content_hash: ContentHash,
+}
+
+/// [`Latest`] of those of the documents that exist.
+pub(crate) async fn latest_of(
+    transaction: &mut Transaction<'static, Sqlite>,
+    collection: &CollectionRef,
+    ids: &[DocumentId],
+) -> Result<BTreeMap<DocumentId, Latest>, CatalogError> {
+    let mut found = BTreeMap::new();
+    for part in ids.chunks(IDS_PER_QUERY) {
+        // Superseded versions need not be read: whatever superseded them is READY, and newer.
+        let statement = format!(
+            "SELECT d.id, d.latest_version, v.version, v.state, v.content_hash FROM documents d \
+             LEFT JOIN document_versions v ON v.tenant_id = d.tenant_id AND v.collection = d.collection \
+               AND v.document_id = d.id AND v.state IN ('UPLOADING', 'PROCESSING', 'READY') \
+             WHERE d.tenant_id = $1 AND d.collection = $2 AND d.id IN ({})",
+            parameters(3, part.len())
+        );
+        let mut query = sqlx::query(&statement)
+            .bind(collection.tenant.as_str())
+            .bind(collection.collection.as_str());
+        for id in part {
+            query = query.bind(id.to_string());
+        }
+        for row in query.fetch_all(&mut **transaction).await? {
+            let latest = found.entry(read_id(&row, "id")?).or_insert(Latest {
+                version: Version(read_number(&row, "latest_version")?),
+                live: None,
+            });
+            if row.try_get::<Option<i64>, _>("version")?.is_none() {
+                continue;
+            }
+            let version = Version(read_number(&row, "version")?);
+            if latest
+                .live
+                .as_ref()
+                .is_none_or(|live| live.version < version)
+            {
+                latest.live = Some(LiveVersion {
+                    version,
+                    state: read_state(&row)?,
+                    content_hash: ContentHash::new(row.try_get::<String, _>("content_hash")?)?,
+                });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// `$first, $first+1, ...`, `count` of them.
+pub(crate) fn parameters(first: usize, count: usize) -> String {
+    let list: Vec<_> = (first..first + count).map(|n| format!("${n}")).collect();
+    list.join(", ")
+}
+
+/// A pattern for `LIKE ... ESCAPE '!'` that matches texts containing `part`.
+fn like_pattern(part: &str) -> String {
+    let mut pattern = String::from("%");
+    for c in part.to_lowercase().chars() {
+        if matches!(c, '%' | '_' | '!') {
+            pattern.push('!');
+        }
+        pattern.push(c);
+    }
+    pattern.push('%');
+    pattern
+}
+
+pub(crate) fn read_document(row: &SqliteRow) -> Result<DocumentInfo, CatalogError> {
+    let version = read_version(row)?;
+    let metadata: String = row.try_get("metadata")?;
+    Ok(DocumentInfo {
+        id: read_id(row, "id")?,
+        name: row.try_get("name")?,
+        uri: row.try_get("uri")?,
+        version: version.version,
+        state: version.state,
+        current_version: row
+            .try_get::<Option<i64>, _>("current_version")?
+            .map(|_| read_number(row, "current_version").map(Version))
+            .transpose()?,
+        error: version.error,
+        chunks: version.chunks,
+        title: version.title,
+        size: version.size,
+        content_type: version.content_type,
+        content_hash: version.content_hash,
+        metadata: serde_json::from_str(&metadata)
+            .map_err(|_| CatalogError::corrupt("metadata", &metadata))?,
+        created_at: version.created_at,
+        updated_at: version.updated_at,
+    })
+}
+
+fn read_version(row: &SqliteRow) -> Result<VersionInfo, CatalogError> {
+    Ok(VersionInfo {
+        version: Version(read_number(row, "version")?),
+        state: read_state(row)?,
+        error: row.try_get("error")?,
+        chunks: read_number(row, "chunks")?,
+        title: row.try_get("title")?,
+        size: row.try_get::<i64, _>("size")?.unsigned_abs(),
+        content_type: row.try_get("content_type")?,
+        content_hash: ContentHash::new(row.try_get::<String, _>("content_hash")?)?,
+        created_at: row.try_get("created_at")?,
+        updated_at: row.try_get("updated_at")?,
+    })
+}
+
+pub(crate) fn read_id(row: &SqliteRow, column: &str) -> Result<DocumentId, CatalogError> {
+    let id: String = row.try_get(column)?;
+    id.parse().map_err(|_| CatalogError::corrupt(column, id))
+}
+
+pub(crate) fn read_number(row: &SqliteRow, column: &str) -> Result<u32, CatalogError> {
+    let number: i64 = row.try_get(column)?;
+    u32::try_from(number).map_err(|_| CatalogError::corrupt(column, number))
+}
+
+pub(crate) fn read_state(row: &SqliteRow) -> Result<DocumentState, CatalogError> {
+    let state: String = row.try_get("state")?;
+    DocumentState::parse(&state).ok_or_else(|| CatalogError::corrupt("state", &state))
+}

@@ -1,0 +1,34 @@
+//! The catalog store: tenants, collections, documents, topics, pipelines, models, keys and settings in a database.
+//!
+//! [`Catalog`] is the handle; each file adds the methods of one idea to it. Statements are portable between SQLite, on
+//! which they run, and PostgreSQL; `migrations/` has the tables for both.
+
+mod collections;
+mod database;
+mod documents;
+mod error;
+mod keys;
+mod models;
+mod news;
+mod page;
+mod pipelines;
+mod state;
+mod tenant_settings;
+mod tenants;
+mod topic_schema;
+mod topics;
+mod versions;
+
+pub use collections::{Collection, CollectionConfig, CollectionCounts};
+pub use database::{Catalog, Clock};
+pub use documents::{DocumentFilter, DocumentInfo, Unchanged, VersionInfo};
+pub use error::CatalogError;
+pub use keys::{ApiKey, KeyId, Principal, Scope, SecretKey};
+pub use models::Model;
+pub use page::{Listing, PAGE_LIMIT_MAX, Page};
+pub use pipelines::{DesiredState, Pipeline, PipelineVersion};
+pub use state::{Applied, DocumentState, News};
+pub use tenants::Tenant;
+pub use topic_schema::{SchemaMismatch, check_batch, schema_from_json, schema_to_json};
+pub use topics::{Retention, Topic, WireFormat, built_in_topics};
+pub use versions::{BeginOutcome, Begun, NewVersion, VERSIONS_PER_CALL_MAX};

@@ -1,0 +1,336 @@
+//! Applying what pipelines report about document versions, and asking for removals.
+//!
+//! The decisions are in [`super::state`]; here they meet the tables, many in one transaction, because a transaction
+//! costs a disk sync.
+
+use std::collections::BTreeMap;
+
+use sqlx::{Row, Sqlite, Transaction};
+
+use super::collections::require_collection;
+use super::database::Catalog;
+use super::documents::{DocumentInfo, IDS_PER_QUERY, parameters, read_id, read_number, read_state};
+use super::error::CatalogError;
+use super::state::{Applied, DocumentState, News, decide};
+use crate::ids::{CollectionRef, DocumentId, Version};
+
+type VersionKey = (DocumentId, Version);
+
+/// What decisions need to know of a version, kept up to date while a batch of news is applied.
+struct Known {
+    states: BTreeMap<VersionKey, DocumentState>,
+    current: BTreeMap<DocumentId, Option<Version>>,
+}
+
+impl Catalog {
+    /// Notes that the version is in the log.
+    pub async fn set_processing(
+        &self,
+        collection: &CollectionRef,
+        document: DocumentId,
+        version: Version,
+    ) -> Result<Applied, CatalogError> {
+        self.apply_one(collection, document, version, News::Processing)
+            .await
+    }
+
+    /// Notes that a failed version is tried again.
+    pub async fn set_retried(
+        &self,
+        collection: &CollectionRef,
+        document: DocumentId,
+        version: Version,
+    ) -> Result<Applied, CatalogError> {
+        self.apply_one(collection, document, version, News::Retried)
+            .await
+    }
+
+    /// Notes that the version is in both indexes. It becomes the one that search shows and supersedes older ones,
+    /// unless a newer one is ready.
+    pub async fn set_ready(
+        &self,
+        collection: &CollectionRef,
+        document: DocumentId,
+        version: Version,
+        title: Option<String>,
+        chunks: u32,
+    ) -> Result<Applied, CatalogError> {
+        let news = News::Ready { title, chunks };
+        self.apply_one(collection, document, version, news).await
+    }
+
+    /// Notes that the version cannot be indexed.
+    pub async fn set_failed(
+        &self,
+        collection: &CollectionRef,
+        document: DocumentId,
+        version: Version,
+        reason: impl Into<String>,
+    ) -> Result<Applied, CatalogError> {
+        let reason = reason.into();
+        self.apply_one(collection, document, version, News::Failed { reason })
+            .await
+    }
+
+    /// Notes that the document, up to and including `version`, is gone from both indexes. A newer version that was
+    /// begun since lives on.
+    pub async fn set_deleted(
+        &self,
+        collection: &CollectionRef,
+        document: DocumentId,
+        version: Version,
+    ) -> Result<Applied, CatalogError> {
+        self.apply_one(collection, document, version, News::Deleted)
+            .await
+    }
+
+    /// Applies news in their order, in one transaction. Each has a result of its own: what contradicts a state
+    /// ([`CatalogError::Conflict`]) or names an unknown version ([`CatalogError::NotFound`]) does not hinder the rest.
+    pub async fn apply_news(
+        &self,
+        collection: &CollectionRef,
+        news: &[(DocumentId, Version, News)],
+    ) -> Result<Vec<Result<Applied, CatalogError>>, CatalogError> {
+        let now = self.now_ms();
+        let mut transaction = self.begin().await?;
+        let mut known = load(&mut transaction, collection, news).await?;
+        let mut results = Vec::with_capacity(news.len());
+        for (document, version, news) in news {
+            let Some(state) = known.states.get(&(*document, *version)).copied() else {
+                let name = format!("{document} version {version}");
+                results.push(Err(CatalogError::not_found("document", name)));
+                continue;
+            };
+            let current = known.current.get(document).copied().flatten();
+            let step = match decide(*document, *version, state, current, news) {
+                Ok(step) => step,
+                Err(error) => {
+                    results.push(Err(error));
+                    continue;
+                }
+            };
+            if let Some(next) = step.next {
+                let target = Target {
+                    collection,
+                    document: *document,
+                    version: *version,
+                    now,
+                };
+                write(&mut transaction, &target, next, news).await?;
+                known.note(*document, *version, next);
+            }
+            results.push(Ok(step.applied));
+        }
+        transaction.commit().await?;
+        Ok(results)
+    }
+
+    /// Marks documents for removal, every version of them, and returns them as they are then: enough to append their
+    /// removal to the log. Those that are marked already are returned again, those that are gone or were never there
+    /// are left out.
+    pub async fn delete_documents(
+        &self,
+        collection: &CollectionRef,
+        documents: &[DocumentId],
+    ) -> Result<Vec<DocumentInfo>, CatalogError> {
+        let now = self.now_ms();
+        let mut transaction = self.begin().await?;
+        require_collection(&mut transaction, collection).await?;
+        for part in documents.chunks(IDS_PER_QUERY) {
+            let statement = format!(
+                "UPDATE document_versions SET state = 'DELETING', updated_at = $3 \
+                 WHERE tenant_id = $1 AND collection = $2 AND state NOT IN ('DELETING', 'DELETED') AND document_id IN ({})",
+                parameters(4, part.len())
+            );
+            let mut query = sqlx::query(&statement)
+                .bind(collection.tenant.as_str())
+                .bind(collection.collection.as_str())
+                .bind(now);
+            for id in part {
+                query = query.bind(id.to_string());
+            }
+            query.execute(&mut *transaction).await?;
+        }
+        transaction.commit().await?;
+        self.documents_by_id(collection, documents).await
+    }
+
+    /// [`Catalog::delete_documents`] of one, which must exist.
+    pub async fn delete_document(
+        &self,
+        collection: &CollectionRef,
+        document: DocumentId,
+    ) -> Result<DocumentInfo, CatalogError> {
+        let deleted = self.delete_documents(collection, &[document]).await?;
+        deleted
+            .into_iter()
+            .next()
+            .ok_or_else(|| CatalogError::not_found("document", document))
+    }
+
+    async fn apply_one(
+        &self,
+        collection: &CollectionRef,
+        document: DocumentId,
+        version: Version,
+        news: News,
+    ) -> Result<Applied, CatalogError> {
+        let results = self
+            .apply_news(collection, &[(document, version, news)])
+            .await?;
+        // One in, one out.
+        results
+            .into_iter()
+            .next()
+            .unwrap_or_else(|| Err(CatalogError::not_found("document", document)))
+    }
+}
+
+impl Known {
+    /// What [`write`] did to the tables, done to what is remembered.
+    fn note(&mut self, document: DocumentId, version: Version, next: DocumentState) {
+        let older = (document, Version(0))..=(document, version);
+        match next {
+            DocumentState::Ready => {
+                for (_, state) in self.states.range_mut(older) {
+                    if superseded_by_ready(*state) {
+                        *state = DocumentState::Superseded;
+                    }
+                }
+                self.current.insert(document, Some(version));
+            }
+            DocumentState::Deleted => {
+                for (_, state) in self.states.range_mut(older) {
+                    if *state == DocumentState::Deleting {
+                        *state = DocumentState::Deleted;
+                    }
+                }
+                if let Some(current) = self.current.get_mut(&document)
+                    && current.is_some_and(|current| current <= version)
+                {
+                    *current = None;
+                }
+            }
+            _ => {}
+        }
+        self.states.insert((document, version), next);
+    }
+}
+
+/// Failed versions stay failed: they tell what happened.
+fn superseded_by_ready(state: DocumentState) -> bool {
+    matches!(
+        state,
+        DocumentState::Uploading | DocumentState::Processing | DocumentState::Ready
+    )
+}
+
+async fn load(
+    transaction: &mut Transaction<'static, Sqlite>,
+    collection: &CollectionRef,
+    news: &[(DocumentId, Version, News)],
+) -> Result<Known, CatalogError> {
+    let mut known = Known {
+        states: BTreeMap::new(),
+        current: BTreeMap::new(),
+    };
+    let mut ids: Vec<_> = news.iter().map(|(id, _, _)| *id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    for part in ids.chunks(IDS_PER_QUERY) {
+        let statement = format!(
+            "SELECT d.id, d.current_version, v.version, v.state FROM documents d \
+             JOIN document_versions v ON v.tenant_id = d.tenant_id AND v.collection = d.collection AND v.document_id = d.id \
+             WHERE d.tenant_id = $1 AND d.collection = $2 AND d.id IN ({})",
+            parameters(3, part.len())
+        );
+        let mut query = sqlx::query(&statement)
+            .bind(collection.tenant.as_str())
+            .bind(collection.collection.as_str());
+        for id in part {
+            query = query.bind(id.to_string());
+        }
+        for row in query.fetch_all(&mut **transaction).await? {
+            let id = read_id(&row, "id")?;
+            let current = row
+                .try_get::<Option<i64>, _>("current_version")?
+                .map(|_| read_number(&row, "current_version").map(Version))
+                .transpose()?;
+            let version = Version(read_number(&row, "version")?);
+            known.current.insert(id, current);
+            known.states.insert((id, version), read_state(&row)?);
+        }
+    }
+    Ok(known)
+}
+
+struct Target<'a> {
+    collection: &'a CollectionRef,
+    document: DocumentId,
+    version: Version,
+    now: i64,
+}
+
+/// Writes one decided step: the version's row and, where search is concerned, its older versions and the document's.
+async fn write(
+    transaction: &mut Transaction<'static, Sqlite>,
+    target: &Target<'_>,
+    next: DocumentState,
+    news: &News,
+) -> Result<(), CatalogError> {
+    let (title, chunks, error) = match news {
+        News::Ready { title, chunks } if next == DocumentState::Ready => {
+            (title.as_deref(), *chunks, None)
+        }
+        News::Failed { reason } => (None, 0, Some(reason.as_str())),
+        _ => (None, 0, None),
+    };
+    // The same first five parameters for every statement: tenant, collection, document, version, now.
+    let bound = |statement: &'static str| {
+        sqlx::query(statement)
+            .bind(target.collection.tenant.as_str())
+            .bind(target.collection.collection.as_str())
+            .bind(target.document.to_string())
+            .bind(i64::from(target.version.0))
+            .bind(target.now)
+    };
+    if next == DocumentState::Deleted {
+        bound(
+            "UPDATE document_versions SET state = 'DELETED', updated_at = $5 WHERE tenant_id = $1 AND collection = $2 \
+             AND document_id = $3 AND version <= $4 AND state = 'DELETING'",
+        )
+        .execute(&mut **transaction)
+        .await?;
+        bound(
+            "UPDATE documents SET current_version = NULL, updated_at = $5 WHERE tenant_id = $1 AND collection = $2 \
+             AND id = $3 AND current_version <= $4",
+        )
+        .execute(&mut **transaction)
+        .await?;
+        return Ok(());
+    }
+    bound(
+        "UPDATE document_versions SET state = $6, title = $7, chunks = $8, error = $9, updated_at = $5 \
+         WHERE tenant_id = $1 AND collection = $2 AND document_id = $3 AND version = $4",
+    )
+    .bind(next.as_str())
+    .bind(title)
+    .bind(i64::from(chunks))
+    .bind(error)
+    .execute(&mut **transaction)
+    .await?;
+    if next == DocumentState::Ready {
+        bound(
+            "UPDATE document_versions SET state = 'SUPERSEDED', updated_at = $5 WHERE tenant_id = $1 AND collection = $2 \
+             AND document_id = $3 AND version < $4 AND state IN ('UPLOADING', 'PROCESSING', 'READY')",
+        )
+        .execute(&mut **transaction)
+        .await?;
+        bound(
+            "UPDATE documents SET current_version = $4, updated_at = $5 WHERE tenant_id = $1 AND collection = $2 AND id = $3",
+        )
+        .execute(&mut **transaction)
+        .await?;
+    }
+    Ok(())
+}

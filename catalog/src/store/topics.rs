@@ -1,0 +1,275 @@
+//! Topics: names, partitions, retention and schema of what the log carries.
+//!
+//! The catalog says what a topic is; making it in the log is left to whoever owns both.
+
+use std::fmt;
+
+use arrow::datatypes::SchemaRef;
+use serde::{Deserialize, Serialize};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, Sqlite, Transaction};
+
+use super::database::Catalog;
+use super::documents::read_number;
+use super::error::CatalogError;
+use super::page::{Listing, Page};
+use super::topic_schema::{schema_from_json, schema_to_json};
+use crate::event;
+use crate::ids::{TenantId, TopicName};
+
+/// How rows are written for readers outside the platform.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WireFormat {
+    /// One JSON object a row: for others to read.
+    #[default]
+    Json,
+    /// Arrow IPC streams: for the platform itself.
+    ArrowIpc,
+}
+
+impl WireFormat {
+    pub const ALL: [Self; 2] = [Self::Json, Self::ArrowIpc];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            Self::ArrowIpc => "arrow_ipc",
+        }
+    }
+}
+
+impl fmt::Display for WireFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// How long rows are kept. Without a bound they are kept for ever.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retention {
+    pub ms: Option<u64>,
+    /// Of each partition.
+    pub bytes: Option<u64>,
+}
+
+/// A topic.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Topic {
+    pub name: TopicName,
+    pub partitions: u32,
+    pub retention: Retention,
+    pub wire_format: WireFormat,
+    /// `None` accepts any batch.
+    pub schema: Option<SchemaRef>,
+    pub description: String,
+}
+
+/// Retention of the built-in topics, as of a topic made without one.
+const SEVEN_DAYS_MS: u64 = 7 * 24 * 3_600_000;
+
+/// The topics that every tenant has.
+pub fn built_in_topics() -> Vec<Topic> {
+    [
+        (
+            event::DOCUMENT_UPLOADED,
+            event::document_uploaded_schema(),
+            "document versions that wait to be indexed or removed",
+        ),
+        (
+            event::DOCUMENT_INDEXED,
+            event::document_indexed_schema(),
+            "document versions that are in both indexes, or gone from both",
+        ),
+    ]
+    .into_iter()
+    .filter_map(|(name, schema, description)| {
+        Some(Topic {
+            // A constant; a test sees to it that it is a valid name.
+            name: TopicName::new(name).ok()?,
+            partitions: 3,
+            retention: Retention {
+                ms: Some(SEVEN_DAYS_MS),
+                bytes: None,
+            },
+            wire_format: WireFormat::Json,
+            schema: Some(schema),
+            description: description.to_owned(),
+        })
+    })
+    .collect()
+}
+
+const COLUMNS: &str =
+    "name, partitions, retention_ms, retention_bytes, wire_format, arrow_schema, description";
+
+impl Catalog {
+    /// Registers a topic. [`CatalogError::Exists`] when there is one of that name.
+    pub async fn create_topic(&self, tenant: &TenantId, topic: &Topic) -> Result<(), CatalogError> {
+        if topic.partitions == 0 {
+            return Err(CatalogError::Invalid(format!(
+                "topic `{}` has 0 partitions: use at least 1",
+                topic.name
+            )));
+        }
+        self.tenant(tenant).await?;
+        let mut transaction = self.begin().await?;
+        let inserted = insert(&mut transaction, tenant, topic, self.now_ms()).await?;
+        transaction.commit().await?;
+        if inserted {
+            Ok(())
+        } else {
+            Err(CatalogError::exists("topic", &topic.name))
+        }
+    }
+
+    /// The topic of that name.
+    pub async fn topic(&self, tenant: &TenantId, name: &TopicName) -> Result<Topic, CatalogError> {
+        let row = sqlx::query(&format!(
+            "SELECT {COLUMNS} FROM topics WHERE tenant_id = $1 AND name = $2"
+        ))
+        .bind(tenant.as_str())
+        .bind(name.as_str())
+        .fetch_optional(&self.read)
+        .await?;
+        row.map(|row| read_topic(&row))
+            .transpose()?
+            .ok_or_else(|| CatalogError::not_found("topic", name))
+    }
+
+    /// The tenant's topics, by name.
+    pub async fn topics(
+        &self,
+        tenant: &TenantId,
+        page: &Page,
+    ) -> Result<Listing<Topic>, CatalogError> {
+        let rows = sqlx::query(&format!(
+            "SELECT {COLUMNS} FROM topics WHERE tenant_id = $1 AND name > $2 ORDER BY name LIMIT $3"
+        ))
+        .bind(tenant.as_str())
+        .bind(page.after()?)
+        .bind(page.rows()?)
+        .fetch_all(&self.read)
+        .await?;
+        let topics = rows.iter().map(read_topic).collect::<Result<_, _>>()?;
+        Ok(page.listing(topics, |topic: &Topic| topic.name.as_str()))
+    }
+
+    /// Forgets a topic. The built-in ones come back when the catalog is opened again.
+    pub async fn delete_topic(
+        &self,
+        tenant: &TenantId,
+        name: &TopicName,
+    ) -> Result<(), CatalogError> {
+        let deleted = sqlx::query("DELETE FROM topics WHERE tenant_id = $1 AND name = $2")
+            .bind(tenant.as_str())
+            .bind(name.as_str())
+            .execute(&self.write)
+            .await?;
+        if deleted.rows_affected() == 0 {
+            return Err(CatalogError::not_found("topic", name));
+        }
+        Ok(())
+    }
+}
+
+/// The built-in topics that the tenant does not have yet; the schema of those it has is renewed.
+pub(crate) async fn register_built_ins(
+    transaction: &mut Transaction<'static, Sqlite>,
+    tenant: &TenantId,
+    now: i64,
+) -> Result<(), CatalogError> {
+    for topic in built_in_topics() {
+        if !insert(transaction, tenant, &topic, now).await? {
+            sqlx::query(
+                "UPDATE topics SET arrow_schema = $3, description = $4, updated_at = $5 \
+                 WHERE tenant_id = $1 AND name = $2 AND (arrow_schema IS NULL OR arrow_schema <> $3)",
+            )
+            .bind(tenant.as_str())
+            .bind(topic.name.as_str())
+            .bind(schema_text(&topic)?)
+            .bind(&topic.description)
+            .bind(now)
+            .execute(&mut **transaction)
+            .await?;
+        }
+    }
+    Ok(())
+}
+
+/// False when there is one of that name.
+async fn insert(
+    transaction: &mut Transaction<'static, Sqlite>,
+    tenant: &TenantId,
+    topic: &Topic,
+    now: i64,
+) -> Result<bool, CatalogError> {
+    let inserted = sqlx::query(
+        "INSERT INTO topics (tenant_id, name, partitions, retention_ms, retention_bytes, wire_format, arrow_schema, \
+         description, created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9) \
+         ON CONFLICT (tenant_id, name) DO NOTHING",
+    )
+    .bind(tenant.as_str())
+    .bind(topic.name.as_str())
+    .bind(i64::from(topic.partitions))
+    .bind(stored_bound("retention.ms", topic.retention.ms)?)
+    .bind(stored_bound("retention.bytes", topic.retention.bytes)?)
+    .bind(topic.wire_format.as_str())
+    .bind(schema_text(topic)?)
+    .bind(&topic.description)
+    .bind(now)
+    .execute(&mut **transaction)
+    .await?;
+    Ok(inserted.rows_affected() > 0)
+}
+
+fn schema_text(topic: &Topic) -> Result<Option<String>, CatalogError> {
+    topic
+        .schema
+        .as_ref()
+        .map(|schema| Ok(schema_to_json(schema)?.to_string()))
+        .transpose()
+}
+
+fn stored_bound(name: &str, bound: Option<u64>) -> Result<Option<i64>, CatalogError> {
+    bound
+        .map(|bound| {
+            i64::try_from(bound).map_err(|_| {
+                CatalogError::Invalid(format!(
+                    "{name} {bound} is too large: use at most {}",
+                    i64::MAX
+                ))
+            })
+        })
+        .transpose()
+}
+
+fn read_topic(row: &SqliteRow) -> Result<Topic, CatalogError> {
+    let bound = |column| -> Result<Option<u64>, CatalogError> {
+        Ok(row
+            .try_get::<Option<i64>, _>(column)?
+            .map(i64::unsigned_abs))
+    };
+    let wire_format: String = row.try_get("wire_format")?;
+    let schema: Option<String> = row.try_get("arrow_schema")?;
+    Ok(Topic {
+        name: TopicName::new(row.try_get::<String, _>("name")?)?,
+        partitions: read_number(row, "partitions")?,
+        retention: Retention {
+            ms: bound("retention_ms")?,
+            bytes: bound("retention_bytes")?,
+        },
+        wire_format: WireFormat::ALL
+            .into_iter()
+            .find(|format| format.as_str() == wire_format)
+            .ok_or_else(|| CatalogError::corrupt("wire_format", &wire_format))?,
+        schema: schema
+            .map(|schema| {
+                let json = serde_json::from_str(&schema)
+                    .map_err(|_| CatalogError::corrupt("arrow_schema", &schema))?;
+                schema_from_json(&json)
+            })
+            .transpose()?,
+        description: row.try_get("description")?,
+    })
+}
