@@ -1,0 +1,526 @@
+//! [`LanceStore`]: LanceDB tables in a directory.
+//!
+//! This file opens and reads tables; `apply` writes them, `upkeep` keeps them fast.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrow::array::{Array, AsArray, Float32Array, RecordBatch, RecordBatchOptions};
+use arrow::datatypes::{Float32Type, Schema, SchemaRef};
+use async_trait::async_trait;
+use futures::{StreamExt, TryStreamExt};
+use lancedb::DistanceType;
+use tokio::sync::RwLock;
+use va_catalog::chunk::{column, records, strings, u32s};
+use va_catalog::{ChunkId, ChunkRecord, CollectionRef, DocumentId, Filter, Version};
+
+use crate::filter::filter_sql;
+use crate::names::{collection_in, collection_of, table_name};
+use crate::rows::{slice_problem, stored_schema};
+use crate::store::{ChunkStream, K_MAX, Metric, OptimizeReport, VectorHit, VectorStore};
+use crate::table::{OpenTable, arrow_schema};
+use crate::{VectorError, apply, upkeep};
+
+/// Ids in one lookup; more are looked up in several.
+const IDS_PER_QUERY: usize = 1000;
+
+/// The kind of vector index that large tables get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum IndexKind {
+    /// Partitions of whole vectors: exact distances, reads `nprobes` partitions.
+    #[default]
+    IvfFlat,
+    /// A graph over vectors of one byte per dimension; candidates are ranked again by their whole vectors. Faster and
+    /// smaller to search, slower to build.
+    IvfHnswSq,
+}
+
+/// How a [`LanceStore`] works.
+#[derive(Debug, Clone)]
+pub struct LanceOptions {
+    /// Files that come together before they are merged in the background.
+    pub fragments_max: usize,
+    /// How long a version that was replaced stays readable: the longest time a scan may take.
+    pub keep_versions: Duration,
+    /// From this many rows on, `optimize` builds indexes; below, every search compares all vectors, which is exact.
+    pub index_rows_min: u64,
+    pub index_kind: IndexKind,
+    /// The metric that the index is built for; a search with the other one compares all vectors.
+    pub index_metric: Metric,
+    /// Partitions of the index that a search reads at least. More finds more of the true neighbours and takes longer.
+    /// `None` leaves it to LanceDB.
+    pub nprobes: Option<usize>,
+    /// Memory for metadata and index parts that are kept between searches, in bytes.
+    pub cache_bytes: usize,
+    /// Whether a commit reaches the disk before `apply` returns. Without, it survives a crash of the process, but not a
+    /// power cut.
+    pub sync: bool,
+}
+
+impl Default for LanceOptions {
+    fn default() -> Self {
+        Self {
+            fragments_max: 40,
+            keep_versions: upkeep::KEEP_VERSIONS,
+            index_rows_min: 20_000,
+            index_kind: IndexKind::default(),
+            index_metric: Metric::Cosine,
+            nprobes: Some(24),
+            cache_bytes: 512 << 20,
+            sync: true,
+        }
+    }
+}
+
+impl Metric {
+    pub(crate) fn distance(self) -> DistanceType {
+        match self {
+            Self::Cosine => DistanceType::Cosine,
+            Self::L2 => DistanceType::L2,
+        }
+    }
+
+    /// Lance's cosine distance is 1 - cosine, its L2 distance the square of the Euclidean one.
+    fn score(self, distance: f32) -> f32 {
+        match self {
+            Self::Cosine => 1.0 - distance,
+            Self::L2 => -distance.max(0.0).sqrt(),
+        }
+    }
+}
+
+/// Vectors in LanceDB tables, one a collection, in a local directory.
+pub struct LanceStore {
+    dir: PathBuf,
+    connection: lancedb::Connection,
+    options: Arc<LanceOptions>,
+    tables: RwLock<HashMap<CollectionRef, Arc<OpenTable>>>,
+}
+
+impl LanceStore {
+    /// Opens the store in `dir`, which is made if it does not exist.
+    pub async fn open(dir: impl AsRef<Path>) -> Result<Self, VectorError> {
+        Self::open_with(dir, LanceOptions::default()).await
+    }
+
+    pub async fn open_with(
+        dir: impl AsRef<Path>,
+        options: LanceOptions,
+    ) -> Result<Self, VectorError> {
+        let dir = dir.as_ref();
+        let fail =
+            |action, source: Box<dyn std::error::Error + Send + Sync>| VectorError::Directory {
+                dir: dir.display().to_string(),
+                action,
+                source,
+            };
+        std::fs::create_dir_all(dir).map_err(|error| fail("making the directory", error.into()))?;
+        let dir = dir
+            .canonicalize()
+            .map_err(|error| fail("finding the directory", error.into()))?;
+        let uri = dir
+            .to_str()
+            .ok_or_else(|| fail("naming the directory", "the path is not UTF-8".into()))?;
+        let session = lancedb::Session::new(
+            options.cache_bytes / 4 * 3,
+            options.cache_bytes / 4,
+            Arc::default(),
+        );
+        let connection = lancedb::connect(uri)
+            .session(Arc::new(session))
+            .execute()
+            .await
+            .map_err(|error| fail("opening the store", error.into()))?;
+        Ok(Self {
+            dir,
+            connection,
+            options: Arc::new(options),
+            tables: RwLock::default(),
+        })
+    }
+
+    /// Waits until no compaction of the collection is running.
+    pub async fn settle(&self, collection: &CollectionRef) -> Result<(), VectorError> {
+        if let Some(table) = self.table(collection).await? {
+            drop(table.upkeep.lock().await);
+        }
+        Ok(())
+    }
+
+    /// How many files the collection's rows are spread over.
+    pub async fn fragments(&self, collection: &CollectionRef) -> Result<usize, VectorError> {
+        match self.table(collection).await? {
+            Some(table) => Ok(table.snapshot().await?.count_fragments()),
+            None => Ok(0),
+        }
+    }
+
+    pub(crate) fn options(&self) -> &Arc<LanceOptions> {
+        &self.options
+    }
+
+    /// The collection's table; `None` if it does not exist.
+    pub(crate) async fn table(
+        &self,
+        collection: &CollectionRef,
+    ) -> Result<Option<Arc<OpenTable>>, VectorError> {
+        self.find(collection, None).await
+    }
+
+    /// The collection's table, made for vectors of `dims` dimensions if it does not exist.
+    pub(crate) async fn table_or_create(
+        &self,
+        collection: &CollectionRef,
+        dims: usize,
+    ) -> Result<Arc<OpenTable>, VectorError> {
+        self.find(collection, Some(dims))
+            .await?
+            .ok_or_else(|| VectorError::storage(collection, "making", "the table was not made"))
+    }
+
+    async fn find(
+        &self,
+        collection: &CollectionRef,
+        create: Option<usize>,
+    ) -> Result<Option<Arc<OpenTable>>, VectorError> {
+        if let Some(table) = self.tables.read().await.get(collection) {
+            return Ok(Some(table.clone()));
+        }
+        let mut tables = self.tables.write().await;
+        if let Some(table) = tables.get(collection) {
+            return Ok(Some(table.clone()));
+        }
+        let name = table_name(collection);
+        let table = match self.connection.open_table(&name.name).execute().await {
+            Ok(table) => table,
+            Err(lancedb::Error::TableNotFound { .. }) => {
+                let Some(dims) = create else { return Ok(None) };
+                let fields = stored_schema(dims).fields().clone();
+                let schema = Arc::new(Schema::new_with_metadata(fields, name.metadata));
+                self.connection
+                    .create_empty_table(&name.name, schema)
+                    .execute()
+                    .await
+                    .map_err(|error| VectorError::storage(collection, "making", error))?
+            }
+            Err(error) => return Err(VectorError::storage(collection, "opening", error)),
+        };
+        let path = self.dir.join(format!("{}.lance", name.name));
+        let table = Arc::new(OpenTable::new(collection.clone(), path, table));
+        tables.insert(collection.clone(), table.clone());
+        Ok(Some(table))
+    }
+
+    fn directory_error(&self, action: &'static str, error: lancedb::Error) -> VectorError {
+        VectorError::Directory {
+            dir: self.dir.display().to_string(),
+            action,
+            source: error.into(),
+        }
+    }
+}
+
+#[async_trait]
+impl VectorStore for LanceStore {
+    async fn apply(
+        &self,
+        collection: &CollectionRef,
+        documents: &[DocumentId],
+        rows: &RecordBatch,
+    ) -> Result<(), VectorError> {
+        apply::apply(self, collection, documents, rows).await
+    }
+
+    async fn search(
+        &self,
+        collection: &CollectionRef,
+        query: &[f32],
+        k: usize,
+        metric: Metric,
+        filter: &Filter,
+    ) -> Result<Vec<VectorHit>, VectorError> {
+        if k > K_MAX {
+            return Err(VectorError::Invalid(format!(
+                "k is {k}; a vector search returns at most {K_MAX} hits"
+            )));
+        }
+        if let Some(problem) = slice_problem(query) {
+            return Err(VectorError::Invalid(format!("the query vector {problem}")));
+        }
+        let condition = filter_sql(filter)?;
+        let Some(table) = self.table(collection).await? else {
+            return Ok(Vec::new());
+        };
+        let dataset = table.snapshot().await?;
+        table.check_dims(&dataset, query.len())?;
+        if k == 0 {
+            return Ok(Vec::new());
+        }
+
+        let started = Instant::now();
+        let schema = without_vector(&arrow_schema(&dataset));
+        let mut columns: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
+        columns.push("_distance");
+        let mut scanner = table.scanner(&dataset, &columns)?;
+        let fail = |error: lance::Error| table.error("searching", error);
+        scanner
+            .nearest("vector", &Float32Array::from(query.to_vec()), k)
+            .map_err(fail)?
+            .distance_metric(metric.distance().into())
+            .prefilter(true);
+        if let Some(condition) = &condition {
+            scanner.filter(condition).map_err(fail)?;
+        }
+        if let Some(nprobes) = self.options.nprobes {
+            // Only a minimum: a filter that leaves few rows makes the search go on to more partitions.
+            scanner.minimum_nprobes(nprobes);
+        }
+        if self.options.index_kind == IndexKind::IvfHnswSq {
+            scanner.refine(2).ef((2 * k).max(128));
+        }
+        let batch = scanner.try_into_batch().await.map_err(fail)?;
+
+        let chunks = records(&batch).map_err(|error| table.error("searching", error))?;
+        let distances = column(&batch, "_distance")
+            .ok()
+            .and_then(|distances| distances.as_primitive_opt::<Float32Type>())
+            .ok_or_else(|| table.error("searching", "the hits have no distance"))?;
+        let mut hits: Vec<VectorHit> = chunks
+            .into_iter()
+            .zip(distances.values())
+            .map(|(chunk, distance)| VectorHit {
+                chunk,
+                score: metric.score(*distance),
+            })
+            .collect();
+        // Equal scores in one order, so that a search can be repeated.
+        hits.sort_by(|a, b| {
+            b.score
+                .total_cmp(&a.score)
+                .then_with(|| a.chunk.id.cmp(&b.chunk.id))
+        });
+        metrics::histogram!("va_vector_search_seconds").record(started.elapsed().as_secs_f64());
+        Ok(hits)
+    }
+
+    async fn chunks(
+        &self,
+        collection: &CollectionRef,
+        ids: &[ChunkId],
+    ) -> Result<Vec<ChunkRecord>, VectorError> {
+        let Some(table) = self.table(collection).await? else {
+            return Ok(Vec::new());
+        };
+        let dataset = table.snapshot().await?;
+        let schema = without_vector(&arrow_schema(&dataset));
+        let columns: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
+        let mut found: HashMap<ChunkId, ChunkRecord> = HashMap::with_capacity(ids.len());
+        for ids in ids.chunks(IDS_PER_QUERY) {
+            let list: Vec<String> = ids.iter().map(|id| format!("'{id}'")).collect();
+            let mut scanner = table.scanner(&dataset, &columns)?;
+            scanner
+                .filter(&format!("id IN ({})", list.join(", ")))
+                .map_err(|error| table.error("reading", error))?;
+            let batch = scanner
+                .try_into_batch()
+                .await
+                .map_err(|error| table.error("reading", error))?;
+            let chunks = records(&batch).map_err(|error| table.error("reading", error))?;
+            found.extend(chunks.into_iter().map(|chunk| (chunk.id, chunk)));
+        }
+        Ok(ids.iter().filter_map(|id| found.get(id).cloned()).collect())
+    }
+
+    async fn count(&self, collection: &CollectionRef) -> Result<u64, VectorError> {
+        let Some(table) = self.table(collection).await? else {
+            return Ok(0);
+        };
+        let rows = table
+            .snapshot()
+            .await?
+            .count_rows(None)
+            .await
+            .map_err(|error| table.error("counting", error))?;
+        Ok(rows as u64)
+    }
+
+    async fn chunk_ids(
+        &self,
+        collection: &CollectionRef,
+    ) -> Result<Vec<(ChunkId, DocumentId, Version)>, VectorError> {
+        let columns = ["id", "document_id", "version"].map(str::to_owned);
+        let Some(mut rows) = self.scan(collection, Some(&columns), None, None).await? else {
+            return Ok(Vec::new());
+        };
+        let mut ids = Vec::new();
+        while let Some(batch) = rows.batches.try_next().await? {
+            let unreadable = |error: Box<dyn std::error::Error + Send + Sync>| {
+                VectorError::storage(collection, "reading ids", error)
+            };
+            let id = strings(&batch, "id").map_err(|error| unreadable(error.into()))?;
+            let document = strings(&batch, "document_id").map_err(|e| unreadable(e.into()))?;
+            let version = u32s(&batch, "version").map_err(|error| unreadable(error.into()))?;
+            for row in 0..batch.num_rows() {
+                ids.push((
+                    id.value(row)
+                        .parse()
+                        .map_err(|error: va_catalog::InvalidName| unreadable(error.into()))?,
+                    document
+                        .value(row)
+                        .parse()
+                        .map_err(|error: va_catalog::InvalidName| unreadable(error.into()))?,
+                    Version(version.value(row)),
+                ));
+            }
+        }
+        Ok(ids)
+    }
+
+    async fn scan(
+        &self,
+        collection: &CollectionRef,
+        columns: Option<&[String]>,
+        filter_sql: Option<&str>,
+        limit: Option<usize>,
+    ) -> Result<Option<ChunkStream>, VectorError> {
+        let Some(table) = self.table(collection).await? else {
+            return Ok(None);
+        };
+        let dataset = table.snapshot().await?;
+        let stored = arrow_schema(&dataset);
+        let schema = match columns {
+            Some(columns) => project(&stored, columns)?,
+            None => without_vector(&stored),
+        };
+        // Lance reads no row without a column; the batches are cut down below.
+        let names: Vec<&str> = match schema.fields().is_empty() {
+            true => vec!["id"],
+            false => schema.fields().iter().map(|f| f.name().as_str()).collect(),
+        };
+        let mut scanner = table.scanner(&dataset, &names)?;
+        let invalid = |error: lance::Error| {
+            VectorError::Invalid(format!("cannot scan `{collection}`: {error}"))
+        };
+        if let Some(condition) = filter_sql {
+            scanner.filter(condition).map_err(invalid)?;
+        }
+        if let Some(limit) = limit {
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            scanner.limit(Some(limit), None).map_err(invalid)?;
+        }
+        let stream = scanner.try_into_stream().await.map_err(invalid)?;
+        let declared = schema.clone();
+        let collection = collection.clone();
+        let batches = stream
+            .map(move |batch| {
+                let fail = |error| VectorError::storage(&collection, "scanning", error);
+                let batch = batch.map_err(|error| fail(Box::from(error)))?;
+                as_declared(&declared, &batch).map_err(|error| fail(Box::from(error)))
+            })
+            .boxed();
+        Ok(Some(ChunkStream { schema, batches }))
+    }
+
+    async fn schema(&self, collection: &CollectionRef) -> Result<Option<SchemaRef>, VectorError> {
+        match self.table(collection).await? {
+            Some(table) => Ok(Some(arrow_schema(&*table.snapshot().await?))),
+            None => Ok(None),
+        }
+    }
+
+    async fn drop_collection(&self, collection: &CollectionRef) -> Result<(), VectorError> {
+        let Some(table) = self.table(collection).await? else {
+            return Ok(());
+        };
+        let _upkeep = table.upkeep.lock().await;
+        let mut writer = table.writer.lock().await;
+        let mut tables = self.tables.write().await;
+        if writer.dropped {
+            return Ok(());
+        }
+        self.connection
+            .drop_table(table_name(collection).name, &[])
+            .await
+            .map_err(|error| table.error("dropping", error))?;
+        writer.dropped = true;
+        tables.remove(collection);
+        Ok(())
+    }
+
+    async fn collections(&self) -> Result<Vec<CollectionRef>, VectorError> {
+        let names = self
+            .connection
+            .table_names()
+            .execute()
+            .await
+            .map_err(|error| self.directory_error("listing tables", error))?;
+        let mut collections = Vec::with_capacity(names.len());
+        for name in names {
+            if let Some(collection) = collection_of(&name) {
+                collections.push(collection);
+                continue;
+            }
+            let schema = match self.connection.open_table(&name).execute().await {
+                Ok(table) => table.schema().await,
+                Err(error) => Err(error),
+            };
+            match schema {
+                Ok(schema) => collections.extend(collection_in(schema.metadata())),
+                // Dropped since it was listed.
+                Err(lancedb::Error::TableNotFound { .. }) => {}
+                Err(error) => return Err(self.directory_error("reading a table's name", error)),
+            }
+        }
+        collections.sort();
+        Ok(collections)
+    }
+
+    async fn optimize(&self, collection: &CollectionRef) -> Result<OptimizeReport, VectorError> {
+        match self.table(collection).await? {
+            Some(table) => upkeep::optimize(&self.options, &table).await,
+            None => Ok(OptimizeReport::default()),
+        }
+    }
+}
+
+fn without_vector(schema: &Schema) -> SchemaRef {
+    let fields: Vec<_> = schema
+        .fields()
+        .iter()
+        .filter(|field| field.name() != "vector")
+        .cloned()
+        .collect();
+    Arc::new(Schema::new(fields))
+}
+
+fn project(schema: &Schema, columns: &[String]) -> Result<SchemaRef, VectorError> {
+    let fields = columns
+        .iter()
+        .map(|name| {
+            schema.field_with_name(name).cloned().map_err(|_| {
+                let known: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
+                VectorError::Invalid(format!(
+                    "no stored column `{name}`; the columns are {}",
+                    known.join(", ")
+                ))
+            })
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(Arc::new(Schema::new(fields)))
+}
+
+/// The columns of `schema`, in its order.
+fn as_declared(
+    schema: &SchemaRef,
+    batch: &RecordBatch,
+) -> Result<RecordBatch, arrow::error::ArrowError> {
+    let columns = schema
+        .fields()
+        .iter()
+        .map(|field| column(batch, field.name()).cloned())
+        .collect::<Result<Vec<_>, _>>()?;
+    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    RecordBatch::try_new_with_options(schema.clone(), columns, &options)
+}
