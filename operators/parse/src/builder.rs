@@ -78,10 +78,6 @@ impl Builder {
         self.document.warnings.push(warning.into());
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.document.blocks.is_empty()
-    }
-
     /// Bytes of text so far.
     pub(crate) fn len(&self) -> usize {
         self.document.text.len()

@@ -59,7 +59,7 @@ fn dispatch(input: &Input, limits: &Limits, depth: usize, found: &Cell<Format>) 
     found.set(format);
     let mut builder = Builder::new(format, limits);
     match format {
-        Format::Pdf => pdf::parse(input.bytes, &mut builder)?,
+        Format::Pdf => pdf::parse(input.bytes, limits.text_bytes_max, &mut builder)?,
         Format::Docx => docx::parse(input.bytes, limits, &mut builder)?,
         Format::Pptx => pptx::parse(input.bytes, limits, &mut builder)?,
         Format::Xlsx => xlsx::parse(input.bytes, limits, &mut builder)?,
