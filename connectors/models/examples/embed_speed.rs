@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use va_models::{Embedder, ModelStore, NoProgress, Role, default_model_dir, load_embedder};
+use va_models::{ModelStore, NoProgress, Role, default_model_dir, load_embedder};
 
 const BATCH: usize = 32;
 

@@ -65,3 +65,58 @@ fn strided(data: &[f32], shape: [usize; 2], strides: [usize; 2]) -> Result<Matri
     NdTensorView::from_slice_with_strides(shape, data, strides)
         .map_err(|e| ModelError::Format(format!("attention view: {e:?}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_text_sees_only_itself() {
+        let (heads, hidden) = (2, 64);
+        let width = hidden / heads;
+        for lengths in [
+            vec![1],
+            vec![3],
+            vec![16],
+            vec![17],
+            vec![70],
+            vec![20, 5, 1, 33],
+        ] {
+            let tokens: usize = lengths.iter().sum();
+            let qkv: Vec<f32> = (0..tokens * 3 * hidden)
+                .map(|i| ((i * 7919 + i / 13) % 1009) as f32 / 1009.0 - 0.5)
+                .collect();
+            let mut found = vec![f32::NAN; tokens * hidden];
+            attend(&Gemm::new(), &qkv, &lengths, heads, hidden, &mut found).unwrap();
+            let at = |token: usize, part: usize, i: usize| qkv[(token * 3 + part) * hidden + i];
+            let mut start = 0;
+            for &length in &lengths {
+                for query in start..start + length {
+                    for head in 0..heads {
+                        let dims = head * width..(head + 1) * width;
+                        let weights: Vec<f32> = (start..start + length)
+                            .map(|key| {
+                                let score: f32 =
+                                    dims.clone().map(|i| at(query, 0, i) * at(key, 1, i)).sum();
+                                score.exp()
+                            })
+                            .collect();
+                        let total: f32 = weights.iter().sum();
+                        for i in dims {
+                            let expected: f32 = (start..start + length)
+                                .zip(&weights)
+                                .map(|(key, w)| w / total * at(key, 2, i))
+                                .sum();
+                            let found = found[query * hidden + i];
+                            assert!(
+                                (found - expected).abs() < 1e-4,
+                                "{lengths:?} token {query} value {i}: {found}, not {expected}"
+                            );
+                        }
+                    }
+                }
+                start += length;
+            }
+        }
+    }
+}

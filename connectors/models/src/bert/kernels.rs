@@ -26,19 +26,23 @@ pub fn quantize_row(src: &[f32], dst: &mut [u8]) -> RowQuant {
     QuantizeRow { src, dst }.dispatch()
 }
 
-/// `out = acc * (row_scale * col_scale) + bias`, element by element; all slices have the same length.
-pub fn dequantize_row(
-    acc: &[i32],
-    row_scale: f32,
-    col_scale: &[f32],
-    bias: &[f32],
-    out: &mut [f32],
-) {
+/// What belongs to the columns of a quantised product.
+#[derive(Clone, Copy)]
+pub struct Columns<'a> {
+    /// Size of one step of the weights.
+    pub scales: &'a [f32],
+    /// Sum of the quantised weights.
+    pub sums: &'a [i32],
+    /// Added to the result.
+    pub bias: &'a [f32],
+}
+
+/// `out = (acc - zero_point * sums) * (row scale * scales) + bias`, element by element; all slices have the same length.
+pub fn dequantize_row(acc: &[i32], quant: RowQuant, columns: Columns<'_>, out: &mut [f32]) {
     DequantizeRow {
         acc,
-        row_scale,
-        col_scale,
-        bias,
+        quant,
+        columns,
         out,
     }
     .dispatch()
@@ -121,9 +125,8 @@ impl SimdOp for QuantizeRow<'_> {
 
 struct DequantizeRow<'a> {
     acc: &'a [i32],
-    row_scale: f32,
-    col_scale: &'a [f32],
-    bias: &'a [f32],
+    quant: RowQuant,
+    columns: Columns<'a>,
     out: &'a mut [f32],
 }
 
@@ -133,9 +136,13 @@ impl SimdOp for DequantizeRow<'_> {
     #[inline(always)]
     fn eval<I: Isa>(self, _isa: I) {
         let n = self.out.len();
-        let (acc, scale, bias) = (&self.acc[..n], &self.col_scale[..n], &self.bias[..n]);
+        let Columns { scales, sums, bias } = self.columns;
+        let (acc, scales, sums, bias) = (&self.acc[..n], &scales[..n], &sums[..n], &bias[..n]);
+        let zero = i32::from(self.quant.zero_point);
         for i in 0..n {
-            self.out[i] = acc[i] as f32 * (self.row_scale * scale[i]) + bias[i];
+            // Cannot overflow: at most 255 * 127 * inputs each. Wrapping, so that checked builds vectorise it too.
+            let product = acc[i].wrapping_sub(sums[i].wrapping_mul(zero));
+            self.out[i] = product as f32 * (self.quant.scale * scales[i]) + bias[i];
         }
     }
 }
