@@ -84,32 +84,35 @@ fn minilm_agrees_with_64_bit_arithmetic() {
     check_reference(MINILM);
 }
 
+/// Across languages only: this model puts any two texts of one language closer together than their subject deserves,
+/// its upstream implementation too.
 #[test]
 fn chinese_and_english_find_each_other() {
     let Some(model) = model(E5) else { return };
-    let passages = [
-        "Freeze rows or columns so that they stay visible while scrolling",
-        "How to insert a footnote into a text document",
-        "打印多个页面到一张纸上",
-        "Printing several pages on one sheet of paper",
-        "更改文档的页边距",
-        "在文本文档中插入脚注的方法",
+    let english = [
+        "Freeze rows or columns",
+        "Insert footnote",
+        "Change page margins",
+        "Print several pages on one sheet",
+        "Record a macro",
     ];
-    let vectors = model.embed(&passages, Role::Passage).unwrap();
-    for (query, expected) in [
-        ("冻结行或列", 0),
-        ("如何插入脚注", 5),
-        ("how do I insert footnotes", 1),
-        ("change page margins", 4),
-        ("多页打印在一张纸", 2),
-    ] {
-        let query_vector = &model.embed(&[query], Role::Query).unwrap()[0];
-        let best = (0..passages.len())
-            .max_by(|&a, &b| {
-                cosine(query_vector, &vectors[a]).total_cmp(&cosine(query_vector, &vectors[b]))
-            })
-            .unwrap();
-        assert_eq!(best, expected, "{query} found {}", passages[best]);
+    let chinese = [
+        "冻结行或列",
+        "插入脚注",
+        "更改页边距",
+        "在一张纸上打印多页",
+        "录制宏",
+    ];
+    for (queries, passages) in [(english, chinese), (chinese, english)] {
+        let vectors = model.embed(&passages, Role::Passage).unwrap();
+        for (expected, query) in queries.iter().enumerate() {
+            let query_vector = &model.embed(&[query], Role::Query).unwrap()[0];
+            let score = |i: &usize| cosine(query_vector, &vectors[*i]);
+            let best = (0..passages.len())
+                .max_by(|a, b| score(a).total_cmp(&score(b)))
+                .unwrap();
+            assert_eq!(best, expected, "{query} found {}", passages[best]);
+        }
     }
 }
 
@@ -131,11 +134,12 @@ fn what_is_beyond_the_longest_input_does_not_count() {
     let Some(model) = model(E5) else { return };
     let text = "冻结行或列可以让表头始终可见。".repeat(200);
     assert!(model.tokenizer().count(&text) > model.max_tokens());
-    let fitting = model.tokenizer().offsets(&text)[model.passage_tokens() - 1].1;
+    // Far beyond and a little beyond: the same tokens are left.
+    let little = model.tokenizer().offsets(&text)[model.max_tokens() + 20].1;
     let vectors = model
-        .embed(&[&text, &text[..fitting]], Role::Passage)
+        .embed(&[&text, &text[..little]], Role::Passage)
         .unwrap();
-    assert!(cosine(&vectors[0], &vectors[1]) > 0.9999);
+    assert!(cosine(&vectors[0], &vectors[1]) > 0.99999);
 }
 
 #[test]
