@@ -202,7 +202,8 @@ impl ModelStore {
         Ok(true)
     }
 
-    /// Reads every file of the model and compares its hash with the lock file.
+    /// Reads every file of the model and compares its hash with the lock file. A file that differs is renamed to
+    /// `NAME.damaged`, so that the model counts as corrupt from then on and [`pull`](Self::pull) fetches it again.
     ///
     /// # Errors
     /// [`ModelError::Absent`] when it is not here, [`ModelError::Corrupt`] naming the first file that differs.
@@ -226,6 +227,8 @@ impl ModelStore {
             }
             let found = sha256_file(&path)?;
             if found != file.sha256 {
+                let aside = path.with_file_name(format!("{}.damaged", file.to));
+                fs::rename(&path, &aside).map_err(ModelError::io("move aside", &path))?;
                 return Err(corrupt(format!(
                     "{} has sha256 {found}, the lock file pins {}",
                     file.to, file.sha256

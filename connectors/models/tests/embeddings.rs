@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use va_models::{
-    Embedder, Embedders, ModelStore, NoProgress, Role, default_model_dir, load_embedder,
+    Embedder, Embedders, ModelLock, ModelStore, NoProgress, Role, default_model_dir, load_embedder,
 };
 
 const E5: &str = "multilingual-e5-small";
@@ -217,5 +217,55 @@ fn a_directory_of_ones_own_is_a_model() {
     );
     for (a, b) in a.iter().zip(&b) {
         assert!(cosine(a, b) > 0.995);
+    }
+}
+
+/// The same model as an int8 ONNX graph, through a lock file of one's own and a directory of one's own.
+#[test]
+fn an_onnx_graph_is_a_model() {
+    const GRAPH: &str = "minilm-graph";
+    let Some(minilm) = model(MINILM) else { return };
+    let lock = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/graph.lock.json");
+    let lock = ModelLock::with_file(&lock).unwrap();
+    assert!(lock.get(MINILM).is_some() && lock.get(GRAPH).is_some());
+    let store = ModelStore::with_lock(default_model_dir(), lock);
+    if let Err(error) = store.pull(GRAPH, &NoProgress) {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "no model under CI: {error}"
+        );
+        eprintln!("SKIPPED: {error}");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for (model, file) in [(GRAPH, "model.onnx"), (MINILM, "tokenizer.json")] {
+        std::fs::copy(store.dir().join(model).join(file), dir.path().join(file)).unwrap();
+    }
+    std::fs::create_dir(dir.path().join("1_Pooling")).unwrap();
+    std::fs::write(
+        dir.path().join("1_Pooling/config.json"),
+        r#"{"pooling_mode_mean_tokens": true}"#,
+    )
+    .unwrap();
+    let graph = load_embedder(dir.path().to_str().unwrap(), &store).unwrap();
+    assert_eq!((graph.dims(), graph.max_tokens()), (384, 512));
+    let long = "Keep rows visible while scrolling. ".repeat(20);
+    let texts = [
+        "Freeze rows or columns",
+        long.as_str(),
+        "naïve café",
+        "insert a footnote",
+    ];
+    let (a, b) = (
+        graph.embed(&texts, Role::Passage).unwrap(),
+        minilm.embed(&texts, Role::Passage).unwrap(),
+    );
+    for (i, text) in texts.iter().enumerate() {
+        // Two different 8-bit versions of one model.
+        assert!(
+            cosine(&a[i], &b[i]) > 0.97,
+            "{} {text}",
+            cosine(&a[i], &b[i])
+        );
     }
 }

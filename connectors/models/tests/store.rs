@@ -107,13 +107,16 @@ fn pulling_is_checked_exclusive_and_repairs() {
         assert_eq!(total, done, "{what}");
     }
 
-    // One bit of damage: the size is right, so only `verify` sees it; a cut file is seen at once and pulled again.
+    // One bit of damage: the size is right, so only `verify` sees it; a cut file is seen at once. Both are repaired.
     let file = dir.path().join(&name).join("tokenizer.json");
     let mut bytes = std::fs::read(&file).unwrap();
     bytes[1000] ^= 1;
     std::fs::write(&file, &bytes).unwrap();
     let error = store.verify(&name, &NoProgress).unwrap_err().to_string();
     assert!(error.contains("tokenizer.json has sha256"), "{error}");
+    assert!(matches!(state(&store, &name), ModelState::Corrupt(_)));
+    assert!(store.pull(&name, &NoProgress).unwrap());
+    assert_eq!(state(&store, &name), ModelState::Ready);
     std::fs::write(&file, &bytes[..10]).unwrap();
     assert!(store.pull(&name, &NoProgress).unwrap());
     store.verify(&name, &NoProgress).unwrap();

@@ -229,7 +229,7 @@ mod tests {
     fn norm_has_zero_mean_and_unit_variance() {
         let mut x: Vec<f32> = (0..50).map(|i| i as f32).collect();
         let y = vec![1.0; 50];
-        add_norm_row(&mut x, &y, &vec![1.0; 50], &vec![0.0; 50], 1e-12);
+        add_norm_row(&mut x, &y, &[1.0; 50], &[0.0; 50], 1e-12);
         let mean = x.iter().sum::<f32>() / 50.0;
         let var = x.iter().map(|v| v * v).sum::<f32>() / 50.0;
         assert!(mean.abs() < 1e-5 && (var - 1.0).abs() < 1e-4);
