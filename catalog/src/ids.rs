@@ -348,8 +348,9 @@ mod tests {
     #[test]
     fn derived_ids_are_stable_and_survive_text() {
         let document = DocumentId::of(&help(), "file:///a.html");
-        // Pinned: a changed derivation would orphan every stored chunk.
-        assert_eq!(document.to_string(), "5fb9c0fac5ed8deba2e46f3bdf82a9d5");
+        // Pinned: a changed derivation would orphan every stored chunk. The value is that of BLAKE3's Python binding over
+        // the same length-prefixed parts.
+        assert_eq!(document.to_string(), "7d990fd4e20ec2fcf20b4c8581cf5d45");
         assert_eq!(document.to_string().parse(), Ok(document));
         let first = ChunkId::of(&help(), document, Version(1), 0);
         assert_ne!(first, ChunkId::of(&help(), document, Version(2), 0));

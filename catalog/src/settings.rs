@@ -306,26 +306,34 @@ fn parse(path: &Path, text: &str) -> Result<Settings, SettingsError> {
         let (line, column) = error
             .location()
             .map_or((0, 0), |location| (location.line(), location.column()));
+        let message = error.to_string();
+        // The place is told once, in front.
+        let told = format!(" at line {line}, column {column}");
+        let message = message.strip_suffix(&told).unwrap_or(&message);
         SettingsError::Invalid {
             place: Place::File {
                 path: path.to_owned(),
                 line,
                 column,
             },
-            problem: with_key(text, line, &error.to_string()),
+            problem: with_line(text, line, message),
         }
     })
 }
 
-/// The message with the name of the key on that line, when it does not name it itself.
-fn with_key(text: &str, line: u64, message: &str) -> String {
-    let key = usize::try_from(line)
+/// The message, with the text of that line where it does not tell the key and the value itself.
+fn with_line(text: &str, line: u64, message: &str) -> String {
+    let setting = usize::try_from(line)
         .ok()
         .and_then(|line| text.lines().nth(line.checked_sub(1)?))
-        .and_then(|line| line.split_once(':'))
-        .map(|(key, _)| key.trim());
-    match key {
-        Some(key) if !key.is_empty() && !message.contains(key) => format!("`{key}`: {message}"),
+        .map(str::trim);
+    let told = |setting: &str| {
+        setting
+            .split(':')
+            .all(|part| message.contains(part.trim().trim_matches(['"', '\''])))
+    };
+    match setting {
+        Some(setting) if !told(setting) => format!("`{setting}`: {message}"),
         _ => message.to_owned(),
     }
 }
@@ -508,9 +516,13 @@ mod tests {
         check(
             "search:\n  k: 0\n",
             &[],
-            &["va.yaml:2", "`k`", "use at least 1"],
+            &["va.yaml:2", "`k: 0`", "use at least 1"],
         );
-        check("search:\n  k: many\n", &[], &["va.yaml:2:6", "`k`", "many"]);
+        check(
+            "search:\n  k: many\n",
+            &[],
+            &["va.yaml:2:6: `k: many`: invalid u64"],
+        );
         check(
             "search: {k: 2000}\n",
             &[],

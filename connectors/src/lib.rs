@@ -4,4 +4,5 @@
 
 pub mod flow;
 pub mod log;
+pub mod objects;
 pub mod schema;

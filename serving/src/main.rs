@@ -1,2 +1,5 @@
 //! The `va` binary.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    va_serving::cli::main()
+}

@@ -4,6 +4,7 @@
 //! for, so nothing here promises what a Kafka transaction cannot do. [`conformance`] is the suite both must pass.
 //! Schemas of topics are the catalog's business: a log stores any record batch.
 
+#[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod embedded;
 

@@ -70,6 +70,9 @@ async fn write(
     prepared: Option<&Prepared>,
 ) -> Result<usize, VectorError> {
     let started = Instant::now();
+    if let Some(prepared) = prepared {
+        table.check_dims(&*table.snapshot().await?, prepared.dims)?;
+    }
     // Taken out until the commit has succeeded: after an error, or when the caller gives up in the middle, nobody knows
     // what is stored.
     let mut present = match writer.present.take() {
@@ -79,9 +82,6 @@ async fn write(
             table.document_ids(&*table.snapshot().await?).await?
         }
     };
-    if let Some(prepared) = prepared {
-        table.check_dims(&*table.snapshot().await?, prepared.dims)?;
-    }
     let mut replaced: Vec<DocumentId> = Vec::new();
     let mut seen = HashSet::new();
     for document in documents {

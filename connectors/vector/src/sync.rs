@@ -26,12 +26,12 @@ pub(crate) async fn fragments(table: &Path, fragments: &[Fragment]) -> io::Resul
             )));
         }
     }
-    all(paths).await
+    all(table, paths).await
 }
 
 /// Syncs one manifest.
 pub(crate) async fn manifest(table: &Path, file_name: &str) -> io::Result<()> {
-    all(vec![table.join("_versions").join(file_name)]).await
+    all(table, vec![table.join("_versions").join(file_name)]).await
 }
 
 /// Syncs every file of the table's indexes.
@@ -47,12 +47,15 @@ pub(crate) async fn indexes(table: &Path) -> io::Result<()> {
         Ok(paths)
     })
     .await?;
-    all(paths).await
+    all(table, paths).await
 }
 
-async fn all(paths: Vec<PathBuf>) -> io::Result<()> {
+async fn all(table: &Path, paths: Vec<PathBuf>) -> io::Result<()> {
+    let table = table.to_owned();
     blocking(move || {
-        let mut directories: Vec<&Path> = Vec::new();
+        // The first commit also makes the table's directory and those in it.
+        let mut directories: Vec<&Path> = table.parent().into_iter().collect();
+        directories.push(&table);
         for path in &paths {
             File::open(path)?.sync_all()?;
             if let Some(directory) = path.parent()

@@ -61,7 +61,9 @@ impl OpenTable {
 
     /// The newest version that this process knows.
     pub async fn snapshot(&self) -> Result<Arc<Dataset>, VectorError> {
-        self.wrapper()?
+        self.table
+            .dataset()
+            .ok_or_else(|| self.not_local())?
             .get()
             .await
             .map_err(|error| self.error("opening", error))
@@ -69,13 +71,18 @@ impl OpenTable {
 
     /// Shows a committed version to readers; an older one than they see already is ignored.
     pub fn publish(&self, dataset: Dataset) -> Result<(), VectorError> {
-        self.wrapper()?.update(dataset);
+        self.table
+            .dataset()
+            .ok_or_else(|| self.not_local())?
+            .update(dataset);
         Ok(())
     }
 
     /// Reads the newest version from the disk.
     pub async fn refresh(&self) -> Result<(), VectorError> {
-        self.wrapper()?
+        self.table
+            .dataset()
+            .ok_or_else(|| self.not_local())?
             .reload()
             .await
             .map_err(|error| self.error("refreshing", error))
@@ -89,10 +96,8 @@ impl OpenTable {
         VectorError::storage(&self.collection, action, error)
     }
 
-    fn wrapper(&self) -> Result<&lancedb::table::dataset::DatasetConsistencyWrapper, VectorError> {
-        self.table
-            .dataset()
-            .ok_or_else(|| self.error("opening", "the table is not a local one"))
+    fn not_local(&self) -> VectorError {
+        self.error("opening", "the table is not a local one")
     }
 
     /// Fails unless vectors have this length.

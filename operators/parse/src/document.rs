@@ -4,6 +4,7 @@
 //! Offsets are byte offsets into [`Document::text`]; turning them into character offsets for clients
 //! is left to the chunk operator.
 
+use std::fmt;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
@@ -67,4 +68,25 @@ pub enum Format {
     Csv,
     Json,
     Email,
+    /// Unix manual page in roff.
+    Man,
+}
+
+impl fmt::Display for Format {
+    /// The name that is also used in JSON: `pdf`, `docx`, ...
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Format::Pdf => "pdf",
+            Format::Docx => "docx",
+            Format::Pptx => "pptx",
+            Format::Xlsx => "xlsx",
+            Format::Text => "text",
+            Format::Markdown => "markdown",
+            Format::Html => "html",
+            Format::Csv => "csv",
+            Format::Json => "json",
+            Format::Email => "email",
+            Format::Man => "man",
+        })
+    }
 }

@@ -1,0 +1,146 @@
+//! API keys and the admin key file.
+
+use crate::*;
+
+#[tokio::test]
+async fn keys_open_what_they_should() {
+    let bench = Bench::new().await;
+    let catalog = &bench.catalog;
+    let default = TenantId::default_tenant();
+    let scopes = BTreeSet::from([Scope::Write]);
+    let (id, secret) = catalog
+        .create_key(&default, "indexer", &scopes)
+        .await
+        .expect("a key");
+    assert!(secret.expose().starts_with("va_") && secret.expose().len() == 46);
+    assert_eq!(format!("{secret:?}"), "va_***");
+    let principal = catalog
+        .check_key(secret.expose())
+        .await
+        .expect("a check")
+        .expect("a principal");
+    assert_eq!((&principal.tenant, &principal.key_id), (&default, &id));
+    assert!(
+        principal.allows(Scope::Read)
+            && principal.allows(Scope::Write)
+            && !principal.allows(Scope::Admin)
+    );
+    let mut wrong = secret.expose().to_owned();
+    wrong.replace_range(45.., if wrong.ends_with('A') { "E" } else { "A" });
+    for bad in [
+        "",
+        "va_",
+        &wrong,
+        &secret.expose()[1..],
+        "va_ééééééééééééééééééééé文",
+    ] {
+        assert_eq!(
+            catalog.check_key(bad).await.expect("a check"),
+            None,
+            "{bad}"
+        );
+    }
+    let listed = catalog
+        .keys(&default, &Page::default())
+        .await
+        .expect("a page")
+        .items;
+    assert_eq!((listed.len(), listed[0].last_used_at), (1, Some(1_000)));
+    bench.clock.store(30_000, Ordering::SeqCst);
+    catalog
+        .check_key(secret.expose())
+        .await
+        .expect("a check")
+        .expect("a principal");
+    let listed = catalog
+        .keys(&default, &Page::default())
+        .await
+        .expect("a page")
+        .items;
+    assert_eq!(
+        listed[0].last_used_at,
+        Some(1_000),
+        "noted at most once a minute"
+    );
+    assert!(catalog.create_key(&default, " ", &scopes).await.is_err());
+    assert!(
+        catalog
+            .create_key(&default, "x", &BTreeSet::new())
+            .await
+            .is_err()
+    );
+
+    catalog.revoke_key(&default, &id).await.expect("revoked");
+    catalog
+        .revoke_key(&default, &id)
+        .await
+        .expect("repeating is no error");
+    assert_eq!(
+        catalog.check_key(secret.expose()).await.expect("a check"),
+        None
+    );
+    // Nothing of the key is in the database files.
+    for entry in std::fs::read_dir(bench.folder.path()).expect("a folder") {
+        let bytes = std::fs::read(entry.expect("an entry").path()).expect("a file");
+        let needle = &secret.expose().as_bytes()[3..];
+        assert!(!bytes.windows(needle.len()).any(|window| window == needle));
+    }
+}
+
+#[tokio::test]
+async fn the_admin_key_is_made_kept_and_replaced() {
+    let bench = Bench::new().await;
+    let data = bench.folder.path().to_owned();
+    let read = |path: &std::path::Path| {
+        std::fs::read_to_string(path)
+            .expect("a key")
+            .trim()
+            .to_owned()
+    };
+    let path = bench.catalog.ensure_admin_key(&data).await.expect("a key");
+    assert_eq!(path, data.join("admin.key"));
+    let first = read(&path);
+
+    let bench = bench.reopened().await;
+    let catalog = &bench.catalog;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = |path: &std::path::Path| {
+            std::fs::metadata(path)
+                .expect("a file")
+                .permissions()
+                .mode()
+                & 0o777
+        };
+        assert_eq!(mode(&path), 0o600);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644))
+            .expect("permissions");
+        catalog.ensure_admin_key(&data).await.expect("a key");
+        assert_eq!(mode(&path), 0o600);
+    }
+    catalog.ensure_admin_key(&data).await.expect("a key");
+    assert_eq!(read(&path), first, "a key that works stays");
+    let principal = catalog
+        .check_key(&first)
+        .await
+        .expect("a check")
+        .expect("a principal");
+    assert!(principal.allows(Scope::Admin));
+
+    std::fs::remove_file(&path).expect("removed");
+    catalog.ensure_admin_key(&data).await.expect("a key");
+    let second = read(&path);
+    assert_eq!(catalog.check_key(&first).await.expect("a check"), None);
+    assert!(catalog.check_key(&second).await.expect("a check").is_some());
+    std::fs::write(&path, "garbage").expect("written");
+    catalog.ensure_admin_key(&data).await.expect("a key");
+    assert_eq!(catalog.check_key(&second).await.expect("a check"), None);
+    assert!(
+        catalog
+            .check_key(&read(&path))
+            .await
+            .expect("a check")
+            .is_some()
+    );
+}

@@ -1,0 +1,172 @@
+//! Embeddings from BERT encoders that run on our own forward pass (`bert/`).
+//!
+//! Tokens of several texts go through the encoder together without padding; pieces of about [`PIECE_TOKENS`] are spread
+//! over the model threads, longest texts first, so that no thread is left with a long one at the end.
+
+use std::path::Path;
+
+use crate::bert::e5s1::E5s1;
+use crate::bert::safetensors::BertFiles;
+use crate::bert::{Bert, Weights};
+use crate::embedder::{Embedder, Role};
+use crate::error::ModelError;
+use crate::pooling::normalize;
+use crate::spec::{EmbeddingSpec, Format};
+use crate::tokenizer::TextTokenizer;
+use crate::workers::workers;
+
+/// Tokens in one piece of work. Small enough for the caches and for fair sharing, large enough that reading the weights
+/// costs little per token.
+const PIECE_TOKENS: usize = 256;
+
+/// Queries of at most this many tokens in total go to the thread that is kept for them.
+const URGENT_TOKENS: usize = 128;
+
+/// Texts per piece of tokenising.
+const TOKENIZE_PIECE: usize = 16;
+
+/// A BERT encoder with its tokenizer.
+pub struct NativeEmbedder {
+    spec: EmbeddingSpec,
+    bert: Bert,
+    tokenizer: TextTokenizer,
+    max_tokens: usize,
+    passage_tokens: usize,
+    fingerprint: String,
+}
+
+impl std::fmt::Debug for NativeEmbedder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "NativeEmbedder({}, {:?})",
+            self.spec.name,
+            self.bert.shape()
+        )
+    }
+}
+
+impl NativeEmbedder {
+    /// Loads the model in `dir`.
+    pub(crate) fn load(
+        dir: &Path,
+        format: Format,
+        spec: EmbeddingSpec,
+    ) -> Result<Self, ModelError> {
+        let weights: Box<dyn Weights> = match format {
+            Format::E5s1 => Box::new(E5s1::open(&dir.join("model.e5s1"))?),
+            Format::Safetensors => Box::new(BertFiles::open(
+                &dir.join("model.safetensors"),
+                &dir.join("config.json"),
+            )?),
+            Format::Onnx => {
+                return Err(ModelError::Format("an ONNX graph is not run here".into()));
+            }
+        };
+        // Tokenizer and weights take about as long as each other to load.
+        let (bert, tokenizer) = std::thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| TextTokenizer::open(&dir.join("tokenizer.json")));
+            let bert = Bert::load(weights, spec.precision);
+            let tokenizer = tokenizer
+                .join()
+                .unwrap_or_else(|_| Err(ModelError::Format("tokenizer cannot be read".into())));
+            (bert, tokenizer)
+        });
+        let (bert, tokenizer) = (bert?, tokenizer?);
+        let max_tokens = spec
+            .max_tokens
+            .unwrap_or(bert.shape().max_tokens)
+            .min(bert.shape().max_tokens);
+        Ok(Self {
+            passage_tokens: spec.passage_tokens(max_tokens, &tokenizer)?,
+            fingerprint: spec.fingerprint(dir, format)?,
+            max_tokens,
+            bert,
+            tokenizer,
+            spec,
+        })
+    }
+
+    fn run(&self, pieces: &[&[u32]]) -> Result<Vec<Vec<f32>>, ModelError> {
+        let mut vectors = self.bert.forward(pieces, self.spec.pooling)?;
+        for vector in &mut vectors {
+            normalize(vector)?;
+        }
+        Ok(vectors)
+    }
+}
+
+impl Embedder for NativeEmbedder {
+    fn name(&self) -> &str {
+        &self.spec.name
+    }
+
+    fn dims(&self) -> usize {
+        self.bert.shape().hidden
+    }
+
+    fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    fn passage_tokens(&self) -> usize {
+        self.passage_tokens
+    }
+
+    fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    fn tokenizer(&self) -> &TextTokenizer {
+        &self.tokenizer
+    }
+
+    fn embed(&self, texts: &[&str], role: Role) -> Result<Vec<Vec<f32>>, ModelError> {
+        let workers = workers()?;
+        let prefix = self.spec.prefix(role);
+        let tokenize = |texts: &&[&str]| -> Result<Vec<Vec<u32>>, ModelError> {
+            texts
+                .iter()
+                .map(|t| self.tokenizer.ids(prefix, t, self.max_tokens))
+                .collect()
+        };
+        let ids: Vec<Vec<u32>> = if texts.len() <= TOKENIZE_PIECE {
+            tokenize(&texts)?
+        } else {
+            let pieces: Vec<&[&str]> = texts.chunks(TOKENIZE_PIECE).collect();
+            workers
+                .each(&pieces, tokenize)?
+                .into_iter()
+                .flatten()
+                .collect()
+        };
+        if role == Role::Query && ids.iter().map(Vec::len).sum::<usize>() <= URGENT_TOKENS {
+            let all: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
+            return workers.urgent(|| self.run(&all));
+        }
+
+        let mut order: Vec<usize> = (0..ids.len()).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(ids[i].len()));
+        let mut pieces: Vec<Vec<usize>> = Vec::new();
+        let mut tokens = PIECE_TOKENS;
+        for i in order {
+            match pieces.last_mut() {
+                Some(piece) if tokens + ids[i].len() <= PIECE_TOKENS => piece.push(i),
+                _ => {
+                    pieces.push(vec![i]);
+                    tokens = 0;
+                }
+            }
+            tokens += ids[i].len();
+        }
+        let done = workers.each(&pieces, |piece| {
+            let sequences: Vec<&[u32]> = piece.iter().map(|&i| ids[i].as_slice()).collect();
+            self.run(&sequences)
+        })?;
+        let mut out = vec![Vec::new(); texts.len()];
+        for (i, vector) in pieces.into_iter().flatten().zip(done.into_iter().flatten()) {
+            out[i] = vector;
+        }
+        Ok(out)
+    }
+}

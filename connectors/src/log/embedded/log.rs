@@ -1,0 +1,233 @@
+//! The trait: each method goes to the file that holds its idea; offsets and state of groups are read here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use fjall::PersistMode;
+use va_catalog::{Offset, PipelineName, TopicName, TopicPartition};
+
+use super::codec;
+use super::commit::EmbeddedCommit;
+use super::member::EmbeddedMember;
+use super::store::{EmbeddedLog, Shared, at, lock, storage};
+use crate::log::{
+    Commit, FetchLimit, Fetched, GroupId, Log, LogError, Member, StateKey, TopicConfig, Watermarks,
+};
+
+#[async_trait]
+impl Log for EmbeddedLog {
+    async fn create_topic(&self, topic: &TopicName, config: TopicConfig) -> Result<(), LogError> {
+        let topic = topic.clone();
+        self.shared
+            .blocking(move |shared| shared.create_topic(&topic, config))
+            .await
+    }
+
+    async fn delete_topic(&self, topic: &TopicName) -> Result<(), LogError> {
+        let topic = topic.clone();
+        self.shared
+            .blocking(move |shared| shared.delete_topic(&topic))
+            .await
+    }
+
+    async fn topics(&self) -> Result<Vec<(TopicName, TopicConfig)>, LogError> {
+        let topics = self.shared.topics.read();
+        let topics = topics.unwrap_or_else(PoisonError::into_inner);
+        Ok(topics
+            .iter()
+            .map(|(name, topic)| (name.clone(), topic.config.clone()))
+            .collect())
+    }
+
+    async fn watermarks(&self, partition: &TopicPartition) -> Result<Watermarks, LogError> {
+        let topic = self.shared.topic(&partition.topic)?;
+        let marks = *topic.marks(partition.partition)?.borrow();
+        Ok(Watermarks {
+            low: Offset(marks.low),
+            high: Offset(marks.high),
+        })
+    }
+
+    async fn offset_at(
+        &self,
+        partition: &TopicPartition,
+        time_ms: i64,
+    ) -> Result<Offset, LogError> {
+        let topic = self.shared.topic_of(partition)?.id;
+        let partition = partition.clone();
+        self.shared
+            .blocking(move |shared| shared.offset_at(&partition, topic, time_ms))
+            .await
+    }
+
+    async fn fetch(
+        &self,
+        partition: &TopicPartition,
+        from: Offset,
+        limit: FetchLimit,
+        wait: Duration,
+    ) -> Result<Fetched, LogError> {
+        self.shared.fetch(partition, from, limit, wait).await
+    }
+
+    async fn committed(
+        &self,
+        group: &GroupId,
+        partition: &TopicPartition,
+    ) -> Result<Option<Offset>, LogError> {
+        let (group, partition) = (group.clone(), partition.clone());
+        self.shared
+            .blocking(move |shared| shared.committed(&group, &partition))
+            .await
+    }
+
+    async fn groups(&self) -> Result<Vec<GroupId>, LogError> {
+        self.shared.blocking(|shared| shared.groups()).await
+    }
+
+    async fn reset_group(
+        &self,
+        group: &GroupId,
+        offsets: Vec<(TopicPartition, Option<Offset>)>,
+    ) -> Result<(), LogError> {
+        let group = group.clone();
+        self.shared
+            .blocking(move |shared| shared.reset_group(&group, &offsets))
+            .await
+    }
+
+    async fn join(
+        &self,
+        group: &GroupId,
+        topics: &[TopicName],
+    ) -> Result<Box<dyn Member>, LogError> {
+        let member = EmbeddedMember::join(Arc::clone(&self.shared), group, topics)?;
+        Ok(Box::new(member))
+    }
+
+    fn begin(&self) -> Box<dyn Commit> {
+        Box::new(EmbeddedCommit::new(Arc::clone(&self.shared), None))
+    }
+
+    async fn state_get(&self, key: &StateKey) -> Result<Option<Bytes>, LogError> {
+        let place = format!("state of `{}` in `{}`", key.namespace, key.group);
+        let key = codec::state_key(key);
+        self.shared
+            .blocking(move |shared| {
+                let value = shared.state.get(key).map_err(|e| at(&place, e))?;
+                Ok(value.map(Bytes::from))
+            })
+            .await
+    }
+
+    async fn state_scan(
+        &self,
+        group: &GroupId,
+        namespace: &str,
+        prefix: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, LogError> {
+        let place = format!("state of `{namespace}` in `{group}`");
+        let mut full = codec::state_prefix(group, namespace);
+        let names = full.len();
+        full.extend_from_slice(prefix);
+        self.shared
+            .blocking(move |shared| {
+                shared
+                    .state
+                    .prefix(full)
+                    .take(limit)
+                    .map(|guard| {
+                        let (key, value) = guard.into_inner().map_err(|e| at(&place, e))?;
+                        Ok((Bytes::from(key).slice(names..), Bytes::from(value)))
+                    })
+                    .collect()
+            })
+            .await
+    }
+
+    async fn enforce_retention(&self, now_ms: i64) -> Result<u64, LogError> {
+        self.shared
+            .blocking(move |shared| shared.enforce_retention(now_ms))
+            .await
+    }
+
+    async fn close(&self) -> Result<(), LogError> {
+        self.shared
+            .blocking(|shared| {
+                // Waits for the commit that is being written.
+                let _writer = lock(&shared.writer);
+                shared.closed.cancel();
+                shared
+                    .db
+                    .persist(PersistMode::SyncAll)
+                    .map_err(|e| at("close the log", e))
+            })
+            .await
+    }
+}
+
+impl Shared {
+    pub(super) fn committed(
+        &self,
+        group: &GroupId,
+        partition: &TopicPartition,
+    ) -> Result<Option<Offset>, LogError> {
+        let key = codec::offset_key(group, &partition.topic, partition.partition);
+        let damaged = || format!("offset of `{group}` in `{partition}`");
+        match self.offsets.get(key).map_err(|e| at(&damaged(), e))? {
+            None => Ok(None),
+            Some(value) => match value[..].try_into() {
+                Ok(bytes) => Ok(Some(Offset(u64::from_le_bytes(bytes)))),
+                Err(_) => Err(LogError::Corrupt(damaged())),
+            },
+        }
+    }
+
+    fn groups(&self) -> Result<Vec<GroupId>, LogError> {
+        let mut groups = BTreeSet::new();
+        for guard in self.offsets.iter() {
+            let key = guard.key().map_err(|e| at("offsets of groups", e))?;
+            let group = codec::offset_key_parts(&key)
+                .and_then(|(group, _)| PipelineName::new(group).ok())
+                .ok_or_else(|| LogError::Corrupt(format!("a group's name: {key:?}")))?;
+            groups.insert(GroupId(group));
+        }
+        Ok(groups.into_iter().collect())
+    }
+
+    fn reset_group(
+        &self,
+        group: &GroupId,
+        offsets: &[(TopicPartition, Option<Offset>)],
+    ) -> Result<(), LogError> {
+        let _writer = self.writer()?;
+        if lock(&self.groups).has_members(group) {
+            return Err(LogError::Config(format!(
+                "group `{group}` has members; stop its pipeline, then reset it"
+            )));
+        }
+        // By key: the store must not get one key twice in one write.
+        let mut changes = BTreeMap::new();
+        for (partition, offset) in offsets {
+            self.topic_of(partition)?;
+            let key = codec::offset_key(group, &partition.topic, partition.partition);
+            changes.insert(key, *offset);
+        }
+        let mut batch = self.db.batch();
+        for (key, offset) in changes {
+            match offset {
+                Some(offset) => batch.insert(&self.offsets, key, offset.0.to_le_bytes()),
+                None => batch.remove(&self.offsets, key),
+            }
+        }
+        batch
+            .durability(Some(PersistMode::SyncData))
+            .commit()
+            .map_err(storage)
+    }
+}

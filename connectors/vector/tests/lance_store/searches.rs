@@ -1,0 +1,247 @@
+//! What is found: filters, order, scans, indexes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use arrow::array::RecordBatch;
+use arrow::compute::concat_batches;
+use futures::TryStreamExt;
+use va_catalog::{ChunkId, DocumentId, Filter, Version};
+use va_vector::{IndexKind, Metric, VectorStore, stored_schema};
+
+use crate::support::*;
+
+#[tokio::test]
+async fn filters_match_tags_and_nothing_else() {
+    let dir = temp();
+    let store = open(&dir).await;
+    let help = collection("default", "help");
+    let hostile = [
+        "x') OR true --",
+        "it's",
+        "''",
+        r"back\slash",
+        r"\' OR 1=1 --",
+        "\"double\"",
+        "`tick`",
+        "100%_",
+        "新\n行",
+        "😀",
+        "$1 ? :name",
+        "",
+    ];
+    let mut chunks = Vec::new();
+    let mut random = Random(4);
+    for (i, value) in hostile.iter().enumerate() {
+        let tags = [format!("v={value}"), format!("parity={}", i % 2)];
+        let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+        let record = chunk(&help, &format!("d{i}"), 1, 0, 1, &tags);
+        chunks.push((record, random.vector(DIMS)));
+    }
+    chunks.push((chunk(&help, "untagged", 1, 0, 1, &[]), random.vector(DIMS)));
+    put(&store, &help, &chunks).await;
+
+    let search = async |filter: Filter| {
+        let query = vec![1.0; DIMS];
+        let hits = store
+            .search(&help, &query, 100, Metric::Cosine, &filter)
+            .await
+            .expect("hits");
+        let mut names: Vec<String> = hits.into_iter().map(|h| h.chunk.document.name).collect();
+        names.sort();
+        names
+    };
+    for (i, value) in hostile.iter().enumerate() {
+        let found = search(filter(&[("v", &[value])])).await;
+        assert_eq!(found, [format!("d{i}")], "{value}");
+        let other = filter(&[("v", &[value]), ("parity", &[["1", "0"][i % 2]])]);
+        assert!(search(other).await.is_empty(), "{value}");
+    }
+    assert_eq!(
+        search(filter(&[("v", &["it's", "😀", "absent"])])).await,
+        ["d1", "d9"]
+    );
+    assert_eq!(
+        search(filter(&[("parity", &["0", "1"])])).await.len(),
+        hostile.len()
+    );
+    assert!(search(filter(&[("v", &[])])).await.is_empty());
+    assert!(search(filter(&[("v", &["it"])])).await.is_empty());
+    assert_eq!(search(Filter::default()).await.len(), hostile.len() + 1);
+
+    // The filter comes before the search: the one match is found, however far away.
+    let far = filter(&[("v", &["😀"])]);
+    let query: Vec<f32> = chunks[9].1.iter().map(|value| -value).collect();
+    let hits = store
+        .search(&help, &query, 1, Metric::Cosine, &far)
+        .await
+        .expect("hits");
+    assert_eq!(hits.len(), 1);
+    assert_eq!(hits[0].chunk.document.name, "d9");
+    assert!((hits[0].score + 1.0).abs() < 1e-5, "{}", hits[0].score);
+}
+
+#[tokio::test]
+async fn order_is_that_of_brute_force() {
+    let dir = temp();
+    let store = open(&dir).await;
+    let help = collection("default", "help");
+    let mut random = Random(5);
+    let mut vectors = HashMap::new();
+    for name in ["a", "b", "c"] {
+        let chunks = sample(&help, &mut random, name, 1, 100);
+        put(&store, &help, &chunks).await;
+        vectors.extend(
+            chunks
+                .into_iter()
+                .map(|(record, vector)| (record.id, vector)),
+        );
+    }
+    check_order(&store, &help, &vectors, &mut random).await;
+
+    let ids: BTreeMap<ChunkId, (DocumentId, Version)> = store
+        .chunk_ids(&help)
+        .await
+        .expect("ids")
+        .into_iter()
+        .map(|(id, document, version)| (id, (document, version)))
+        .collect();
+    assert_eq!(ids.len(), vectors.len());
+    assert!(vectors.keys().all(|id| ids[id].1 == Version(1)));
+    let documents: BTreeSet<DocumentId> = ids.values().map(|(document, _)| *document).collect();
+    assert_eq!(documents.len(), 3);
+}
+
+#[tokio::test]
+async fn scans_give_the_columns_that_were_asked_for() {
+    let dir = temp();
+    let store = open(&dir).await;
+    let help = collection("default", "help");
+    let mut random = Random(6);
+    put(&store, &help, &sample(&help, &mut random, "a", 1, 5)).await;
+    put(&store, &help, &sample(&help, &mut random, "b", 1, 5)).await;
+
+    let scan = async |columns: Option<&[&str]>, condition, limit| {
+        let columns: Option<Vec<String>> =
+            columns.map(|names| names.iter().map(|name| (*name).to_owned()).collect());
+        let stream = store
+            .scan(&help, columns.as_deref(), condition, limit)
+            .await
+            .expect("a scan")
+            .expect("a collection");
+        let batches: Vec<RecordBatch> = stream.batches.try_collect().await.expect("batches");
+        assert!(batches.iter().all(|batch| batch.schema() == stream.schema));
+        concat_batches(&stream.schema, &batches).expect("one batch")
+    };
+    let all = scan(None, None, None).await;
+    assert_eq!(all.num_rows(), 10);
+    let stored = stored_schema(DIMS);
+    assert_eq!(
+        all.schema().fields()[..],
+        stored.fields()[..stored.fields().len() - 1]
+    );
+
+    let some = scan(
+        Some(&["vector", "end", "id"]),
+        Some("name = 'b' AND `end` > 20"),
+        None,
+    )
+    .await;
+    assert_eq!(some.num_rows(), 3);
+    let names: Vec<String> = some
+        .schema()
+        .fields()
+        .iter()
+        .map(|f| f.name().clone())
+        .collect();
+    assert_eq!(names, ["vector", "end", "id"]);
+
+    assert_eq!(scan(Some(&["text"]), None, Some(4)).await.num_rows(), 4);
+    let none = scan(Some(&[]), Some("name = 'a'"), None).await;
+    assert_eq!((none.num_columns(), none.num_rows()), (0, 5));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn indexes_find_neighbours_and_follow_changes() {
+    for kind in [IndexKind::IvfFlat, IndexKind::IvfHnswSq] {
+        let dir = temp();
+        let store = open_with(&dir, |options| {
+            options.index_rows_min = 1000;
+            options.index_kind = kind;
+            options.sync = false;
+        })
+        .await;
+        let help = collection("default", "help");
+        let mut random = Random(9);
+        let mut vectors = HashMap::new();
+        for name in ["a", "b", "c"] {
+            let chunks = sample(&help, &mut random, name, 1, 500);
+            put(&store, &help, &chunks).await;
+            vectors.extend(
+                chunks
+                    .into_iter()
+                    .map(|(record, vector)| (record.id, vector)),
+            );
+        }
+        let report = store.optimize(&help).await.expect("optimized");
+        assert_eq!(report.indexes, ["vector_idx", "document_id_idx", "id_idx"]);
+        let report = store.optimize(&help).await.expect("optimized");
+        assert!(report.indexes.is_empty(), "{report:?}");
+
+        // Rows in the index are replaced, and new ones come beside it.
+        let replaced = sample(&help, &mut random, "b", 2, 300);
+        vectors.retain(|id, _| (0..500).all(|i| *id != chunk(&help, "b", 1, i, 500, &[]).id));
+        put(&store, &help, &replaced).await;
+        vectors.extend(
+            replaced
+                .into_iter()
+                .map(|(record, vector)| (record.id, vector)),
+        );
+        for round in ["beside the index", "in the index", "compacted"] {
+            assert_eq!(store.count(&help).await.expect("a count"), 1300, "{round}");
+            let mut found = 0;
+            for _ in 0..20 {
+                let query = random.vector(DIMS);
+                let mut expected: Vec<(f32, ChunkId)> = vectors
+                    .iter()
+                    .map(|(id, v)| (cosine(&query, v), *id))
+                    .collect();
+                expected.sort_by(|a, b| b.0.total_cmp(&a.0));
+                let hits = store
+                    .search(&help, &query, 10, Metric::Cosine, &Filter::default())
+                    .await
+                    .expect("hits");
+                assert_eq!(hits.len(), 10);
+                for hit in &hits {
+                    let own = cosine(&query, &vectors[&hit.chunk.id]);
+                    assert!(
+                        (hit.score - own).abs() < 1e-4,
+                        "{round}: {} {own}",
+                        hit.score
+                    );
+                }
+                let best: BTreeSet<ChunkId> = expected[..10].iter().map(|(_, id)| *id).collect();
+                found += hits
+                    .iter()
+                    .filter(|hit| best.contains(&hit.chunk.id))
+                    .count();
+            }
+            assert!(found >= 180, "{kind:?} {round}: {found} of 200 neighbours");
+            // The other metric does not use the index and is exact.
+            let query = random.vector(DIMS);
+            let nearest = vectors
+                .values()
+                .map(|v| euclidean(&query, v))
+                .fold(f32::MAX, f32::min);
+            let hits = store
+                .search(&help, &query, 1, Metric::L2, &Filter::default())
+                .await
+                .expect("hits");
+            assert!((hits[0].score + nearest).abs() < 1e-4);
+            // By id, through the id index.
+            let ids: Vec<ChunkId> = vectors.keys().copied().take(20).collect();
+            let chunks = store.chunks(&help, &ids).await.expect("chunks");
+            assert_eq!(chunks.iter().map(|chunk| chunk.id).collect::<Vec<_>>(), ids);
+            store.optimize(&help).await.expect("optimized");
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Collections: list, create, get, delete.
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::{Extension, Json};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use va_catalog::store::{Collection, CollectionConfig, Page, Principal};
+use va_catalog::{CollectionName, CollectionRef};
+
+use super::problem::{Body, Params};
+use super::{App, Problem};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Paging {
+    limit: Option<u32>,
+    cursor: Option<String>,
+}
+
+impl Paging {
+    pub fn page(self) -> Page {
+        Page { cursor: self.cursor, ..Page::first(self.limit.unwrap_or(100)) }
+    }
+}
+
+/// The collection of the path, in the caller's tenant.
+pub fn scoped(principal: &Principal, name: &str) -> Result<CollectionRef, Problem> {
+    Ok(CollectionRef { tenant: principal.tenant.clone(), collection: CollectionName::new(name)? })
+}
+
+pub async fn list(
+    State(app): State<App>,
+    Extension(principal): Extension<Principal>,
+    Params(paging): Params<Paging>,
+) -> Result<Json<Value>, Problem> {
+    let listing = app.platform.catalog.collections(&principal.tenant, &paging.page()).await?;
+    let mut items = Vec::with_capacity(listing.items.len());
+    for collection in listing.items {
+        items.push(shown(&app, &principal, collection).await?);
+    }
+    Ok(Json(json!({"items": items, "cursor": listing.next})))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewCollection {
+    name: CollectionName,
+    model: Option<String>,
+    #[serde(default)]
+    description: String,
+}
+
+pub async fn create(
+    State(app): State<App>,
+    Extension(principal): Extension<Principal>,
+    Body(new): Body<NewCollection>,
+) -> Result<(StatusCode, Json<Value>), Problem> {
+    // The built-in `index` pipeline embeds every collection with the one model that it names.
+    let model = va_models::DEFAULT_EMBEDDER;
+    if let Some(other) = new.model.filter(|wanted| wanted != model) {
+        return Err(Problem::invalid(format!(
+            "collections are embedded with `{model}`, not `{other}`; leave `model` out"
+        )));
+    }
+    let dims = va_models::dims_of(model).map_err(Problem::internal)?;
+    let config = CollectionConfig {
+        model: Some(model.to_owned()),
+        dims: Some(dims as u32),
+        description: new.description,
+        ..CollectionConfig::default()
+    };
+    let collection = CollectionRef { tenant: principal.tenant.clone(), collection: new.name };
+    let created = app.platform.catalog.create_collection(&collection, &config).await?;
+    Ok((StatusCode::CREATED, Json(shown(&app, &principal, created).await?)))
+}
+
+pub async fn get(
+    State(app): State<App>,
+    Extension(principal): Extension<Principal>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, Problem> {
+    let collection = app.platform.catalog.collection(&scoped(&principal, &name)?).await?;
+    Ok(Json(shown(&app, &principal, collection).await?))
+}
+
+/// Removes the collection from the catalog first, so that nothing finds it while its indexes go.
+pub async fn delete(
+    State(app): State<App>,
+    Extension(principal): Extension<Principal>,
+    Path(name): Path<String>,
+) -> Result<StatusCode, Problem> {
+    let collection = scoped(&principal, &name)?;
+    let platform = &app.platform;
+    platform.catalog.delete_collection(&collection).await?;
+    platform.vectors.drop_collection(&collection).await.map_err(Problem::internal)?;
+    platform.texts.drop_collection(&collection).await.map_err(Problem::internal)?;
+    platform.catalog.drop_collection(&collection).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn shown(app: &App, principal: &Principal, collection: Collection) -> Result<Value, Problem> {
+    let name = CollectionRef { tenant: principal.tenant.clone(), collection: collection.name.clone() };
+    let counts = app.platform.catalog.collection_counts(&name).await?;
+    Ok(json!({
+        "name": collection.name,
+        "model": collection.config.model,
+        "dims": collection.config.dims,
+        "description": collection.config.description,
+        "created_at": collection.created_at,
+        "updated_at": collection.updated_at,
+        "documents": counts.documents,
+        "chunks": counts.chunks,
+        "states": counts.by_state,
+    }))
+}

@@ -1,0 +1,129 @@
+//! Health, metrics, the OpenAPI document, and what `va doctor` shows.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use va_models::ModelState;
+use va_pipelines::runtime::PipelineState;
+
+use super::{App, Problem};
+
+/// The OpenAPI 3.1 document.
+pub const OPENAPI: &str = include_str!("openapi.json");
+
+/// The process is alive.
+pub async fn healthz() -> Json<Value> {
+    Json(json!({"status": "ok", "version": env!("CARGO_PKG_VERSION")}))
+}
+
+/// The platform can answer: the catalog reads, and no built-in pipeline has failed.
+pub async fn readyz(State(app): State<App>) -> Response {
+    let checks = checks(&app).await;
+    let failed: Vec<&Check> = checks.iter().filter(|check| check.required && !check.ok).collect();
+    if failed.is_empty() {
+        return Json(json!({"status": "ok"})).into_response();
+    }
+    let reasons: Vec<String> = failed.iter().map(|check| format!("{}: {}", check.name, check.detail)).collect();
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", reasons.join("; ")).into_response()
+}
+
+/// Prometheus text.
+pub async fn metrics(State(app): State<App>) -> Response {
+    // Lag is measured when somebody asks.
+    for name in app.platform.runtime.names() {
+        let _ = app.platform.runtime.status(&name).await;
+    }
+    let text = app.metrics.as_ref().map(|handle| handle.render()).unwrap_or_default();
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+}
+
+pub async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+}
+
+pub async fn not_found(uri: Uri) -> Problem {
+    Problem::not_found(format!("there is nothing at `{}`; the API is described at /openapi.json", uri.path()))
+}
+
+/// What is configured, reachable, lagging, broken.
+pub async fn status(State(app): State<App>) -> Json<Value> {
+    let checks: Vec<Value> = checks(&app)
+        .await
+        .into_iter()
+        .map(|check| json!({"name": check.name, "ok": check.ok, "detail": check.detail}))
+        .collect();
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "data": app.platform.data,
+        "started_at": app.platform.started_at_ms,
+        "checks": checks,
+    }))
+}
+
+struct Check {
+    name: String,
+    ok: bool,
+    /// Whether the platform cannot answer without it.
+    required: bool,
+    detail: String,
+}
+
+async fn checks(app: &App) -> Vec<Check> {
+    let platform = &app.platform;
+    let mut checks = Vec::new();
+    let mut check = |name: &str, required: bool, result: Result<String, String>| {
+        let (ok, detail) = match result {
+            Ok(detail) => (true, detail),
+            Err(detail) => (false, detail),
+        };
+        checks.push(Check { name: name.to_owned(), ok, required, detail });
+    };
+    let catalog = platform.catalog.tenant(&platform.tenant).await;
+    check("catalog", true, catalog.map(|_| "SQLite".to_owned()).map_err(|e| e.to_string()));
+    let topics = platform.log.topics().await;
+    check("log", true, topics.map(|t| format!("embedded, {} topics", t.len())).map_err(|e| e.to_string()));
+    let vectors = platform.vectors.collections().await;
+    check("vector store", false, vectors.map(|c| format!("LanceDB, {} collections", c.len())).map_err(|e| e.to_string()));
+    let texts = platform.texts.collections().await;
+    check("full-text index", false, texts.map(|c| format!("tantivy, {} collections", c.len())).map_err(|e| e.to_string()));
+    let model = va_models::DEFAULT_EMBEDDER;
+    let found = platform.embedders.store().list().into_iter().find(|info| info.name == model);
+    let ready = match found.map(|info| info.state) {
+        Some(ModelState::Ready) => Ok(format!("{model} is there")),
+        _ => Err(format!("{model} is not there or damaged; run `va model pull {model}`")),
+    };
+    check("embedding model", false, ready);
+    for name in platform.runtime.names() {
+        let result = match platform.runtime.status(&name).await {
+            Ok(status) => match status.state {
+                PipelineState::Running => Ok(format!("running, {} rows behind", status.lag_rows)),
+                PipelineState::Stopped => Err("stopped".to_owned()),
+                PipelineState::Restarting { reason } => Err(format!("restarting: {reason}")),
+                PipelineState::Failed { reason } => {
+                    Err(format!("failed: {reason}; mend the cause, then `va pipeline run {name}`"))
+                }
+            },
+            Err(error) => Err(error.to_string()),
+        };
+        check(&format!("pipeline {name}"), crate::platform::is_built_in(&name), result);
+    }
+    checks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_openapi_document_lists_every_route() {
+        let document: Value = serde_json::from_str(OPENAPI).expect("openapi.json is JSON");
+        let mut listed: Vec<&str> =
+            document["paths"].as_object().expect("paths").keys().map(String::as_str).filter(|p| p.starts_with("/api")).collect();
+        let mut routes: Vec<&str> = super::super::API_ROUTES.to_vec();
+        listed.sort_unstable();
+        routes.sort_unstable();
+        assert_eq!(listed, routes);
+    }
+}

@@ -1,0 +1,171 @@
+//! Errors as clients get them: RFC 9457 problem+json with a stable `code`, never a stack trace.
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use va_catalog::InvalidName;
+use va_catalog::store::CatalogError;
+use va_connectors::log::LogError;
+use va_connectors::objects::ObjectsError;
+use va_pipelines::runtime::RuntimeError;
+
+use crate::ingest::IngestError;
+use crate::retrieval::SearchError;
+
+/// A problem reply.
+#[derive(Debug)]
+pub struct Problem {
+    status: StatusCode,
+    /// Stable; what programs look at.
+    code: &'static str,
+    /// For people.
+    detail: String,
+    extra: Option<(&'static str, Value)>,
+}
+
+impl Problem {
+    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into(), extra: None }
+    }
+
+    pub fn invalid(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request", detail)
+    }
+
+    pub fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", detail)
+    }
+
+    /// The request is well formed, but what it holds is not acceptable.
+    pub fn unprocessable(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail)
+    }
+
+    /// Our own fault: logged here, once, and told without inner details.
+    pub fn internal(error: impl std::fmt::Display) -> Self {
+        tracing::error!(%error, "a request failed");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string())
+    }
+
+    #[must_use]
+    pub fn with(mut self, field: &'static str, value: Value) -> Self {
+        self.extra = Some((field, value));
+        self
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut body = json!({
+            "type": format!("urn:va:problem:{}", self.code),
+            "title": self.status.canonical_reason().unwrap_or("Error"),
+            "status": self.status.as_u16(),
+            "code": self.code,
+            "detail": self.detail,
+        });
+        if let Some((field, value)) = self.extra {
+            body[field] = value;
+        }
+        let mut response = (self.status, Json(body)).into_response();
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        response
+    }
+}
+
+impl From<CatalogError> for Problem {
+    fn from(error: CatalogError) -> Self {
+        match &error {
+            CatalogError::NotFound { .. } => Self::not_found(error.to_string()),
+            CatalogError::Exists { .. } => Self::new(StatusCode::CONFLICT, "exists", error.to_string()),
+            CatalogError::Conflict { .. } => Self::new(StatusCode::CONFLICT, "conflict", error.to_string()),
+            CatalogError::Invalid(_) => Self::invalid(error.to_string()),
+            _ => Self::internal(error),
+        }
+    }
+}
+
+impl From<InvalidName> for Problem {
+    fn from(error: InvalidName) -> Self {
+        Self::invalid(error.to_string())
+    }
+}
+
+impl From<LogError> for Problem {
+    fn from(error: LogError) -> Self {
+        match error {
+            LogError::UnknownTopic(_) | LogError::UnknownPartition { .. } => Self::not_found(error.to_string()),
+            LogError::Config(message) => Self::new(StatusCode::CONFLICT, "conflict", message),
+            other => Self::internal(other),
+        }
+    }
+}
+
+impl From<IngestError> for Problem {
+    fn from(error: IngestError) -> Self {
+        match error {
+            IngestError::Catalog(error) => error.into(),
+            IngestError::Log(error) => error.into(),
+            IngestError::Objects(ObjectsError::TooLarge { limit }) => Self::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too_large",
+                format!("a document may have at most {limit} bytes ({} MB)", limit / (1 << 20)),
+            ),
+            IngestError::Objects(ObjectsError::Source(message)) => Self::invalid(format!("the upload broke off: {message}")),
+            other => Self::internal(other),
+        }
+    }
+}
+
+impl From<SearchError> for Problem {
+    fn from(error: SearchError) -> Self {
+        match error {
+            SearchError::Invalid(message) => Self::invalid(message),
+            SearchError::Catalog(error) => error.into(),
+            SearchError::Unavailable(message) => Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message),
+        }
+    }
+}
+
+impl From<RuntimeError> for Problem {
+    fn from(error: RuntimeError) -> Self {
+        match error {
+            RuntimeError::Log(error) => error.into(),
+            RuntimeError::UnknownNode { .. } => Self::not_found(error.to_string()),
+            RuntimeError::Running(_) | RuntimeError::NotRunning(_) => {
+                Self::new(StatusCode::CONFLICT, "conflict", error.to_string())
+            }
+        }
+    }
+}
+
+impl From<JsonRejection> for Problem {
+    fn from(rejection: JsonRejection) -> Self {
+        Self::new(rejection.status(), "invalid_request", rejection.body_text())
+    }
+}
+
+impl From<QueryRejection> for Problem {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::invalid(rejection.body_text())
+    }
+}
+
+impl From<PathRejection> for Problem {
+    fn from(rejection: PathRejection) -> Self {
+        Self::invalid(rejection.body_text())
+    }
+}
+
+/// JSON in and out whose rejection is a problem.
+#[derive(axum::extract::FromRequest)]
+#[from_request(via(axum::Json), rejection(Problem))]
+pub struct Body<T>(pub T);
+
+/// Query parameters whose rejection is a problem.
+#[derive(axum::extract::FromRequestParts)]
+#[from_request(via(axum::extract::Query), rejection(Problem))]
+pub struct Params<T>(pub T);

@@ -1,0 +1,404 @@
+//! Hybrid search: vector and keyword candidates in parallel, fused by reciprocal ranks, with citations.
+//!
+//! When one side fails the other answers and the reply says so; only when both fail is there an error. Fusion is a pure
+//! function. Reciprocal rank fusion: Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and
+//! individual Rank Learning Methods", SIGIR 2009.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use va_catalog::store::CatalogError;
+use va_catalog::{ChunkId, ChunkRecord, CollectionName, CollectionRef, DocumentRef, Filter, TenantId};
+use va_fulltext::{highlights, snippet};
+use va_models::Role;
+use va_vector::Metric;
+
+use crate::platform::Platform;
+
+/// Longest snippet, in characters.
+const SNIPPET_CHARS: usize = 240;
+
+/// Which retrievers answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    #[default]
+    Hybrid,
+    Vector,
+    Keyword,
+}
+
+/// What a client asks.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SearchRequest {
+    pub query: String,
+    pub collection: CollectionName,
+    /// Hits wanted, 1 to 1000; 5 when left out.
+    pub k: Option<u32>,
+    #[serde(default)]
+    pub mode: Mode,
+    /// `{"key": "value"}` or `{"key": ["one", "other"]}`: every key must match one of its values. Keys are the
+    /// document's metadata, `format`, `name`, `uri` and `document_id`.
+    #[serde(default)]
+    pub filter: Filter,
+    /// Adds how the ranking came about.
+    #[serde(default)]
+    pub explain: bool,
+}
+
+/// What a client gets.
+#[derive(Debug, Clone, Serialize)]
+pub struct SearchReply {
+    pub hits: Vec<Hit>,
+    /// One entry for each retriever that could not answer, with the reason.
+    pub degraded: Vec<Degraded>,
+    pub as_of: AsOf,
+    pub took_ms: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub explain: Option<Explain>,
+}
+
+/// A retriever that could not answer.
+#[derive(Debug, Clone, Serialize)]
+pub struct Degraded {
+    pub retriever: &'static str,
+    pub reason: String,
+}
+
+/// How fresh the answer is.
+#[derive(Debug, Clone, Serialize)]
+pub struct AsOf {
+    /// When the last checkpoint of the `index` pipeline was committed (UTC milliseconds), in this process.
+    pub indexed_at_ms: Option<i64>,
+    /// Documents that wait to be indexed.
+    pub pending: u64,
+}
+
+/// How the ranking came about.
+#[derive(Debug, Clone, Serialize)]
+pub struct Explain {
+    pub fusion: String,
+    pub vector: Option<RetrieverExplain>,
+    pub keyword: Option<RetrieverExplain>,
+    pub model: String,
+}
+
+/// What one retriever did.
+#[derive(Debug, Clone, Serialize)]
+pub struct RetrieverExplain {
+    pub candidates: usize,
+    pub took_ms: f64,
+}
+
+/// One found chunk.
+#[derive(Debug, Clone, Serialize)]
+pub struct Hit {
+    /// From 1.
+    pub rank: u32,
+    pub score: f64,
+    pub document: DocumentRef,
+    pub chunk: HitChunk,
+    pub retrievers: Retrievers,
+}
+
+/// The chunk of a hit.
+#[derive(Debug, Clone, Serialize)]
+pub struct HitChunk {
+    pub id: ChunkId,
+    pub text: String,
+    pub title_path: Vec<String>,
+    pub page: Option<u32>,
+    /// Character offsets in the document's text.
+    pub start: u64,
+    pub end: u64,
+    /// Character ranges in `text`.
+    pub highlights: Vec<(usize, usize)>,
+    pub snippet: Snippet,
+}
+
+/// The part of the chunk's text that shows best why it was found.
+#[derive(Debug, Clone, Serialize)]
+pub struct Snippet {
+    pub text: String,
+    /// Character ranges in the snippet's own text.
+    pub highlights: Vec<(usize, usize)>,
+}
+
+/// Where the hit stood with each retriever.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Retrievers {
+    pub vector: Option<RankScore>,
+    pub keyword: Option<RankScore>,
+}
+
+/// Rank from 1 and the retriever's own score (cosine similarity, BM25).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct RankScore {
+    pub rank: u32,
+    pub score: f32,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum SearchError {
+    #[error("{0}")]
+    Invalid(String),
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error("no retriever could answer: {0}")]
+    Unavailable(String),
+}
+
+type Side = Result<(Vec<(ChunkRecord, f32)>, f64), String>;
+
+/// Answers a search.
+pub async fn search(platform: &Platform, tenant: &TenantId, request: &SearchRequest) -> Result<SearchReply, SearchError> {
+    let started = Instant::now();
+    let limits = &platform.settings.search;
+    let k = request.k.unwrap_or(limits.k);
+    if !(1..=limits.k_max).contains(&k) {
+        return Err(SearchError::Invalid(format!("`k` is {k}; use 1 to {}", limits.k_max)));
+    }
+    if request.query.trim().is_empty() {
+        return Err(SearchError::Invalid("`query` is empty".into()));
+    }
+    let collection = CollectionRef { tenant: tenant.clone(), collection: request.collection.clone() };
+    let config = platform.catalog.collection(&collection).await?.config;
+    let candidates = limits.candidates.max(k) as usize;
+
+    let vector = async {
+        if request.mode == Mode::Keyword {
+            return None;
+        }
+        Some(vector_side(platform, &collection, config.model.as_deref(), request, candidates).await)
+    };
+    let keyword = async {
+        if request.mode == Mode::Vector {
+            return None;
+        }
+        Some(keyword_side(platform, &collection, request, candidates).await)
+    };
+    let (vector, keyword) = tokio::join!(vector, keyword);
+
+    let mut degraded = Vec::new();
+    let mut asked = 0;
+    let mut answer = |retriever: &'static str, side: Option<Side>| -> Option<(Vec<(ChunkRecord, f32)>, f64)> {
+        asked += 1;
+        match side? {
+            Ok(found) => Some(found),
+            Err(reason) => {
+                metrics::counter!("va_search_degraded_total", "retriever" => retriever).increment(1);
+                tracing::error!(retriever, reason, %collection, "a retriever could not answer");
+                degraded.push(Degraded { retriever, reason });
+                None
+            }
+        }
+    };
+    let vector = answer("vector", vector);
+    let keyword = answer("keyword", keyword);
+    if vector.is_none() && keyword.is_none() {
+        let reasons: Vec<String> = degraded.iter().map(|d| format!("{}: {}", d.retriever, d.reason)).collect();
+        return Err(SearchError::Unavailable(reasons.join("; ")));
+    }
+
+    let explain = request.explain.then(|| {
+        let side = |found: &Option<(Vec<(ChunkRecord, f32)>, f64)>| {
+            found.as_ref().map(|(found, took_ms)| RetrieverExplain { candidates: found.len(), took_ms: *took_ms })
+        };
+        Explain {
+            fusion: format!("sum over retrievers of 1 / ({} + rank)", limits.rrf_k),
+            vector: side(&vector),
+            keyword: side(&keyword),
+            model: config.model.clone().unwrap_or_else(|| va_models::DEFAULT_EMBEDDER.to_owned()),
+        }
+    });
+    let vector = vector.map(|(found, _)| found).unwrap_or_default();
+    let keyword = keyword.map(|(found, _)| found).unwrap_or_default();
+    let fused = fuse(vector, keyword, limits.rrf_k, k as usize);
+    let query = request.query.clone();
+    // The segmenter is fast but not free; a thousand hits would hold up the executor.
+    let hits = tokio::task::spawn_blocking(move || {
+        fused.into_iter().enumerate().map(|(i, fused)| hit(i as u32 + 1, fused, &query)).collect()
+    })
+    .await
+    .map_err(|error| SearchError::Unavailable(error.to_string()))?;
+    let took_ms = started.elapsed().as_secs_f64() * 1_000.0;
+    metrics::histogram!("va_search_seconds").record(took_ms / 1_000.0);
+    Ok(SearchReply { hits, degraded, as_of: as_of(platform).await, took_ms, explain })
+}
+
+async fn as_of(platform: &Platform) -> AsOf {
+    let index = va_catalog::PipelineName::new("index");
+    let status = match &index {
+        Ok(name) => platform.runtime.status(name).await.ok(),
+        Err(_) => None,
+    };
+    AsOf {
+        indexed_at_ms: status.as_ref().and_then(|status| status.last_checkpoint_at_ms),
+        pending: status.map_or(0, |status| status.lag_rows),
+    }
+}
+
+async fn vector_side(
+    platform: &Platform,
+    collection: &CollectionRef,
+    model: Option<&str>,
+    request: &SearchRequest,
+    candidates: usize,
+) -> Side {
+    let started = Instant::now();
+    let embedders = platform.embedders.clone();
+    let model = model.unwrap_or(va_models::DEFAULT_EMBEDDER).to_owned();
+    let query = request.query.clone();
+    let vector = tokio::task::spawn_blocking(move || {
+        let embedder = embedders.get(&model)?;
+        embedder.embed(&[query.as_str()], Role::Query)
+    })
+    .await
+    .map_err(|error| error.to_string())?
+    .map_err(|error| error.to_string())?;
+    let vector = vector.into_iter().next().ok_or("the model gave no vector")?;
+    let hits = platform
+        .vectors
+        .search(collection, &vector, candidates, Metric::Cosine, &request.filter)
+        .await
+        .map_err(|error| error.to_string())?;
+    Ok((hits.into_iter().map(|hit| (hit.chunk, hit.score)).collect(), started.elapsed().as_secs_f64() * 1_000.0))
+}
+
+async fn keyword_side(
+    platform: &Platform,
+    collection: &CollectionRef,
+    request: &SearchRequest,
+    candidates: usize,
+) -> Side {
+    let started = Instant::now();
+    let hits = platform
+        .texts
+        .search(collection, &request.query, candidates, &request.filter)
+        .await
+        .map_err(|error| error.to_string())?;
+    Ok((hits.into_iter().map(|hit| (hit.chunk, hit.score)).collect(), started.elapsed().as_secs_f64() * 1_000.0))
+}
+
+/// A chunk with its place in each list and its fused score.
+#[derive(Debug, Clone)]
+pub struct Fused {
+    pub chunk: ChunkRecord,
+    pub score: f64,
+    pub retrievers: Retrievers,
+}
+
+/// Fuses two ranked lists: a chunk's score is the sum of `1 / (rrf_k + rank)` over the lists that hold it. Ties keep
+/// the better single rank first, then the id, so that the same lists always give the same order.
+pub fn fuse(
+    vector: Vec<(ChunkRecord, f32)>,
+    keyword: Vec<(ChunkRecord, f32)>,
+    rrf_k: u32,
+    k: usize,
+) -> Vec<Fused> {
+    let mut fused: HashMap<ChunkId, Fused> = HashMap::new();
+    for (from_vector, list) in [(true, vector), (false, keyword)] {
+        for (i, (chunk, score)) in list.into_iter().enumerate() {
+            let rank = i as u32 + 1;
+            let entry = fused.entry(chunk.id).or_insert_with(|| Fused {
+                chunk,
+                score: 0.0,
+                retrievers: Retrievers::default(),
+            });
+            entry.score += 1.0 / f64::from(rrf_k + rank);
+            let place = Some(RankScore { rank, score });
+            if from_vector {
+                entry.retrievers.vector = place;
+            } else {
+                entry.retrievers.keyword = place;
+            }
+        }
+    }
+    let best = |fused: &Fused| {
+        let rank = |place: Option<RankScore>| place.map_or(u32::MAX, |place| place.rank);
+        rank(fused.retrievers.vector).min(rank(fused.retrievers.keyword))
+    };
+    let mut fused: Vec<Fused> = fused.into_values().collect();
+    fused.sort_by(|a, b| {
+        b.score.total_cmp(&a.score).then_with(|| best(a).cmp(&best(b))).then_with(|| a.chunk.id.cmp(&b.chunk.id))
+    });
+    fused.truncate(k);
+    fused
+}
+
+fn hit(rank: u32, fused: Fused, query: &str) -> Hit {
+    let Fused { chunk, score, retrievers } = fused;
+    let marks = highlights(&chunk.text, query);
+    let (start, end) = snippet(&chunk.text, &marks, SNIPPET_CHARS);
+    let shown = Snippet {
+        text: chunk.text.chars().skip(start).take(end - start).collect(),
+        highlights: marks
+            .iter()
+            .filter(|(from, to)| *from >= start && *to <= end)
+            .map(|(from, to)| (from - start, to - start))
+            .collect(),
+    };
+    Hit {
+        rank,
+        score,
+        document: chunk.document,
+        chunk: HitChunk {
+            id: chunk.id,
+            text: chunk.text,
+            title_path: chunk.title_path,
+            page: chunk.page,
+            start: chunk.start,
+            end: chunk.end,
+            highlights: marks,
+            snippet: shown,
+        },
+        retrievers,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use va_catalog::{DocumentId, Version};
+
+    fn chunk(name: &str) -> ChunkRecord {
+        let collection = CollectionRef {
+            tenant: TenantId::default_tenant(),
+            collection: CollectionName::new("c").expect("a name"),
+        };
+        let id = DocumentId::of(&collection, name);
+        ChunkRecord {
+            id: ChunkId::of(&collection, id, Version(1), 0),
+            document: DocumentRef { id, name: name.into(), uri: name.into(), title: None, version: Version(1) },
+            index: 0,
+            count: 1,
+            title_path: vec![],
+            page: None,
+            start: 0,
+            end: 0,
+            text: name.into(),
+            tokens: 1,
+            tags: vec![],
+        }
+    }
+
+    #[test]
+    fn what_both_find_comes_first() {
+        let vector = ["a", "b", "c"].map(|name| (chunk(name), 0.9)).to_vec();
+        let keyword = ["d", "c"].map(|name| (chunk(name), 7.0)).to_vec();
+        let fused = fuse(vector, keyword, 60, 3);
+        let names: Vec<&str> = fused.iter().map(|f| f.chunk.text.as_str()).collect();
+        assert_eq!(names[0], "c");
+        assert_eq!(fused.len(), 3);
+        assert!((fused[0].score - (1.0 / 63.0 + 1.0 / 62.0)).abs() < 1e-12);
+        assert_eq!(fused[0].retrievers.vector.map(|r| r.rank), Some(3));
+        // `a` and `d` are both first in one list; the order is fixed by the id.
+        assert_eq!(
+            { let mut rest = vec![names[1], names[2]]; rest.sort(); rest },
+            ["a", "d"]
+        );
+    }
+}
