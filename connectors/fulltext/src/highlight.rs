@@ -5,17 +5,25 @@
 
 use std::collections::HashSet;
 
-use crate::analysis::{Analysis, Kind, is_stop_word};
+use crate::analysis::{Analysis, Kind, Term, is_stop_word};
 use crate::query::cut;
 
 /// The parts of `text` that match words of `query`: ranges of characters in order, merged where they touch.
 pub fn highlights(text: &str, query: &str) -> Vec<(usize, usize)> {
     let analysis = Analysis::default();
     let asked = analysis.terms(cut(query));
-    // A frequent word or a pair with a particle in it is shown only if the query is made of nothing better.
-    let tells = |term: &str| !is_stop_word(term) && !term.chars().any(is_particle);
+    // A frequent word, or a pair that has a part of one, is shown only if the query is made of nothing better.
+    let frequent: Vec<_> = (asked.iter())
+        .filter(|term| term.kind == Kind::Word && is_stop_word(&term.text))
+        .map(|term| term.start..term.end)
+        .collect();
+    let apart = |term: &Term| {
+        frequent
+            .iter()
+            .all(|f| term.end <= f.start || f.end <= term.start)
+    };
     let telling: HashSet<_> = (asked.iter())
-        .filter(|term| term.kind != Kind::Single && tells(&term.text))
+        .filter(|term| term.kind != Kind::Single && apart(term))
         .map(|term| term.text.as_str())
         .collect();
     let wanted = match telling.is_empty() {
@@ -37,10 +45,6 @@ pub fn highlights(text: &str, query: &str) -> Vec<(usize, usize)> {
         }
     }
     in_chars(text, &merged)
-}
-
-fn is_particle(ch: char) -> bool {
-    matches!(ch, '的' | '了' | '吗' | '呢' | '是' | '和' | '与' | '或')
 }
 
 /// Sorted byte ranges as ranges of characters.

@@ -93,12 +93,12 @@ async fn words_are_found_however_they_are_written() {
         &help(),
         &[
             (
-                "freeze",
+                "en",
                 "To freeze a row, choose View - Freeze Rows and Columns.",
             ),
-            ("冻结", "要冻结行或列，请选择视图。单元格保持可见。"),
-            ("凍結", "要凍結欄，請選擇檢視。資料庫不受影響。"),
-            ("数据库", "数据库管理系统保存数据。"),
+            ("zh", "要冻结行或列，请选择视图。单元格保持可见。"),
+            ("hant", "要凍結欄，請選擇檢視。資料庫不受影響。"),
+            ("db", "数据库管理系统保存数据。"),
             ("mixed", "Excel表格的freeze功能, 零件号 abc123"),
             (
                 "code",
@@ -110,17 +110,17 @@ async fn words_are_found_however_they_are_written() {
     )
     .await;
     for (query, expected) in [
-        ("freezing rows", "freeze"),
-        ("columns' view", "freeze"),
+        ("freezing rows", "en"),
+        ("columns' view", "en"),
         ("ＡＢＣ１２３", "mixed"),
         ("ABC123", "mixed"),
         ("excel 功能", "mixed"),
         ("表格freeze", "mixed"),
-        ("凍結行", "冻结"),
-        ("冻结 资料库", "凍結"),
-        ("資料庫", "凍結"),
-        ("數據庫", "数据库"),
-        ("管理系统", "数据库"),
+        ("凍結行", "zh"),
+        ("冻结 资料库", "hant"),
+        ("資料庫", "hant"),
+        ("數據庫", "db"),
+        ("管理系统", "db"),
         ("index writer", "code"),
         ("commit", "code"),
         ("c++", "code"),
