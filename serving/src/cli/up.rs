@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use va_catalog::settings::Settings;
 use va_catalog::{CollectionName, TenantId};
-use va_sql::{Search, SearchRow, SqlEngine, SqlServices};
+use va_sql::{PostgresOptions, Search, SearchRow, SqlEngine, SqlServices};
 
 use super::client::Outcome;
 use crate::http::{App, serve};
@@ -68,7 +68,8 @@ pub async fn boot(settings: Settings, pg_listen: Option<SocketAddr>) -> Result<B
         let keys = Arc::new(platform.catalog.clone());
         let stopping = platform.stopping().clone();
         listeners.push(tokio::spawn(async move {
-            if let Err(error) = va_sql::serve_postgres(sql, listener, keys, stopping).await {
+            let options = PostgresOptions::default();
+            if let Err(error) = va_sql::serve_postgres(sql, listener, keys, options, stopping).await {
                 tracing::error!(%error, "the PostgreSQL wire ended");
             }
         }));
