@@ -221,10 +221,14 @@ fn reads(statement: &ast::Statement) -> bool {
     match statement {
         Explain { statement, .. } => reads(statement),
         Query(_) | ExplainTable { .. } => true,
-        ShowTables { .. } | ShowColumns { .. } | ShowVariable { .. } | ShowVariables { .. }
-        | ShowFunctions { .. } | ShowSchemas { .. } | ShowDatabases { .. } | ShowCreate { .. } => {
-            true
-        }
+        ShowTables { .. }
+        | ShowColumns { .. }
+        | ShowVariable { .. }
+        | ShowVariables { .. }
+        | ShowFunctions { .. }
+        | ShowSchemas { .. }
+        | ShowDatabases { .. }
+        | ShowCreate { .. } => true,
         _ => false,
     }
 }

@@ -7,9 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use arrow::datatypes::Schema;
 use async_trait::async_trait;
-use datafusion::catalog::{
-    CatalogProvider, MemoryCatalogProvider, SchemaProvider, TableProvider,
-};
+use datafusion::catalog::{CatalogProvider, MemoryCatalogProvider, SchemaProvider, TableProvider};
 use datafusion::common::plan_datafusion_err;
 use datafusion::error::Result;
 use futures::TryStreamExt;
@@ -19,9 +17,7 @@ use va_catalog::{CatalogError, CollectionName, CollectionRef, TenantId, TopicNam
 
 use crate::error::{suggestion, unreadable};
 use crate::services::SqlServices;
-use crate::tables::catalog::{
-    CatalogTable, Kind, collection_pages, pipeline_pages, topic_pages,
-};
+use crate::tables::catalog::{CatalogTable, Kind, collection_pages, pipeline_pages, topic_pages};
 use crate::tables::chunks::ChunkTable;
 use crate::tables::topics::{TENANT_COLUMN, TopicTable, first_schema, is_text};
 
@@ -169,11 +165,7 @@ impl TenantNames {
 
     /// The schema of a topic's rows, where none is declared. Other tenants than the default one do not see such
     /// topics, so that they do not learn how others' rows look.
-    async fn undeclared(
-        &self,
-        topic: &TopicName,
-        partitions: u32,
-    ) -> Result<Option<Arc<Schema>>> {
+    async fn undeclared(&self, topic: &TopicName, partitions: u32) -> Result<Option<Arc<Schema>>> {
         if self.tenant != TenantId::default_tenant() {
             return Ok(None);
         }
@@ -261,11 +253,7 @@ impl SchemaProvider for TopicSchema {
 
 /// An error that helps, unless the name was listed a moment ago: then it is gone, and whoever walks the list (as
 /// `information_schema` does) goes on without it.
-fn missing(
-    kind: &str,
-    name: &str,
-    known: &[String],
-) -> Result<Option<Arc<dyn TableProvider>>> {
+fn missing(kind: &str, name: &str, known: &[String]) -> Result<Option<Arc<dyn TableProvider>>> {
     if known.iter().any(|other| other == name) {
         return Ok(None);
     }

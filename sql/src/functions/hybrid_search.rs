@@ -117,7 +117,11 @@ impl Argument {
             plan_datafusion_err!(
                 "`{}` of hybrid_search is {}, got `{value}`; {USAGE}",
                 declared.name,
-                if declared.data_type == DataType::Utf8 { "text" } else { "a whole number" }
+                if declared.data_type == DataType::Utf8 {
+                    "text"
+                } else {
+                    "a whole number"
+                }
             )
         };
         // A number is not taken for text: `hybrid_search('help', 5)` is a slip.
@@ -273,7 +277,9 @@ fn rows(schema: &SchemaRef, hits: &[SearchRow]) -> Result<RecordBatch> {
         schema.clone(),
         vec![
             u32s(|hit| Some(hit.rank)),
-            Arc::new(Float64Array::from_iter_values(hits.iter().map(|hit| hit.score))),
+            Arc::new(Float64Array::from_iter_values(
+                hits.iter().map(|hit| hit.score),
+            )),
             text(|hit| &hit.document_id),
             text(|hit| &hit.name),
             text(|hit| &hit.uri),

@@ -94,7 +94,9 @@ impl Connection {
 
     /// The login. `pgwire` goes on reading after a refused password, so every query must ask.
     fn login(&self) -> PgWireResult<&Login> {
-        self.login.get().ok_or_else(|| fatal("28000", "not logged in"))
+        self.login
+            .get()
+            .ok_or_else(|| fatal("28000", "not logged in"))
     }
 
     fn parse(&self, sql: &str) -> PgWireResult<Vec<Statement>> {
@@ -122,7 +124,9 @@ impl Connection {
     ) -> PgWireResult<Response> {
         let login = self.login()?;
         let timeout = client.metadata().get(STATEMENT_TIMEOUT);
-        let timeout = timeout.and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
+        let timeout = timeout
+            .and_then(|ms| ms.parse().ok())
+            .map(Duration::from_millis);
         let cancel = login.cancellable.as_ref().map(Cancellable::next_query);
         let budget = self.engine.budget(timeout, cancel.unwrap_or_default());
         let run = budget.within(login.session.run(plan, &budget));
@@ -265,7 +269,9 @@ impl ExtendedQueryHandler for Handlers {
         let plan = plan
             .and_then(|plan| bind_parameters(plan, &values))
             .map_err(invalid)?;
-        self.0.rows(client, plan, &portal.result_column_format).await
+        self.0
+            .rows(client, plan, &portal.result_column_format)
+            .await
     }
 }
 
@@ -273,7 +279,12 @@ impl ExtendedQueryHandler for Handlers {
 impl QueryParser for Connection {
     type Statement = Prepared;
 
-    async fn parse_sql<C>(&self, client: &C, sql: &str, _: &[Option<Type>]) -> PgWireResult<Prepared>
+    async fn parse_sql<C>(
+        &self,
+        client: &C,
+        sql: &str,
+        _: &[Option<Type>],
+    ) -> PgWireResult<Prepared>
     where
         C: ClientInfo + Unpin + Send + Sync,
     {

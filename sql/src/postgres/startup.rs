@@ -34,7 +34,10 @@ pub trait KeyCheck: Send + Sync {
 #[async_trait]
 impl KeyCheck for Catalog {
     async fn tenant_of(&self, key: &str) -> Result<Option<TenantId>, String> {
-        let principal = self.check_key(key).await.map_err(|error| error.to_string())?;
+        let principal = self
+            .check_key(key)
+            .await
+            .map_err(|error| error.to_string())?;
         Ok(principal
             .filter(|principal| principal.allows(Scope::Read))
             .map(|principal| principal.tenant))
@@ -86,13 +89,19 @@ impl StartupHandler for Connection {
 impl Connection {
     async fn log_in(&self, user: &str, key: &str) -> PgWireResult<Login> {
         let Ok(permit) = self.logins.clone().try_acquire_owned() else {
-            return Err(fatal("53300", "too many connections; close some, or try again"));
+            return Err(fatal(
+                "53300",
+                "too many connections; close some, or try again",
+            ));
         };
         let tenant = match self.auth.tenant_of(key).await {
             Ok(tenant) => tenant,
             Err(error) => {
                 tracing::error!(error, "cannot check an API key");
-                return Err(fatal("58000", "the API key could not be checked; try again"));
+                return Err(fatal(
+                    "58000",
+                    "the API key could not be checked; try again",
+                ));
             }
         };
         // One message for every reason, so that it does not tell which tenants there are.

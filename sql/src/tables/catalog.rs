@@ -20,9 +20,7 @@ use va_catalog::store::{
     Collection, CollectionCounts, DocumentFilter, Listing, Model, PAGE_LIMIT_MAX, Page, Pipeline,
     Topic, VersionInfo,
 };
-use va_catalog::{
-    Catalog, CatalogError, CollectionName, CollectionRef, DocumentInfo, TenantId,
-};
+use va_catalog::{Catalog, CatalogError, CollectionName, CollectionRef, DocumentInfo, TenantId};
 use va_connectors::schema::schema_lines;
 
 use super::stream::Batches;

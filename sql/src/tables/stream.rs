@@ -83,10 +83,18 @@ pub(crate) fn project(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordB
     let columns = schema
         .fields()
         .iter()
-        .map(|field| Ok(batch.column(batch.schema_ref().index_of(field.name())?).clone()))
+        .map(|field| {
+            Ok(batch
+                .column(batch.schema_ref().index_of(field.name())?)
+                .clone())
+        })
         .collect::<Result<Vec<_>>>()?;
     let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-    Ok(RecordBatch::try_new_with_options(schema.clone(), columns, &options)?)
+    Ok(RecordBatch::try_new_with_options(
+        schema.clone(),
+        columns,
+        &options,
+    )?)
 }
 
 /// The text that `filters` require of `column`: from `column = 'text'`.

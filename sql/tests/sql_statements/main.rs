@@ -3,4 +3,5 @@
 mod limits;
 mod postgres;
 mod slt;
+mod wire;
 mod world;

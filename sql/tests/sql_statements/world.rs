@@ -63,8 +63,11 @@ impl World {
             ..Options::default()
         };
         let log: Arc<dyn Log> = EmbeddedLog::open(&folder.path().join("log"), options).unwrap();
-        let vectors: Arc<dyn VectorStore> =
-            Arc::new(LanceStore::open(folder.path().join("vectors")).await.unwrap());
+        let vectors: Arc<dyn VectorStore> = Arc::new(
+            LanceStore::open(folder.path().join("vectors"))
+                .await
+                .unwrap(),
+        );
         let searches = Arc::new(AtomicUsize::new(0));
         let services = SqlServices {
             catalog,
@@ -100,8 +103,10 @@ impl World {
         for name in ["default", "b"] {
             self.make_collection(&collection(name, "help"), true).await;
         }
-        self.make_collection(&collection("default", "帮助"), true).await;
-        self.make_collection(&collection("default", "leer"), false).await;
+        self.make_collection(&collection("default", "帮助"), true)
+            .await;
+        self.make_collection(&collection("default", "leer"), false)
+            .await;
         let help = collection("default", "help");
         self.index(
             &help,
@@ -113,12 +118,27 @@ impl World {
             ],
         )
         .await;
-        self.index(&help, "print.html", "Printing", &["Choose File - Print to print a sheet."])
-            .await;
-        self.index(&collection("default", "帮助"), "冻结.html", "冻结行", &["冻结行使表头总是可见。"])
-            .await;
-        self.index(&collection("b", "help"), "secret.html", "b", &["rows that only b may see"])
-            .await;
+        self.index(
+            &help,
+            "print.html",
+            "Printing",
+            &["Choose File - Print to print a sheet."],
+        )
+        .await;
+        self.index(
+            &collection("default", "帮助"),
+            "冻结.html",
+            "冻结行",
+            &["冻结行使表头总是可见。"],
+        )
+        .await;
+        self.index(
+            &collection("b", "help"),
+            "secret.html",
+            "b",
+            &["rows that only b may see"],
+        )
+        .await;
         let broken = self.begin(&help, "broken.pdf").await;
         catalog
             .set_failed(&help, broken.0, broken.1, "not a PDF file")
@@ -136,7 +156,10 @@ impl World {
         for (owner, name) in [(&default, "index"), (&b, "mine")] {
             let name = PipelineName::new(name).unwrap();
             let yaml = "name: x\n";
-            catalog.put_pipeline(owner, &name, yaml, None).await.unwrap();
+            catalog
+                .put_pipeline(owner, &name, yaml, None)
+                .await
+                .unwrap();
         }
         // Declared by the tenant, but without a column that says whose the rows are.
         let clicks = Topic {
@@ -152,23 +175,35 @@ impl World {
             description: String::new(),
         };
         catalog.create_topic(&b, &clicks).await.unwrap();
-        self.append("clicks", vec![("page", strings(&["/secret"]))]).await;
+        self.append("clicks", vec![("page", strings(&["/secret"]))])
+            .await;
 
         let indexed = |owners: &[&str], from: u32| {
-            let ids: Vec<String> = (0..owners.len() as u32).map(|i| format!("e{}", from + i)).collect();
+            let ids: Vec<String> = (0..owners.len() as u32)
+                .map(|i| format!("e{}", from + i))
+                .collect();
             event_batch(&ids, owners)
         };
-        self.append_batch(event::DOCUMENT_INDEXED, indexed(&["default", "b", "default"], 1))
+        self.append_batch(
+            event::DOCUMENT_INDEXED,
+            indexed(&["default", "b", "default"], 1),
+        )
+        .await;
+        self.append_batch(event::DOCUMENT_INDEXED, indexed(&["b"], 4))
             .await;
-        self.append_batch(event::DOCUMENT_INDEXED, indexed(&["b"], 4)).await;
         // In the log only, as a connector would write it; its rows gained a column, and one changed its type.
-        self.append("orders", vec![("id", strings(&["1", "2"]))]).await;
+        self.append("orders", vec![("id", strings(&["1", "2"]))])
+            .await;
         let numbers: ArrayRef = Arc::new(Int64Array::from(vec![3]));
-        self.append("orders", vec![("id", numbers), ("note", strings(&["new"]))]).await;
+        self.append("orders", vec![("id", numbers), ("note", strings(&["new"]))])
+            .await;
         // Of every tenant, with an owner on each row.
         self.append(
             "shared",
-            vec![("tenant_id", strings(&["default", "b"])), ("v", strings(&["x", "y"]))],
+            vec![
+                ("tenant_id", strings(&["default", "b"])),
+                ("v", strings(&["x", "y"])),
+            ],
         )
         .await;
     }
@@ -226,13 +261,20 @@ impl World {
         vectors.apply(collection, &[id], &rows).await.unwrap();
         self.services
             .catalog
-            .set_ready(collection, id, version, Some(title.to_owned()), texts.len() as u32)
+            .set_ready(
+                collection,
+                id,
+                version,
+                Some(title.to_owned()),
+                texts.len() as u32,
+            )
             .await
             .unwrap();
     }
 
     async fn append(&self, topic: &str, columns: Vec<(&str, ArrayRef)>) {
-        self.append_batch(topic, RecordBatch::try_from_iter(columns).unwrap()).await;
+        self.append_batch(topic, RecordBatch::try_from_iter(columns).unwrap())
+            .await;
     }
 
     async fn append_batch(&self, topic: &str, batch: RecordBatch) {
@@ -264,7 +306,10 @@ fn event_batch(ids: &[String], owners: &[&str]) -> RecordBatch {
         .iter()
         .map(|field| match field.data_type() {
             DataType::UInt32 => Arc::new(UInt32Array::from(vec![1; rows])) as ArrayRef,
-            _ => Arc::new(StringArray::from(vec![format!("the {}", field.name()); rows])),
+            _ => Arc::new(StringArray::from(vec![
+                format!("the {}", field.name());
+                rows
+            ])),
         })
         .collect();
     RecordBatch::try_new(
@@ -336,7 +381,10 @@ impl Search for CountingSearch {
         for batch in &batches {
             for chunk in records(batch).map_err(|error| error.to_string())? {
                 let text = chunk.text.to_lowercase();
-                let held = parts.iter().filter(|part| text.contains(part.as_str())).count();
+                let held = parts
+                    .iter()
+                    .filter(|part| text.contains(part.as_str()))
+                    .count();
                 if held > 0 {
                     found.push((held, chunk));
                 }

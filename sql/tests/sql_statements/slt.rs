@@ -2,7 +2,7 @@
 //!
 //! A file is blocks between blank lines. `# ...` is a comment, `tenant NAME` says who asks from here on, anything
 //! else is a statement, `----`, and the answer: one line a row with ` | ` between the values, or `error: ...`.
-//! After a wanted change, `VA_SLT_UPDATE=1 cargo test -p va-sql` rewrites the answers; read the difference.
+//! After a wanted change, `VA_SLT_UPDATE=1 cargo test --workspace --test sql_statements` rewrites the answers; read the difference.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use crate::world::World;
 #[tokio::test]
 async fn statements_answer_as_written() {
     let world = World::new().await;
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sql/slt");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sql_statements/slt");
     let mut files: Vec<_> = std::fs::read_dir(&folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -51,7 +51,10 @@ async fn answered(world: &World, file: &str) -> String {
     let mut blocks = Vec::new();
     for block in file.trim_end().split("\n\n") {
         let statement = block.split("\n----").next().unwrap_or_default();
-        let sql: Vec<&str> = statement.lines().filter(|line| !line.starts_with('#')).collect();
+        let sql: Vec<&str> = statement
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .collect();
         let sql = sql.join("\n");
         if let Some(name) = sql.strip_prefix("tenant ") {
             tenant = TenantId::new(name).unwrap();
@@ -73,7 +76,11 @@ async fn answer(world: &World, tenant: &TenantId, sql: &str) -> String {
         Err(error) => return format!("error: {error}"),
     };
     match rows {
-        Ok(batches) => batches.iter().flat_map(lines).collect::<Vec<_>>().join("\n"),
+        Ok(batches) => batches
+            .iter()
+            .flat_map(lines)
+            .collect::<Vec<_>>()
+            .join("\n"),
         Err(error) => format!("error: {}", va_sql::SqlError::from(error)),
     }
 }
@@ -90,7 +97,10 @@ fn lines(batch: &RecordBatch) -> Vec<String> {
             let values: Vec<String> = columns.iter().map(|c| c.value(row).to_string()).collect();
             // Plans have several lines in one value; blank ones would end the block.
             let line = values.join(" | ");
-            let line: Vec<&str> = line.lines().filter(|line| !line.trim().is_empty()).collect();
+            let line: Vec<&str> = line
+                .lines()
+                .filter(|line| !line.trim().is_empty())
+                .collect();
             line.join("\n")
         })
         .collect()
