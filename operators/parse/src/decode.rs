@@ -126,7 +126,7 @@ fn mostly_utf8(bytes: &[u8]) -> bool {
 /// that is Chinese throughout has few of them, but line ends and spaces remain.
 fn utf16_by_zeros(bytes: &[u8]) -> Option<&'static Encoding> {
     let head = &bytes[..bytes.len().min(4096) & !1];
-    if head.len() < 4 || bytes.len() % 2 != 0 {
+    if head.len() < 4 || !bytes.len().is_multiple_of(2) {
         return None;
     }
     let zeros = |odd: usize| {

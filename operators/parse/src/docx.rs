@@ -249,11 +249,12 @@ impl<'a> Body<'a> {
                             paragraph.role = Role::Heading(level);
                         }
                     }
-                    "numId" if paragraph.role == Role::Plain => {
-                        // List number 0 takes a paragraph out of the list of its style.
-                        if attr(element, "val").as_deref() != Some("0") {
-                            paragraph.role = Role::ListItem;
-                        }
+                    // List number 0 takes a paragraph out of the list of its style.
+                    "numId"
+                        if paragraph.role == Role::Plain
+                            && attr(element, "val").as_deref() != Some("0") =>
+                    {
+                        paragraph.role = Role::ListItem;
                     }
                     "tab" if !paragraph.text.is_empty() => paragraph.text.push('\t'),
                     "br" | "cr" if is_on(element) => paragraph.text.push('\n'),

@@ -12,9 +12,9 @@ const TITLE_KEYS: [&str; 4] = ["title", "name", "subject", "id"];
 const SECTION_DEPTH_MAX: u8 = 3;
 
 pub(crate) fn parse(text: &str, builder: &mut Builder) -> Result<(), ParseError> {
-    let mut values = Deserializer::from_str(text).into_iter::<Value>();
+    let values = Deserializer::from_str(text).into_iter::<Value>();
     let mut count = 0;
-    while let Some(value) = values.next() {
+    for value in values {
         match value {
             Ok(value) => {
                 if count == 0

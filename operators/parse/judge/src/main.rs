@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 const CANDIDATES: &[&str] =
-    &["hayro (va-parse)", "pdf-extract", "pdf_oxide", "pdf-inspector", "unpdf", "lopdf", "oxidize-pdf"];
+    &["hayro (va-parse)", "pdf-extract", "pdf_oxide", "pdf-inspector", "unpdf", "lopdf"];
 const TIMEOUT_SECONDS: &str = "60";
 /// References shorter than this are scans or empty pages.
 const REFERENCE_CHARS_MIN: usize = 10;
@@ -177,12 +177,6 @@ fn extract(candidate: &str, bytes: &[u8]) -> anyhow::Result<String> {
         "pdf_oxide" => pdf_oxide::PdfDocument::from_bytes(bytes.to_vec())?.extract_all_text()?,
         "pdf-inspector" => pdf_inspector::process_pdf_mem(bytes)?.markdown.unwrap_or_default(),
         "unpdf" => unpdf::Unpdf::new().parse_bytes(bytes)?.plain_text(),
-        "oxidize-pdf" => {
-            let reader = oxidize_pdf::parser::PdfReader::new(std::io::Cursor::new(bytes.to_vec()))?;
-            let document = oxidize_pdf::parser::PdfDocument::new(reader);
-            let pages = document.extract_text()?;
-            pages.into_iter().map(|page| page.text).collect::<Vec<_>>().join("\n")
-        }
         other => bail!("unknown library `{other}`, known are {CANDIDATES:?}"),
     })
 }

@@ -84,10 +84,13 @@ fn margin_key(line: &Line) -> Option<(String, i64)> {
         return None;
     }
     let mut key = String::new();
-    for c in line.text.chars().filter(|c| !c.is_whitespace()) {
-        let c = if c.is_numeric() { '#' } else { c };
-        if !(c == '#' && key.ends_with('#')) {
-            key.push(c);
+    for word in line.text.split_whitespace() {
+        let is_roman = word.chars().all(|c| "ivxlcIVXLC".contains(c));
+        for c in word.chars() {
+            let c = if c.is_numeric() || is_roman { '#' } else { c };
+            if !(c == '#' && key.ends_with('#')) {
+                key.push(c);
+            }
         }
     }
     Some((key, line.y.round() as i64))

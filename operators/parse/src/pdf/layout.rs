@@ -333,6 +333,29 @@ fn write_line(
             }),
         }
     }
+    for cell in &mut cells {
+        let title = cell.text.trim_end_matches(is_leader);
+        if cell.text[title.len()..]
+            .chars()
+            .filter(|c| *c != ' ')
+            .count()
+            >= 4
+            && !title.is_empty()
+        {
+            cell.text.truncate(title.len());
+        }
+    }
+    if let Some(cell) = cells.last_mut()
+        && let Some((title, number)) = split_leader(&cell.text)
+    {
+        let number = Cell {
+            x0: cell.x1,
+            x1: cell.x1,
+            text: number,
+        };
+        cell.text = title;
+        cells.push(number);
+    }
     let text = cells
         .iter()
         .map(|cell| cell.text.as_str())
@@ -354,6 +377,21 @@ fn write_line(
         turned,
         cells,
     })
+}
+
+/// What rows of leader dots are made of.
+fn is_leader(c: char) -> bool {
+    matches!(c, '.' | '…' | '·' | ' ')
+}
+
+/// An entry of a table of contents: a row of dots leads from the title to the page number. Returns both.
+fn split_leader(text: &str) -> Option<(String, String)> {
+    let number = text.rsplit(is_leader).next()?;
+    let rest = &text[..text.len() - number.len()];
+    let title = rest.trim_end_matches(is_leader);
+    let dots = rest[title.len()..].chars().filter(|c| *c != ' ').count();
+    let is_entry = dots >= 4 && !title.is_empty() && (1..=6).contains(&number.len());
+    is_entry.then(|| (title.to_owned(), number.to_owned()))
 }
 
 fn write_segment(segment: &Segment, line_size: f64, widths: &mut Widths) -> String {
