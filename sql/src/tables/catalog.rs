@@ -10,7 +10,7 @@ use arrow::array::{
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
-use datafusion::error::Result;
+use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use futures::stream::BoxStream;
@@ -308,9 +308,15 @@ impl Source {
         let wanted = self.collection.clone();
         let names = match wanted {
             // A name that no collection can have: nothing to read.
-            Some(name) => futures::stream::iter(CollectionName::new(name).ok().map(Ok)).boxed(),
+            Some(name) => {
+                let name = CollectionName::new(name).ok();
+                futures::stream::iter(name.map(Ok::<_, DataFusionError>)).boxed()
+            }
             None => collection_pages(catalog.clone(), tenant.clone())
-                .map_ok(|page| futures::stream::iter(page.into_iter().map(|row| Ok(row.name))))
+                .map_ok(|page| {
+                    let names = page.into_iter().map(|row| row.name);
+                    futures::stream::iter(names.map(Ok::<_, DataFusionError>))
+                })
                 .try_flatten()
                 .boxed(),
         };
@@ -501,7 +507,9 @@ where
 {
     let first = Some(Page::first(PAGE_LIMIT_MAX));
     futures::stream::try_unfold((first, fetch), |(page, fetch)| async move {
-        let Some(page) = page else { return Ok(None) };
+        let Some(page) = page else {
+            return Ok::<_, DataFusionError>(None);
+        };
         let listing = fetch(page).await.map_err(unreadable)?;
         let next = listing.next.map(|cursor| Page {
             limit: PAGE_LIMIT_MAX,

@@ -15,6 +15,7 @@ use futures::{StreamExt, TryStreamExt};
 use va_catalog::{CollectionRef, chunk_schema};
 use va_vector::{VectorStore, quoted};
 
+use super::stream::Batches;
 use super::{equal_to, part, project, projected, stream_plan};
 use crate::error::unreadable;
 
@@ -83,7 +84,6 @@ impl TableProvider for ChunkTable {
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let schema = projected(&self.schema, projection)?;
-        let columns: Vec<String> = schema.fields().iter().map(|f| f.name().clone()).collect();
         let conditions: Vec<String> = LOOKED_UP
             .into_iter()
             .filter_map(|column| {
@@ -91,30 +91,54 @@ impl TableProvider for ChunkTable {
                 Some(format!("{column} = {}", quoted(&value)))
             })
             .collect();
-        let condition = (!conditions.is_empty()).then(|| conditions.join(" AND "));
-
-        let (vectors, collection) = (self.vectors.clone(), self.collection.clone());
-        let declared = schema.clone();
+        let query = Query {
+            vectors: self.vectors.clone(),
+            collection: self.collection.clone(),
+            schema: schema.clone(),
+            condition: (!conditions.is_empty()).then(|| conditions.join(" AND ")),
+            limit,
+        };
         let rows = part(move || {
-            let (vectors, collection) = (vectors.clone(), collection.clone());
-            let (columns, condition) = (columns.clone(), condition.clone());
-            let declared = declared.clone();
-            futures::stream::once(async move {
-                let rows = vectors
-                    .scan(&collection, Some(&columns), condition.as_deref(), limit)
-                    .await
-                    .map_err(unreadable)?;
-                let Some(rows) = rows else {
-                    return Ok(futures::stream::empty().boxed());
-                };
-                let rows = rows.batches.map_err(unreadable);
-                Ok(rows
-                    .and_then(move |batch| futures::future::ready(project(&batch, &declared)))
-                    .boxed())
-            })
-            .try_flatten()
-            .boxed()
+            let query = query.clone();
+            futures::stream::once(query.rows()).try_flatten().boxed()
         });
         stream_plan(schema, vec![rows], limit)
+    }
+}
+
+/// What one scan asks of the store.
+#[derive(Clone)]
+struct Query {
+    vectors: Arc<dyn VectorStore>,
+    collection: CollectionRef,
+    /// The columns to read.
+    schema: SchemaRef,
+    /// SQL that the store understands.
+    condition: Option<String>,
+    limit: Option<usize>,
+}
+
+impl Query {
+    async fn rows(self) -> Result<Batches> {
+        let fields = self.schema.fields();
+        let columns: Vec<String> = fields.iter().map(|field| field.name().clone()).collect();
+        let rows = self
+            .vectors
+            .scan(
+                &self.collection,
+                Some(&columns),
+                self.condition.as_deref(),
+                self.limit,
+            )
+            .await
+            .map_err(unreadable)?;
+        let Some(rows) = rows else {
+            return Ok(futures::stream::empty().boxed());
+        };
+        let batches = rows.batches.map(move |batch| {
+            let batch = batch.map_err(unreadable)?;
+            project(&batch, &self.schema)
+        });
+        Ok(batches.boxed())
     }
 }

@@ -16,7 +16,7 @@ use arrow::compute::{cast, filter_record_batch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
-use datafusion::error::Result;
+use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::{Expr, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use futures::{StreamExt, TryStreamExt};
@@ -171,7 +171,7 @@ impl PartitionRange {
         futures::stream::try_unfold((self, start), |(range, from)| async move {
             let left = range.high.0.saturating_sub(from.0);
             if left == 0 {
-                return Ok(None);
+                return Ok::<_, DataFusionError>(None);
             }
             let limit = FetchLimit {
                 rows: usize::try_from(left).map_or(8_192, |left| left.min(8_192)),
@@ -193,7 +193,7 @@ impl PartitionRange {
                 .collect::<Result<Vec<_>>>()?;
             let next = fetched.next;
             Ok(Some((
-                futures::stream::iter(batches.into_iter().map(Ok)),
+                futures::stream::iter(batches.into_iter().map(Ok::<_, DataFusionError>)),
                 (range, next),
             )))
         })
