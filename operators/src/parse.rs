@@ -14,7 +14,7 @@ use va_catalog::ContentHash;
 use va_catalog::chunk::{column, strings};
 use va_catalog::event::{DOCUMENT_DELETED, document_uploaded_schema, parsed_schema};
 use va_connectors::flow::{FlowError, Names, Problem};
-use va_connectors::objects::{Objects, ObjectsError};
+use va_connectors::objects::{Objects, ObjectError};
 use va_parse::{Input, Limits};
 
 use crate::operator::{Cx, Operator, OperatorSpec, Resources};
@@ -85,7 +85,7 @@ impl Operator for ParseTask {
                 Ok(bytes) => {
                     jobs.push(Job { row, parsed: event.parsed, content_type: event.content_type, bytes });
                 }
-                Err(error @ ObjectsError::NotFound(_)) => cx.dead_letter(&batch, row, error.to_string()),
+                Err(error @ ObjectError::NotFound(_)) => cx.dead_letter(&batch, row, error.to_string()),
                 Err(error) => return Err(FlowError::retriable("parse", error)),
             }
         }

@@ -17,7 +17,7 @@ use va_catalog::event::{DOCUMENT_DELETED, DOCUMENT_UPLOADED, document_uploaded_s
 use va_catalog::store::{BeginOutcome, Begun, CatalogError, DocumentInfo, DocumentState, NewVersion};
 use va_catalog::{CollectionRef, DocumentId, PipelineName, TopicName, Version};
 use va_connectors::log::{LogError, Target};
-use va_connectors::objects::ObjectsError;
+use va_connectors::objects::ObjectError;
 
 use crate::platform::{Platform, now_ms};
 
@@ -37,7 +37,7 @@ pub enum IngestError {
     #[error(transparent)]
     Catalog(#[from] CatalogError),
     #[error(transparent)]
-    Objects(#[from] ObjectsError),
+    Objects(#[from] ObjectError),
     #[error(transparent)]
     Log(#[from] LogError),
     #[error("make the event: {0}")]

@@ -98,7 +98,7 @@ impl Platform {
         .await
         .map_err(part("log"))?
         .map_err(part("log"))?;
-        let objects = Objects::local(data.join("objects")).map_err(part("object store"))?;
+        let objects = Objects::local(&data.join("objects")).map_err(part("object store"))?;
         let vectors: Arc<dyn VectorStore> =
             Arc::new(LanceStore::open(data.join("vectors")).await.map_err(part("vector store"))?);
         let texts: Arc<dyn TextIndex> =

@@ -1,1 +1,20 @@
-//! Full-text seam with tantivy and Chinese and English analysis.
+//! Full-text search of chunks: the seam, its embedded implementation on tantivy, and Chinese and English analysis.
+//!
+//! [`seam`] is the trait that pipelines write to and serving reads from; [`TantivyIndex`] implements it in process.
+//! [`analysis`] turns text into terms, [`highlight`] shows where a query matched. Vectors are another crate's.
+
+mod directory;
+mod fold;
+mod query;
+mod schema;
+mod tantivy_index;
+
+pub mod analysis;
+pub mod highlight;
+pub mod seam;
+
+pub use analysis::Analysis;
+pub use highlight::{highlights, snippet};
+pub use query::Ranking;
+pub use seam::{HITS_MAX, TextError, TextHit, TextIndex};
+pub use tantivy_index::TantivyIndex;

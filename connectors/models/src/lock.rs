@@ -56,6 +56,28 @@ pub struct ModelEntry {
     pub packages: Vec<Package>,
 }
 
+/// The embedding model that is used when none is named: Chinese and English alike.
+pub const DEFAULT_EMBEDDER: &str = "multilingual-e5-small";
+
+/// Length of the vectors of a model, without loading it: from the lock file, or from the `config.json` of a directory.
+///
+/// # Errors
+/// When the model is neither in the lock file nor a directory that says its dimensions.
+pub fn dims_of(reference: &str) -> Result<usize, ModelError> {
+    let lock = ModelLock::built_in()?;
+    if let Some(entry) = lock.get(reference) {
+        return Ok(entry.dims);
+    }
+    let unknown = || ModelError::Unknown { name: reference.to_owned(), known: lock.names() };
+    let config = Path::new(reference).join("config.json");
+    if !config.is_file() {
+        return Err(unknown());
+    }
+    let text = std::fs::read_to_string(&config).map_err(ModelError::io("read", &config))?;
+    let config: serde_json::Value = serde_json::from_str(&text).map_err(|_| unknown())?;
+    config["hidden_size"].as_u64().map(|dims| dims as usize).ok_or_else(unknown)
+}
+
 /// What a model does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]

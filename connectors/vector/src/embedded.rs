@@ -415,7 +415,9 @@ impl VectorStore for LanceStore {
         let collection = collection.clone();
         let batches = stream
             .map(move |batch| {
-                let fail = |error| VectorError::storage(&collection, "scanning", error);
+                let fail = |error: Box<dyn std::error::Error + Send + Sync>| {
+                    VectorError::storage(&collection, "scanning", error)
+                };
                 let batch = batch.map_err(|error| fail(Box::from(error)))?;
                 as_declared(&declared, &batch).map_err(|error| fail(Box::from(error)))
             })

@@ -68,7 +68,10 @@ fn main() -> anyhow::Result<()> {
     if show {
         return Ok(());
     }
-    for line in failed.iter().filter(|line| !line.contains("is not supported")) {
+    for line in failed
+        .iter()
+        .filter(|line| !line.contains("is not supported"))
+    {
         println!("{line}");
     }
     for (time, path) in slow {
@@ -100,10 +103,21 @@ fn parse_file(path: &Path, bytes: &[u8]) -> Result<Document, va_parse::ParseErro
 }
 
 fn print(path: &Path, document: &Document) {
-    println!("##### {} {:?} {:?}", path.display(), document.format, document.encoding);
-    println!("title: {:?}, pages: {:?}, warnings: {:?}", document.title, document.pages, document.warnings);
+    println!(
+        "##### {} {:?} {:?}",
+        path.display(),
+        document.format,
+        document.encoding
+    );
+    println!(
+        "title: {:?}, pages: {:?}, warnings: {:?}",
+        document.title, document.pages, document.warnings
+    );
     for block in &document.blocks {
-        let page = block.page.map(|page| format!(" p{page}")).unwrap_or_default();
+        let page = block
+            .page
+            .map(|page| format!(" p{page}"))
+            .unwrap_or_default();
         println!("--- {:?}{page} {:?}", block.kind, block.title_path);
         println!("{}", &document.text[block.range.clone()]);
     }

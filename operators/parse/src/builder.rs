@@ -174,14 +174,21 @@ impl Builder {
             }
         }
         self.level_base = base;
-        self.document.warnings.extend(inner.warnings.iter().cloned());
+        self.document
+            .warnings
+            .extend(inner.warnings.iter().cloned());
         Ok(())
     }
 
     pub(crate) fn finish(mut self) -> Document {
         if self.document.title.is_none() {
-            let first = self.document.blocks.iter().find(|block| matches!(block.kind, BlockKind::Heading(_)));
-            self.document.title = first.map(|block| self.document.text[block.range.clone()].to_owned());
+            let first = self
+                .document
+                .blocks
+                .iter()
+                .find(|block| matches!(block.kind, BlockKind::Heading(_)));
+            self.document.title =
+                first.map(|block| self.document.text[block.range.clone()].to_owned());
         }
         self.document
     }
@@ -209,7 +216,11 @@ impl Builder {
             kind,
             range,
             page: self.page,
-            title_path: self.headings.iter().map(|(_, title)| title.clone()).collect(),
+            title_path: self
+                .headings
+                .iter()
+                .map(|(_, title)| title.clone())
+                .collect(),
         });
         Ok(())
     }

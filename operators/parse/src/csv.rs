@@ -14,7 +14,9 @@ pub(crate) fn parse(text: &str, builder: &mut Builder) -> Result<(), ParseError>
         .flexible(true)
         .from_reader(text.as_bytes());
     let mut failed = None;
-    let rows = reader.records().map_while(|row| row.map_err(|error| failed = Some(error)).ok());
+    let rows = reader
+        .records()
+        .map_while(|row| row.map_err(|error| failed = Some(error)).ok());
     builder.table(rows.map(|row| row.iter().map(str::to_owned).collect::<Vec<_>>()))?;
     match failed {
         Some(error) => Err(ParseError::corrupt(Format::Csv, error)),
@@ -24,9 +26,16 @@ pub(crate) fn parse(text: &str, builder: &mut Builder) -> Result<(), ParseError>
 
 /// The delimiter that cuts the first lines into the most cells while cutting all of them alike. Commas win a tie.
 fn sniff(text: &str) -> u8 {
-    let head: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).take(20).collect();
+    let head: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .take(20)
+        .collect();
     let score = |delimiter: u8| {
-        let counts: Vec<usize> = head.iter().map(|line| count_outside_quotes(line, delimiter)).collect();
+        let counts: Vec<usize> = head
+            .iter()
+            .map(|line| count_outside_quotes(line, delimiter))
+            .collect();
         let first = counts.first().copied().unwrap_or(0);
         let alike = counts.iter().filter(|count| **count == first).count();
         // Lines cut alike are the better witness; a comma inside prose cuts often but never evenly.

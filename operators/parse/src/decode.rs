@@ -87,7 +87,11 @@ fn guess(bytes: &[u8], declared: Option<&str>) -> Option<&'static Encoding> {
     }
     let mut detector = EncodingDetector::new(Iso2022JpDetection::Allow);
     detector.feed(&bytes[..bytes.len().min(DETECT_BYTES_MAX)], true);
-    let utf8 = if escapes { Utf8Detection::Allow } else { Utf8Detection::Deny };
+    let utf8 = if escapes {
+        Utf8Detection::Allow
+    } else {
+        Utf8Detection::Deny
+    };
     Some(detector.guess(None, utf8))
 }
 
@@ -122,19 +126,32 @@ fn mostly_utf8(bytes: &[u8]) -> bool {
 /// that is Chinese throughout has few of them, but line ends and spaces remain.
 fn utf16_by_zeros(bytes: &[u8]) -> Option<&'static Encoding> {
     let head = &bytes[..bytes.len().min(4096) & !1];
-    if head.len() < 4 || bytes.len() % 2 != 0 {
+    if head.len() < 4 || !bytes.len().is_multiple_of(2) {
         return None;
     }
-    let zeros = |odd: usize| head.iter().skip(odd).step_by(2).filter(|b| **b == 0).count();
+    let zeros = |odd: usize| {
+        head.iter()
+            .skip(odd)
+            .step_by(2)
+            .filter(|b| **b == 0)
+            .count()
+    };
     let (even, odd) = (zeros(0), zeros(1));
-    let encoding = match (even, odd) {
-        (0, n) if n * 100 >= head.len() / 2 && n > 0 => UTF_16LE,
-        (n, 0) if n * 100 >= head.len() / 2 && n > 0 => UTF_16BE,
-        _ => return None,
+    // Zeros on the other side are rare: 一 is U+4E00.
+    let many = |zeros: usize, others: usize| zeros * 100 >= head.len() / 2 && zeros > others * 3;
+    let encoding = if many(odd, even) {
+        UTF_16LE
+    } else if many(even, odd) {
+        UTF_16BE
+    } else {
+        return None;
     };
     // Random binary data passes the count now and then, but not the decoder.
     let (text, undecodable) = decode_as(head, encoding);
-    let strange = text.chars().filter(|c| c.is_control() && !c.is_whitespace()).count();
+    let strange = text
+        .chars()
+        .filter(|c| c.is_control() && !c.is_whitespace())
+        .count();
     (undecodable <= 1 && strange * 50 <= text.len()).then_some(encoding)
 }
 
@@ -144,7 +161,8 @@ fn is_binary(bytes: &[u8]) -> bool {
     if head.contains(&0) {
         return true;
     }
-    let control = |b: &&u8| **b < 0x20 && !matches!(**b, b'\t' | b'\n' | b'\r' | 0x0c | 0x1b | 0x08);
+    let control =
+        |b: &&u8| **b < 0x20 && !matches!(**b, b'\t' | b'\n' | b'\r' | 0x0c | 0x1b | 0x08);
     head.iter().filter(control).count() * 50 > head.len()
 }
 

@@ -49,9 +49,30 @@ const FOREIGN: &[(usize, &[u8], &str)] = &[
 
 /// Header names that only e-mails begin their first lines with.
 const MAIL_HEADERS: &[&str] = &[
-    "from", "to", "cc", "subject", "date", "received", "return-path", "message-id", "mime-version", "delivered-to",
-    "content-type", "content-transfer-encoding", "reply-to", "sender", "dkim-signature", "x-mailer", "in-reply-to",
-    "references", "user-agent", "list-id", "bcc", "received-spf", "authentication-results", "arc-seal",
+    "from",
+    "to",
+    "cc",
+    "subject",
+    "date",
+    "received",
+    "return-path",
+    "message-id",
+    "mime-version",
+    "delivered-to",
+    "content-type",
+    "content-transfer-encoding",
+    "reply-to",
+    "sender",
+    "dkim-signature",
+    "x-mailer",
+    "in-reply-to",
+    "references",
+    "user-agent",
+    "list-id",
+    "bcc",
+    "received-spf",
+    "authentication-results",
+    "arc-seal",
 ];
 
 /// What the bytes are, as far as they tell without being decoded.
@@ -76,7 +97,9 @@ pub(crate) fn detect(input: &Input) -> Result<Kind, ParseError> {
         return Err(compound_file(input));
     }
     for (offset, magic, name) in FOREIGN {
-        let found = bytes.get(*offset..).is_some_and(|rest| rest.starts_with(magic));
+        let found = bytes
+            .get(*offset..)
+            .is_some_and(|rest| rest.starts_with(magic));
         // Two letters are no proof: "BM" and "MZ" also begin texts, so they count only with binary data behind them.
         if found && (magic.len() > 2 || bytes[..bytes.len().min(512)].contains(&0)) {
             return Err(ParseError::Unsupported {
@@ -87,7 +110,10 @@ pub(crate) fn detect(input: &Input) -> Result<Kind, ParseError> {
     // Writers put a few bytes of their own before the header, and readers accept it in the first kilobyte.
     let head = &bytes[..bytes.len().min(1024)];
     if let Some(at) = find(head, b"%PDF-")
-        && (at == 0 || head.contains(&0) || has_ending(input.name, &["pdf"]) || media_type(input) == "application/pdf")
+        && (at == 0
+            || head.contains(&0)
+            || has_ending(input.name, &["pdf"])
+            || media_type(input) == "application/pdf")
     {
         return Ok(Kind::Container(Format::Pdf));
     }
@@ -101,7 +127,8 @@ pub(crate) fn text_format(input: &Input, text: &str) -> Format {
         return Format::Html;
     }
     let name = input.name;
-    if looks_like_mail(head) || has_ending(name, &["eml"]) || media_type(input) == "message/rfc822" {
+    if looks_like_mail(head) || has_ending(name, &["eml"]) || media_type(input) == "message/rfc822"
+    {
         return Format::Email;
     }
     if looks_like_man(head, name) {
@@ -124,7 +151,8 @@ pub(crate) fn text_format(input: &Input, text: &str) -> Format {
     } else if has_ending(name, &["csv", "tsv"]) {
         Format::Csv
     } else if has_ending(name, &["json", "jsonl", "ndjson"])
-        || (head.starts_with(['{', '[']) && serde_json::from_str::<serde::de::IgnoredAny>(head).is_ok())
+        || (head.starts_with(['{', '['])
+            && serde_json::from_str::<serde::de::IgnoredAny>(head).is_ok())
     {
         Format::Json
     } else {
@@ -141,7 +169,11 @@ pub(crate) fn has_ending(name: &str, endings: &[&str]) -> bool {
 /// The media type without its parameters, lower case, empty if unknown.
 fn media_type(input: &Input) -> String {
     let full = input.content_type.unwrap_or_default();
-    full.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+    full.split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase()
 }
 
 /// The charset parameter of the media type.
@@ -186,7 +218,11 @@ fn zip_format(bytes: &[u8]) -> Result<Format, ParseError> {
 
 /// Microsoft's compound file holds either the old Office formats or an encrypted new one.
 fn compound_file(input: &Input) -> ParseError {
-    let utf16 = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+    let utf16 = |text: &str| {
+        text.encode_utf16()
+            .flat_map(u16::to_le_bytes)
+            .collect::<Vec<u8>>()
+    };
     if find(input.bytes, &utf16("EncryptedPackage")).is_some() {
         let format = if has_ending(input.name, &["xlsx", "xlsm"]) {
             Format::Xlsx
@@ -219,8 +255,14 @@ fn looks_like_html(head: &str) -> bool {
             None => return false,
         }
     }
-    let start: String = rest.chars().take(14).collect::<String>().to_ascii_lowercase();
-    ["<!doctype html", "<html", "<head", "<body"].iter().any(|tag| start.starts_with(tag))
+    let start: String = rest
+        .chars()
+        .take(14)
+        .collect::<String>()
+        .to_ascii_lowercase();
+    ["<!doctype html", "<html", "<head", "<body"]
+        .iter()
+        .any(|tag| start.starts_with(tag))
 }
 
 /// At least two lines at the top are headers that e-mails have, and nothing else stands there.
@@ -242,7 +284,11 @@ fn looks_like_mail(head: &str) -> bool {
         if key.is_empty() || !key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
             return false;
         }
-        known += usize::from(MAIL_HEADERS.iter().any(|header| key.eq_ignore_ascii_case(header)));
+        known += usize::from(
+            MAIL_HEADERS
+                .iter()
+                .any(|header| key.eq_ignore_ascii_case(header)),
+        );
     }
     known >= 3
 }
@@ -250,17 +296,28 @@ fn looks_like_mail(head: &str) -> bool {
 /// The title macro, or the comment that manual pages begin with. Section endings (`ls.1`) are asked for because other
 /// roff documents look alike.
 fn looks_like_man(head: &str, name: &str) -> bool {
-    let section = name
-        .rsplit_once('.')
-        .is_some_and(|(_, ending)| ending.starts_with(|c: char| ('1'..='8').contains(&c)) && ending.len() <= 4);
+    let section = name.rsplit_once('.').is_some_and(|(_, ending)| {
+        ending.starts_with(|c: char| ('1'..='8').contains(&c)) && ending.len() <= 4
+    });
     if head.starts_with(".TH ") || head.starts_with(".Dd ") {
         return true;
     }
-    let comment = head.starts_with(".\\\"") || head.starts_with("'\\\"") || head.starts_with(".de ");
-    comment && (section || head.lines().any(|line| line.starts_with(".TH ") || line.starts_with(".SH ")))
-        || section && head.lines().take(200).any(|line| line.starts_with(".TH ") || line.starts_with(".so "))
+    let comment =
+        head.starts_with(".\\\"") || head.starts_with("'\\\"") || head.starts_with(".de ");
+    comment
+        && (section
+            || head
+                .lines()
+                .any(|line| line.starts_with(".TH ") || line.starts_with(".SH ")))
+        || section
+            && head
+                .lines()
+                .take(200)
+                .any(|line| line.starts_with(".TH ") || line.starts_with(".so "))
 }
 
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    haystack.windows(needle.len()).position(|window| window == needle)
+    haystack
+        .windows(needle.len())
+        .position(|window| window == needle)
 }

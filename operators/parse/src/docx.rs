@@ -12,7 +12,11 @@ use crate::error::ParseError;
 use crate::input::Limits;
 use crate::ooxml::{Parts, Xml, attr, is_on, push_text};
 
-pub(crate) fn parse(bytes: &[u8], limits: &Limits, builder: &mut Builder) -> Result<(), ParseError> {
+pub(crate) fn parse(
+    bytes: &[u8],
+    limits: &Limits,
+    builder: &mut Builder,
+) -> Result<(), ParseError> {
     let mut parts = Parts::open(bytes, Format::Docx, limits)?;
     parts.read_title(builder);
     let main = parts.main_part("word/document.xml")?;
@@ -27,7 +31,10 @@ pub(crate) fn parse(bytes: &[u8], limits: &Limits, builder: &mut Builder) -> Res
     };
     let notes = [part_of("footnotes")?, part_of("endnotes")?];
     let Some(body) = parts.read(&main)? else {
-        return Err(ParseError::corrupt(Format::Docx, format!("part `{main}` is missing")));
+        return Err(ParseError::corrupt(
+            Format::Docx,
+            format!("part `{main}` is missing"),
+        ));
     };
     Body::new(&styles, builder).run(&body)?;
     builder.clear_headings();
@@ -64,7 +71,10 @@ fn read_styles(xml: &str) -> Result<HashMap<String, Role>, ParseError> {
         match &event {
             Event::Start(element) | Event::Empty(element) => {
                 if element.local_name().as_ref() == "style" {
-                    current = Some((attr(element, "styleId").unwrap_or_default(), Style::default()));
+                    current = Some((
+                        attr(element, "styleId").unwrap_or_default(),
+                        Style::default(),
+                    ));
                 }
                 let Some((_, style)) = &mut current else {
                     continue;
@@ -77,11 +87,16 @@ fn read_styles(xml: &str) -> Result<HashMap<String, Role>, ParseError> {
                     _ => {}
                 }
             }
-            Event::End(element) if element.local_name().as_ref() == "style" => styles.extend(current.take()),
+            Event::End(element) if element.local_name().as_ref() == "style" => {
+                styles.extend(current.take())
+            }
             _ => {}
         }
     }
-    Ok(styles.keys().map(|id| (id.clone(), role(id, &styles))).collect())
+    Ok(styles
+        .keys()
+        .map(|id| (id.clone(), role(id, &styles)))
+        .collect())
 }
 
 /// Follows the chain of styles until one says what it is.
@@ -93,7 +108,10 @@ fn role(id: &str, styles: &HashMap<String, Style>) -> Role {
             break;
         };
         let name = style.name.as_str();
-        if let Some(level) = name.strip_prefix("heading ").and_then(|level| level.trim().parse().ok()) {
+        if let Some(level) = name
+            .strip_prefix("heading ")
+            .and_then(|level| level.trim().parse().ok())
+        {
             return Role::Heading(level);
         }
         if let Some(level) = style.outline {
@@ -105,7 +123,10 @@ fn role(id: &str, styles: &HashMap<String, Style>) -> Role {
         if style.numbered || name.starts_with("list bullet") || name.starts_with("list number") {
             return Role::ListItem;
         }
-        if ["code", "preformatted", "source text", "macro"].iter().any(|word| name.contains(word)) {
+        if ["code", "preformatted", "source text", "macro"]
+            .iter()
+            .any(|word| name.contains(word))
+        {
             return Role::Code;
         }
         next = style.based_on.as_deref();
@@ -160,7 +181,9 @@ impl<'a> Body<'a> {
                 Event::Start(element) => {
                     let name = element.local_name();
                     // The fallback repeats a drawing's text for old readers; moved text is also at its new place.
-                    if skipped > 0 || matches!(name.as_ref(), "Fallback" | "moveFrom" | "del" | "rt") {
+                    if skipped > 0
+                        || matches!(name.as_ref(), "Fallback" | "moveFrom" | "del" | "rt")
+                    {
                         skipped += 1;
                         continue;
                     }
@@ -202,7 +225,11 @@ impl<'a> Body<'a> {
                 }
             }
             "tc" => {
-                if let Some(row) = self.tables.last_mut().and_then(|table| table.rows.last_mut()) {
+                if let Some(row) = self
+                    .tables
+                    .last_mut()
+                    .and_then(|table| table.rows.last_mut())
+                {
                     row.push(String::new());
                 }
             }
@@ -222,11 +249,12 @@ impl<'a> Body<'a> {
                             paragraph.role = Role::Heading(level);
                         }
                     }
-                    "numId" if paragraph.role == Role::Plain => {
-                        // List number 0 takes a paragraph out of the list of its style.
-                        if attr(element, "val").as_deref() != Some("0") {
-                            paragraph.role = Role::ListItem;
-                        }
+                    // List number 0 takes a paragraph out of the list of its style.
+                    "numId"
+                        if paragraph.role == Role::Plain
+                            && attr(element, "val").as_deref() != Some("0") =>
+                    {
+                        paragraph.role = Role::ListItem;
                     }
                     "tab" if !paragraph.text.is_empty() => paragraph.text.push('\t'),
                     "br" | "cr" if is_on(element) => paragraph.text.push('\n'),
@@ -249,7 +277,11 @@ impl<'a> Body<'a> {
     }
 
     fn paragraph(&mut self, paragraph: Paragraph) -> Result<(), ParseError> {
-        let cell = self.tables.last_mut().and_then(|table| table.rows.last_mut()).and_then(|row| row.last_mut());
+        let cell = self
+            .tables
+            .last_mut()
+            .and_then(|table| table.rows.last_mut())
+            .and_then(|row| row.last_mut());
         if let Some(cell) = cell {
             cell.push_str(&paragraph.text);
             cell.push('\n');
@@ -268,7 +300,9 @@ impl<'a> Body<'a> {
                 self.builder.heading(1, text)
             }
             Role::Heading(level) => self.builder.heading(level, text),
-            Role::ListItem if !text.is_empty() => self.builder.block(BlockKind::ListItem, &format!("- {text}")),
+            Role::ListItem if !text.is_empty() => self
+                .builder
+                .block(BlockKind::ListItem, &format!("- {text}")),
             _ => self.builder.paragraph(text),
         }
     }
@@ -277,7 +311,11 @@ impl<'a> Body<'a> {
         let Some(table) = self.tables.pop() else {
             return Ok(());
         };
-        let outer = self.tables.last_mut().and_then(|table| table.rows.last_mut()).and_then(|row| row.last_mut());
+        let outer = self
+            .tables
+            .last_mut()
+            .and_then(|table| table.rows.last_mut())
+            .and_then(|row| row.last_mut());
         if let Some(cell) = outer {
             for row in &table.rows {
                 cell.push_str(&row.join(" "));

@@ -11,7 +11,12 @@ use crate::input::{Input, Limits};
 use crate::parse::parse_nested;
 use crate::{html, text};
 
-pub(crate) fn parse(bytes: &[u8], limits: &Limits, depth: usize, builder: &mut Builder) -> Result<(), ParseError> {
+pub(crate) fn parse(
+    bytes: &[u8],
+    limits: &Limits,
+    depth: usize,
+    builder: &mut Builder,
+) -> Result<(), ParseError> {
     let Some(message) = MessageParser::default().parse(bytes) else {
         return Err(ParseError::corrupt(Format::Email, "no header was found"));
     };
@@ -37,7 +42,11 @@ pub(crate) fn parse(bytes: &[u8], limits: &Limits, depth: usize, builder: &mut B
 
 fn envelope(message: &Message<'_>) -> String {
     let mut lines = String::new();
-    let addresses = [("From", message.from()), ("To", message.to()), ("Cc", message.cc())];
+    let addresses = [
+        ("From", message.from()),
+        ("To", message.to()),
+        ("Cc", message.cc()),
+    ];
     for (label, address) in addresses {
         if let Some(address) = address {
             lines.push_str(&format!("{label}: {}\n", address_list(address)));
@@ -55,7 +64,12 @@ fn address_list(address: &Address<'_>) -> String {
         (Some(text), None) | (None, Some(text)) => text.to_owned(),
         (None, None) => String::new(),
     };
-    address.iter().map(one).filter(|one| !one.is_empty()).collect::<Vec<_>>().join(", ")
+    address
+        .iter()
+        .map(one)
+        .filter(|one| !one.is_empty())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// Line ends as everywhere else, the signature's separator as a paragraph break.
@@ -63,13 +77,20 @@ fn unquote_flowed(body: &str) -> String {
     body.replace("\r\n", "\n").replace("\n-- \n", "\n\n")
 }
 
-fn attachment(part: &MessagePart<'_>, limits: &Limits, depth: usize, builder: &mut Builder) -> Result<(), ParseError> {
+fn attachment(
+    part: &MessagePart<'_>,
+    limits: &Limits,
+    depth: usize,
+    builder: &mut Builder,
+) -> Result<(), ParseError> {
     let media_type = part.content_type().map(|content| match content.subtype() {
         Some(subtype) => format!("{}/{subtype}", content.ctype()),
         None => content.ctype().to_owned(),
     });
     let is_message = matches!(part.body, PartType::Message(_));
-    let name = part.attachment_name().unwrap_or(if is_message { "message.eml" } else { "unnamed" });
+    let name = part
+        .attachment_name()
+        .unwrap_or(if is_message { "message.eml" } else { "unnamed" });
     let bytes = match &part.body {
         PartType::Message(message) => message.raw_message(),
         _ => part.contents(),
@@ -86,10 +107,17 @@ fn attachment(part: &MessagePart<'_>, limits: &Limits, depth: usize, builder: &m
             builder.append_document(&document, 2)
         }
         // The whole e-mail is over the bound then, not only this part.
-        Err(error @ ParseError::TooLarge { kind: LimitKind::TextBytes | LimitKind::UnpackedBytes, .. }) => Err(error),
+        Err(
+            error @ ParseError::TooLarge {
+                kind: LimitKind::TextBytes | LimitKind::UnpackedBytes,
+                ..
+            },
+        ) => Err(error),
         Err(error) => {
             let size = counted(bytes.len(), "byte", "bytes");
-            builder.warn(format!("Attachment `{name}` ({size}) was not read: {error}."));
+            builder.warn(format!(
+                "Attachment `{name}` ({size}) was not read: {error}."
+            ));
             Ok(())
         }
     }

@@ -7,8 +7,7 @@ use thiserror::Error;
 use crate::document::Format;
 
 /// What users are told when a file is of no use to us.
-pub(crate) const SUPPORTED: &str =
-    "PDF, DOCX, PPTX, XLSX, plain text, Markdown, HTML, CSV, JSON, e-mail (.eml), manual page (roff)";
+pub(crate) const SUPPORTED: &str = "PDF, DOCX, PPTX, XLSX, plain text, Markdown, HTML, CSV, JSON, e-mail (.eml), manual page (roff)";
 
 /// Why a document could not be parsed. It is always the document's problem and never worth a retry with the same bytes,
 /// except [`ParseError::Panicked`], which is a bug of ours or of a library.
@@ -18,7 +17,9 @@ pub enum ParseError {
     #[error("file type is not supported: it looks like {looks_like}; supported are {SUPPORTED}")]
     Unsupported { looks_like: String },
     /// The document opens with a password only.
-    #[error("`{format}` document is encrypted with a password; save it without one and upload it again")]
+    #[error(
+        "`{format}` document is encrypted with a password; save it without one and upload it again"
+    )]
     Encrypted { format: Format },
     /// The bytes claim to be of a format and break its rules so badly that no text can be trusted.
     #[error("`{format}` document is damaged: {reason}")]

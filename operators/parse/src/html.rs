@@ -17,10 +17,53 @@ const CHARSET_BYTES: usize = 2048;
 
 /// Elements that begin and end a block. Everything else is part of a line.
 const BLOCK: &[&str] = &[
-    "address", "article", "aside", "blockquote", "body", "caption", "center", "dd", "details", "dir", "div", "dl", "dt",
-    "fieldset", "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hgroup", "hr",
-    "html", "legend", "li", "main", "ol", "option", "p", "pre", "listing", "xmp", "section", "summary", "table", "tbody",
-    "td", "tfoot", "th", "thead", "tr", "ul",
+    "address",
+    "article",
+    "aside",
+    "blockquote",
+    "body",
+    "caption",
+    "center",
+    "dd",
+    "details",
+    "dir",
+    "div",
+    "dl",
+    "dt",
+    "fieldset",
+    "figcaption",
+    "figure",
+    "footer",
+    "form",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "header",
+    "hgroup",
+    "hr",
+    "html",
+    "legend",
+    "li",
+    "main",
+    "ol",
+    "option",
+    "p",
+    "pre",
+    "listing",
+    "xmp",
+    "section",
+    "summary",
+    "table",
+    "tbody",
+    "td",
+    "tfoot",
+    "th",
+    "thead",
+    "tr",
+    "ul",
 ];
 
 /// Writes the blocks of a page. A page that would be empty without its menus is read with them.
@@ -52,10 +95,15 @@ pub(crate) fn declared_charset(bytes: &[u8]) -> Option<&str> {
     }
     let find = |from: usize, needle: &[u8]| {
         let rest = head.get(from..)?;
-        let at = rest.windows(needle.len()).position(|w| w.eq_ignore_ascii_case(needle))?;
+        let at = rest
+            .windows(needle.len())
+            .position(|w| w.eq_ignore_ascii_case(needle))?;
         Some(from + at + needle.len())
     };
-    let declaration = head.starts_with(b"<?xml").then(|| find(0, b"encoding=")).flatten();
+    let declaration = head
+        .starts_with(b"<?xml")
+        .then(|| find(0, b"encoding="))
+        .flatten();
     let at = declaration.or_else(|| find(find(0, b"<meta")?, b"charset="))?;
     let value = &head[at..];
     let is_label = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b':');
@@ -109,7 +157,13 @@ impl<'a> Walk<'a> {
                 Step::Enter(node) => {
                     if self.enter(node)? {
                         steps.push(Step::Leave(node));
-                        steps.extend(self.dom.children(node).iter().rev().map(|child| Step::Enter(*child)));
+                        steps.extend(
+                            self.dom
+                                .children(node)
+                                .iter()
+                                .rev()
+                                .map(|child| Step::Enter(*child)),
+                        );
                     }
                 }
             }
@@ -128,7 +182,9 @@ impl<'a> Walk<'a> {
             }
             return Ok(false);
         }
-        if boilerplate::is_hard(dom, node) || (!self.with_furniture && boilerplate::is_furniture(dom, node)) {
+        if boilerplate::is_hard(dom, node)
+            || (!self.with_furniture && boilerplate::is_furniture(dom, node))
+        {
             return Ok(false);
         }
         let name = dom.name(node);
@@ -141,23 +197,29 @@ impl<'a> Walk<'a> {
         }
         self.flush()?;
         match name {
-            "h1" | "h2" | "h3" | "h4" | "h5" | "h6" => self.kinds.push(BlockKind::Heading(name.as_bytes()[1] - b'0')),
+            "h1" | "h2" | "h3" | "h4" | "h5" | "h6" => self
+                .kinds
+                .push(BlockKind::Heading(name.as_bytes()[1] - b'0')),
             "pre" | "listing" | "xmp" => self.kinds.push(BlockKind::Code),
             "ul" | "dir" => self.lists.push(List { number: None }),
             "ol" => {
-                let start = dom.attr(node, "start").and_then(|start| start.trim().parse().ok());
+                let start = dom
+                    .attr(node, "start")
+                    .and_then(|start| start.trim().parse().ok());
                 self.lists.push(List {
                     number: Some(start.unwrap_or(1)),
                 });
             }
             "li" => {
-                self.marker = Some(match self.lists.last_mut().and_then(|list| list.number.as_mut()) {
-                    Some(number) => {
-                        *number += 1;
-                        format!("{}. ", *number - 1)
-                    }
-                    None => "- ".to_owned(),
-                });
+                self.marker = Some(
+                    match self.lists.last_mut().and_then(|list| list.number.as_mut()) {
+                        Some(number) => {
+                            *number += 1;
+                            format!("{}. ", *number - 1)
+                        }
+                        None => "- ".to_owned(),
+                    },
+                );
                 self.kinds.push(BlockKind::ListItem);
             }
             "table" if is_data_table(dom, node) => {
@@ -201,7 +263,9 @@ impl<'a> Walk<'a> {
             BlockKind::Heading(level) => self.builder.heading(level, &text),
             BlockKind::Code => self.builder.code(&text),
             kind => match self.marker.take() {
-                Some(marker) => self.builder.block(kind, &format!("{marker}{}", text.trim())),
+                Some(marker) => self
+                    .builder
+                    .block(kind, &format!("{marker}{}", text.trim())),
                 None => self.builder.block(kind, &text),
             },
         }
@@ -209,14 +273,22 @@ impl<'a> Walk<'a> {
 
     fn table(&mut self, table: NodeId) -> Result<(), ParseError> {
         let dom = self.dom;
-        let caption = dom.descendants(table).find(|node| dom.name(*node) == "caption");
+        let caption = dom
+            .descendants(table)
+            .find(|node| dom.name(*node) == "caption");
         if let Some(caption) = caption {
-            self.builder.paragraph(&plain_text(dom, caption, self.with_furniture))?;
+            self.builder
+                .paragraph(&plain_text(dom, caption, self.with_furniture))?;
         }
-        let rows = dom.descendants(table).filter(|node| dom.name(*node) == "tr");
+        let rows = dom
+            .descendants(table)
+            .filter(|node| dom.name(*node) == "tr");
         let with_furniture = self.with_furniture;
         self.builder.table(rows.map(|row| {
-            let cells = dom.children(row).iter().filter(|cell| matches!(dom.name(**cell), "td" | "th"));
+            let cells = dom
+                .children(row)
+                .iter()
+                .filter(|cell| matches!(dom.name(**cell), "td" | "th"));
             cells.map(move |cell| plain_text(dom, *cell, with_furniture))
         }))
     }
@@ -225,17 +297,28 @@ impl<'a> Walk<'a> {
 /// A table that holds data and does not merely place things on the page: no tables, headings or code inside, and at
 /// least two cells with text in some row.
 fn is_data_table(dom: &Dom, table: NodeId) -> bool {
-    let inside = |name: &str| matches!(name, "table" | "pre" | "h1" | "h2" | "h3" | "h4" | "h5" | "h6");
+    let inside = |name: &str| {
+        matches!(
+            name,
+            "table" | "pre" | "h1" | "h2" | "h3" | "h4" | "h5" | "h6"
+        )
+    };
     if dom.descendants(table).any(|node| inside(dom.name(node))) {
         return false;
     }
-    let rows = dom.descendants(table).filter(|node| dom.name(*node) == "tr");
+    let rows = dom
+        .descendants(table)
+        .filter(|node| dom.name(*node) == "tr");
     let has_text = |cell: NodeId| {
-        dom.descendants(cell)
-            .any(|node| matches!(&dom.nodes[node].data, Data::Text(text) if !text.trim().is_empty()))
+        dom.descendants(cell).any(
+            |node| matches!(&dom.nodes[node].data, Data::Text(text) if !text.trim().is_empty()),
+        )
     };
     rows.into_iter().any(|row| {
-        let cells = dom.children(row).iter().filter(|cell| matches!(dom.name(**cell), "td" | "th"));
+        let cells = dom
+            .children(row)
+            .iter()
+            .filter(|cell| matches!(dom.name(**cell), "td" | "th"));
         cells.filter(|cell| has_text(**cell)).nth(1).is_some()
     })
 }
@@ -249,7 +332,9 @@ fn plain_text(dom: &Dom, node: NodeId, with_furniture: bool) -> String {
             line.push(text);
             continue;
         }
-        if boilerplate::is_hard(dom, node) || (!with_furniture && boilerplate::is_furniture(dom, node)) {
+        if boilerplate::is_hard(dom, node)
+            || (!with_furniture && boilerplate::is_furniture(dom, node))
+        {
             continue;
         }
         let name = dom.name(node);
@@ -287,20 +372,27 @@ impl Line {
             let word = rest.trim_start_matches([' ', '\t', '\n', '\r', '\u{c}']);
             let white = &rest[..rest.len() - word.len()];
             if !white.is_empty() {
-                let space = if white.contains('\n') { Space::SourceLine } else { Space::Word };
+                let space = if white.contains('\n') {
+                    Space::SourceLine
+                } else {
+                    Space::Word
+                };
                 self.space = self.space.max(space);
             }
             if word.is_empty() {
                 return;
             }
-            let end = word.find([' ', '\t', '\n', '\r', '\u{c}']).unwrap_or(word.len());
+            let end = word
+                .find([' ', '\t', '\n', '\r', '\u{c}'])
+                .unwrap_or(word.len());
             self.push_word(&word[..end]);
             rest = &word[end..];
         }
     }
 
     fn push_word(&mut self, word: &str) {
-        let joins = self.text.chars().next_back().is_some_and(is_cjk) && word.chars().next().is_some_and(is_cjk);
+        let joins = self.text.chars().next_back().is_some_and(is_cjk)
+            && word.chars().next().is_some_and(is_cjk);
         match std::mem::take(&mut self.space) {
             _ if self.text.is_empty() || self.text.ends_with('\n') => {}
             Space::Word => self.text.push(' '),

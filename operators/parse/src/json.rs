@@ -12,13 +12,16 @@ const TITLE_KEYS: [&str; 4] = ["title", "name", "subject", "id"];
 const SECTION_DEPTH_MAX: u8 = 3;
 
 pub(crate) fn parse(text: &str, builder: &mut Builder) -> Result<(), ParseError> {
-    let mut values = Deserializer::from_str(text).into_iter::<Value>();
+    let values = Deserializer::from_str(text).into_iter::<Value>();
     let mut count = 0;
-    while let Some(value) = values.next() {
+    for value in values {
         match value {
             Ok(value) => {
                 if count == 0
-                    && let Some(title) = value.as_object().and_then(|object| object.get("title")).and_then(Value::as_str)
+                    && let Some(title) = value
+                        .as_object()
+                        .and_then(|object| object.get("title"))
+                        .and_then(Value::as_str)
                 {
                     builder.set_title(title);
                 }
@@ -45,7 +48,11 @@ fn top_level(value: &Value, builder: &mut Builder) -> Result<(), ParseError> {
 }
 
 /// An object as a section: its plain values as one block of lines, then each larger value under a heading of its key.
-fn section(object: &Map<String, Value>, level: u8, builder: &mut Builder) -> Result<(), ParseError> {
+fn section(
+    object: &Map<String, Value>,
+    level: u8,
+    builder: &mut Builder,
+) -> Result<(), ParseError> {
     let mut lines = String::new();
     for (key, value) in object {
         if !is_large(value) {
@@ -93,7 +100,9 @@ fn records(items: &[Value], path: &str, builder: &mut Builder) -> Result<(), Par
 /// Whether a value deserves a section: it holds objects, or many values.
 fn is_large(value: &Value) -> bool {
     match value {
-        Value::Object(object) => object.len() > 3 || object.values().any(|v| v.is_object() || v.is_array()),
+        Value::Object(object) => {
+            object.len() > 3 || object.values().any(|v| v.is_object() || v.is_array())
+        }
         Value::Array(items) => items.iter().any(|item| item.is_object() || item.is_array()),
         _ => false,
     }
@@ -108,8 +117,12 @@ fn write_lines(path: &str, value: &Value, out: &mut String) {
     match value {
         Value::Object(object) => {
             // What names the record comes first, so that a cut-off view still shows it.
-            let titles = TITLE_KEYS.iter().filter_map(|key| object.get_key_value(*key));
-            let rest = object.iter().filter(|(key, _)| !TITLE_KEYS.contains(&key.as_str()));
+            let titles = TITLE_KEYS
+                .iter()
+                .filter_map(|key| object.get_key_value(*key));
+            let rest = object
+                .iter()
+                .filter(|(key, _)| !TITLE_KEYS.contains(&key.as_str()));
             for (key, value) in titles.chain(rest) {
                 write_lines(&join(key), value, out);
             }

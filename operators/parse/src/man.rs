@@ -28,7 +28,10 @@ pub(crate) fn parse(text: &str, builder: &mut Builder) -> Result<(), ParseError>
             Some(request) => {
                 let request = request.trim_start();
                 // Definitions and conditions in several lines; what they would do is not known here.
-                if request.starts_with("de ") || request.starts_with("de1 ") || request.starts_with("ig") {
+                if request.starts_with("de ")
+                    || request.starts_with("de1 ")
+                    || request.starts_with("ig")
+                {
                     skip_until = Some("..");
                 } else if !request.starts_with("\\\"") {
                     page.request(request)?;
@@ -54,23 +57,36 @@ struct Page<'a> {
 
 impl Page<'_> {
     fn request(&mut self, request: &str) -> Result<(), ParseError> {
-        let (name, rest) = request.split_once(char::is_whitespace).unwrap_or((request, ""));
+        let (name, rest) = request
+            .split_once(char::is_whitespace)
+            .unwrap_or((request, ""));
         let args = arguments(rest);
         match name {
             "TH" | "Dt" => {
                 let section = args.get(1).map(|s| format!("({s})")).unwrap_or_default();
-                self.builder.set_title(&format!("{}{section}", args.first().map_or("", String::as_str)));
+                self.builder.set_title(&format!(
+                    "{}{section}",
+                    args.first().map_or("", String::as_str)
+                ));
             }
             "SH" | "Sh" | "SS" | "Ss" => {
                 self.flush()?;
-                let level = if name.eq_ignore_ascii_case("SH") { 1 } else { 2 };
+                let level = if name.eq_ignore_ascii_case("SH") {
+                    1
+                } else {
+                    2
+                };
                 if args.is_empty() {
                     self.heading = Some(level);
                 } else {
                     self.builder.heading(level, &args.join(" "))?;
                 }
             }
-            "PP" | "P" | "LP" | "Pp" | "sp" | "HP" | "RS" | "RE" | "br" | "El" | "Bl" if !self.code => self.flush()?,
+            "PP" | "P" | "LP" | "Pp" | "sp" | "HP" | "RS" | "RE" | "br" | "El" | "Bl"
+                if !self.code =>
+            {
+                self.flush()?
+            }
             "PP" | "P" | "LP" | "sp" => self.line.push('\n'),
             "TP" | "TQ" => {
                 self.flush()?;
@@ -88,7 +104,8 @@ impl Page<'_> {
             "B" | "I" | "SM" | "SB" | "R" => self.text_of(&args.join(" "))?,
             "BR" | "BI" | "IR" | "IB" | "RB" | "RI" => self.text_of(&args.concat())?,
             // `mdoc` names things by macros of their own; their arguments are the text.
-            "Nm" | "Nd" | "Fl" | "Ar" | "Op" | "Pa" | "Xr" | "Cm" | "Em" | "Sy" | "Li" | "Dq" | "Sq" | "Va" | "Ev" => {
+            "Nm" | "Nd" | "Fl" | "Ar" | "Op" | "Pa" | "Xr" | "Cm" | "Em" | "Sy" | "Li" | "Dq"
+            | "Sq" | "Va" | "Ev" => {
                 self.text_of(&args.join(" "))?;
             }
             "UR" | "MT" => self.text_of(&args.join(" "))?,
@@ -120,7 +137,8 @@ impl Page<'_> {
             return Ok(());
         }
         let text = text.trim();
-        let cjk = self.line.chars().next_back().is_some_and(is_cjk) && text.chars().next().is_some_and(is_cjk);
+        let cjk = self.line.chars().next_back().is_some_and(is_cjk)
+            && text.chars().next().is_some_and(is_cjk);
         if !self.line.is_empty() && !cjk {
             self.line.push(' ');
         }
@@ -135,7 +153,9 @@ impl Page<'_> {
             return self.builder.code(&text);
         }
         match self.item.take() {
-            Some(tag) => self.builder.block(BlockKind::ListItem, &format!("{tag}  {}", text.trim())),
+            Some(tag) => self
+                .builder
+                .block(BlockKind::ListItem, &format!("{tag}  {}", text.trim())),
             None => self.builder.paragraph(&text),
         }
     }
@@ -193,7 +213,11 @@ fn unescape(text: &str) -> String {
             Some('s') => {
                 let rest = chars.as_str();
                 let sign = rest.len() - rest.trim_start_matches(['+', '-']).len();
-                let digits = rest[sign..].bytes().take(2).take_while(u8::is_ascii_digit).count();
+                let digits = rest[sign..]
+                    .bytes()
+                    .take(2)
+                    .take_while(u8::is_ascii_digit)
+                    .count();
                 chars = rest[sign + digits..].chars();
             }
             Some('(') => {
@@ -202,16 +226,24 @@ fn unescape(text: &str) -> String {
             }
             Some('[') => {
                 let special: String = chars.by_ref().take_while(|c| *c != ']').collect();
-                let code = special.strip_prefix('u').and_then(|hex| u32::from_str_radix(hex, 16).ok());
+                let code = special
+                    .strip_prefix('u')
+                    .and_then(|hex| u32::from_str_radix(hex, 16).ok());
                 match code.and_then(char::from_u32) {
                     Some(c) => out.push(c),
                     None => out.push_str(character(&special)),
                 }
             }
-            Some('h' | 'v' | 'w' | 'o' | 'D' | 'l' | 'L' | 'x' | 'b' | 'N' | 'Z' | 'R' | 'X' | 'A' | 'B' | 'C' | 'H' | 'S') => {
+            Some(
+                'h' | 'v' | 'w' | 'o' | 'D' | 'l' | 'L' | 'x' | 'b' | 'N' | 'Z' | 'R' | 'X' | 'A'
+                | 'B' | 'C' | 'H' | 'S',
+            ) => {
                 // An argument between two equal delimiters.
                 if let Some(delimiter) = chars.next() {
-                    chars.by_ref().take_while(|c| *c != delimiter).for_each(drop);
+                    chars
+                        .by_ref()
+                        .take_while(|c| *c != delimiter)
+                        .for_each(drop);
                 }
             }
             Some('"') => break,
@@ -221,7 +253,11 @@ fn unescape(text: &str) -> String {
             Some('\'') => out.push('\''),
             Some('`') => out.push('`'),
             Some('.') => out.push('.'),
-            Some('&' | '|' | '^' | '%' | ':' | ')' | '/' | ',' | 'c' | 'd' | 'u' | 'r' | 'p' | 'z' | '{' | '}' | '!' | '?') | None => {}
+            Some(
+                '&' | '|' | '^' | '%' | ':' | ')' | '/' | ',' | 'c' | 'd' | 'u' | 'r' | 'p' | 'z'
+                | '{' | '}' | '!' | '?',
+            )
+            | None => {}
             Some(other) => out.push(other),
         }
     }

@@ -43,7 +43,10 @@ impl State {
         match event {
             Event::Start(tag) => self.start(tag, builder)?,
             Event::End(tag) => self.end(tag, builder)?,
-            Event::Text(text) | Event::Code(text) | Event::InlineMath(text) | Event::DisplayMath(text) => {
+            Event::Text(text)
+            | Event::Code(text)
+            | Event::InlineMath(text)
+            | Event::DisplayMath(text) => {
                 self.line.push_str(&text);
             }
             Event::Html(text) => match &mut self.html {
@@ -176,7 +179,11 @@ impl State {
         if code {
             return builder.code(&text);
         }
-        let kind = if self.items > 0 { BlockKind::ListItem } else { BlockKind::Paragraph };
+        let kind = if self.items > 0 {
+            BlockKind::ListItem
+        } else {
+            BlockKind::Paragraph
+        };
         match self.marker.take() {
             Some(marker) => builder.block(kind, &format!("{marker}{}", text.trim())),
             None => builder.block(kind, &text),

@@ -36,7 +36,9 @@ impl<'a> Package<'a> {
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        self.archive.file_names_raw().filter_map(|name| std::str::from_utf8(name).ok())
+        self.archive
+            .file_names_raw()
+            .filter_map(|name| std::str::from_utf8(name).ok())
     }
 }
 
@@ -49,7 +51,11 @@ pub(crate) struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    pub(crate) fn open(bytes: &'a [u8], format: Format, limits: &Limits) -> Result<Self, ParseError> {
+    pub(crate) fn open(
+        bytes: &'a [u8],
+        format: Format,
+        limits: &Limits,
+    ) -> Result<Self, ParseError> {
         let package = Package::open(bytes).map_err(|reason| ParseError::corrupt(format, reason))?;
         Ok(Parts {
             package,
@@ -77,7 +83,10 @@ impl<'a> Parts<'a> {
         match decode(&bytes, None) {
             Some(decoded) => Ok(Some(decoded.text.into_owned())),
             None if bytes.is_empty() => Ok(None),
-            None => Err(ParseError::corrupt(self.format, format!("part `{name}` is not text"))),
+            None => Err(ParseError::corrupt(
+                self.format,
+                format!("part `{name}` is not text"),
+            )),
         }
     }
 
@@ -86,7 +95,12 @@ impl<'a> Parts<'a> {
         let file = match self.package.archive.by_name(name) {
             Ok(file) => file,
             Err(zip::result::ZipError::FileNotFound) => return Ok(false),
-            Err(error) => return Err(ParseError::corrupt(format, format!("part `{name}`: {error}"))),
+            Err(error) => {
+                return Err(ParseError::corrupt(
+                    format,
+                    format!("part `{name}`: {error}"),
+                ));
+            }
         };
         let allowed = self.left as u64;
         let copied = std::io::copy(&mut file.take(allowed + 1), to)
@@ -104,7 +118,11 @@ impl<'a> Parts<'a> {
     /// What `part` points at; empty if it points nowhere. The package itself is the part `""`.
     pub(crate) fn relationships(&mut self, part: &str) -> Result<Vec<Relationship>, ParseError> {
         let (folder, file) = part.rsplit_once('/').unwrap_or(("", part));
-        let folder_slash = if folder.is_empty() { String::new() } else { format!("{folder}/") };
+        let folder_slash = if folder.is_empty() {
+            String::new()
+        } else {
+            format!("{folder}/")
+        };
         let Some(xml) = self.read(&format!("{folder_slash}_rels/{file}.rels"))? else {
             return Ok(Vec::new());
         };
@@ -129,7 +147,9 @@ impl<'a> Parts<'a> {
     /// The main part, by the package's own pointer, or `usual` where that is missing.
     pub(crate) fn main_part(&mut self, usual: &str) -> Result<String, ParseError> {
         let relationships = self.relationships("")?;
-        let main = relationships.into_iter().find(|r| r.kind == "officeDocument");
+        let main = relationships
+            .into_iter()
+            .find(|r| r.kind == "officeDocument");
         Ok(main.map_or_else(|| usual.to_owned(), |r| r.target))
     }
 
@@ -150,7 +170,13 @@ impl<'a> Parts<'a> {
             }
         }
         // What office programs fill in by themselves names nothing.
-        let generic = ["powerpoint presentation", "word document", "slide 1", "untitled", "演示文稿1"];
+        let generic = [
+            "powerpoint presentation",
+            "word document",
+            "slide 1",
+            "untitled",
+            "演示文稿1",
+        ];
         if !generic.contains(&title.trim().to_lowercase().as_str()) {
             builder.set_title(&title);
         }
@@ -196,7 +222,10 @@ impl<'a> Xml<'a> {
             Ok(event) => Ok(Some(event)),
             Err(error) => {
                 let at = self.reader.error_position();
-                Err(ParseError::corrupt(self.format, format!("XML at byte {at}: {error}")))
+                Err(ParseError::corrupt(
+                    self.format,
+                    format!("XML at byte {at}: {error}"),
+                ))
             }
         }
     }
@@ -204,8 +233,13 @@ impl<'a> Xml<'a> {
 
 /// An attribute's value by its local name (prefixes differ between producers).
 pub(crate) fn attr(element: &BytesStart<'_>, name: &str) -> Option<String> {
-    let found = element.attributes().flatten().find(|attr| attr.key.local_name().as_ref() == name)?;
-    quick_xml::escape::unescape(&found.value).ok().map(|value| value.into_owned())
+    let found = element
+        .attributes()
+        .flatten()
+        .find(|attr| attr.key.local_name().as_ref() == name)?;
+    quick_xml::escape::unescape(&found.value)
+        .ok()
+        .map(|value| value.into_owned())
 }
 
 /// An on/off property: present means on, unless its value says otherwise.

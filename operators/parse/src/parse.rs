@@ -26,7 +26,11 @@ pub fn parse(input: &Input, limits: &Limits) -> Result<Document, ParseError> {
 }
 
 /// [`parse`] for a file that was found inside another one, `depth` levels down.
-pub(crate) fn parse_nested(input: &Input, limits: &Limits, depth: usize) -> Result<Document, ParseError> {
+pub(crate) fn parse_nested(
+    input: &Input,
+    limits: &Limits,
+    depth: usize,
+) -> Result<Document, ParseError> {
     if depth > limits.attachment_depth_max {
         return Err(ParseError::TooLarge {
             kind: LimitKind::AttachmentDepth,
@@ -43,15 +47,29 @@ pub(crate) fn parse_nested(input: &Input, limits: &Limits, depth: usize) -> Resu
         })
     })?;
     if document.blocks.is_empty() {
-        let reason = document.warnings.last().cloned();
+        // A warning says why better than we can: all pages are pictures, for one.
+        let reason = document
+            .warnings
+            .last()
+            .map(|warning| warning.trim_end_matches('.').to_owned());
         return Err(ParseError::Empty {
-            reason: reason.unwrap_or_else(|| format!("nothing to read was found in this `{}` document", document.format)),
+            reason: reason.unwrap_or_else(|| {
+                format!(
+                    "nothing to read was found in this `{}` document",
+                    document.format
+                )
+            }),
         });
     }
     Ok(document)
 }
 
-fn dispatch(input: &Input, limits: &Limits, depth: usize, found: &Cell<Format>) -> Result<Document, ParseError> {
+fn dispatch(
+    input: &Input,
+    limits: &Limits,
+    depth: usize,
+    found: &Cell<Format>,
+) -> Result<Document, ParseError> {
     let kind = detect::detect(input)?;
     let Kind::Container(format) = kind else {
         return parse_text(input, limits, depth, found);

@@ -15,7 +15,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use hayro_interpret::hayro_syntax::page::Page;
 use hayro_interpret::hayro_syntax::{DecryptionError, LoadPdfError, Pdf};
 use hayro_interpret::kurbo::Affine;
-use hayro_interpret::{Context, InterpreterCache, InterpreterSettings, TransformExt, interpret_page};
+use hayro_interpret::{
+    Context, InterpreterCache, InterpreterSettings, TransformExt, interpret_page,
+};
 
 use crate::builder::{Builder, counted};
 use crate::document::Format;
@@ -23,7 +25,11 @@ use crate::error::ParseError;
 use glyphs::Collector;
 use layout::Line;
 
-pub(crate) fn parse(bytes: &[u8], text_bytes_max: usize, builder: &mut Builder) -> Result<(), ParseError> {
+pub(crate) fn parse(
+    bytes: &[u8],
+    text_bytes_max: usize,
+    builder: &mut Builder,
+) -> Result<(), ParseError> {
     let pdf = Pdf::new(bytes.to_vec()).map_err(load_error)?;
     let pages = pdf.pages();
     if pages.is_empty() {
@@ -63,11 +69,21 @@ struct PageNotes {
     images: usize,
 }
 
-fn read_page<'a>(page: &Page<'a>, cache: &InterpreterCache<'a>, pdf: &'a Pdf) -> (Vec<Line>, PageNotes) {
+fn read_page<'a>(
+    page: &Page<'a>,
+    cache: &InterpreterCache<'a>,
+    pdf: &'a Pdf,
+) -> (Vec<Line>, PageNotes) {
     let (width, height) = page.render_dimensions();
     let transform: Affine = page.initial_transform(true).to_kurbo();
     let bounds = hayro_interpret::kurbo::Rect::new(0.0, 0.0, f64::from(width), f64::from(height));
-    let mut context = Context::new(transform, bounds, cache, pdf.xref(), InterpreterSettings::default());
+    let mut context = Context::new(
+        transform,
+        bounds,
+        cache,
+        pdf.xref(),
+        InterpreterSettings::default(),
+    );
     let mut collector = Collector::new(bounds);
     interpret_page(page, &mut context, &mut collector);
     let notes = PageNotes {
@@ -100,21 +116,34 @@ impl Problems {
     fn report(&self, builder: &mut Builder) {
         let mut warn = |pages: &[usize], what: &str| {
             if !pages.is_empty() {
-                let count = counted(pages.len(), "page", "pages");
-                builder.warn(format!("{count} of {} {what} (first: page {}).", self.pages, pages[0]));
+                let total = counted(self.pages, "page", "pages");
+                builder.warn(format!(
+                    "{} of {total} {what} (first: page {}).",
+                    pages.len(),
+                    pages[0]
+                ));
             }
         };
-        warn(&self.unreadable, "use fonts that do not say which characters they draw, so text is missing");
-        warn(&self.scanned, "are pictures without a text layer and were not read");
+        warn(
+            &self.unreadable,
+            "with a font that does not say which characters it draws: text is missing there",
+        );
+        warn(&self.scanned, "a picture without a text layer: not read");
     }
 }
 
 fn load_error(error: LoadPdfError) -> ParseError {
     match error {
-        LoadPdfError::Decryption(DecryptionError::PasswordProtected) => ParseError::Encrypted { format: Format::Pdf },
-        LoadPdfError::Decryption(error) => {
-            ParseError::corrupt(Format::Pdf, format!("its encryption cannot be undone ({error:?})"))
-        }
-        LoadPdfError::Invalid => ParseError::corrupt(Format::Pdf, "no table of contents of the file could be found or rebuilt"),
+        LoadPdfError::Decryption(DecryptionError::PasswordProtected) => ParseError::Encrypted {
+            format: Format::Pdf,
+        },
+        LoadPdfError::Decryption(error) => ParseError::corrupt(
+            Format::Pdf,
+            format!("its encryption cannot be undone ({error:?})"),
+        ),
+        LoadPdfError::Invalid => ParseError::corrupt(
+            Format::Pdf,
+            "no table of contents of the file could be found or rebuilt",
+        ),
     }
 }

@@ -8,12 +8,19 @@ use crate::error::ParseError;
 use crate::input::Limits;
 use crate::ooxml::{Parts, Xml, attr, push_text};
 
-pub(crate) fn parse(bytes: &[u8], limits: &Limits, builder: &mut Builder) -> Result<(), ParseError> {
+pub(crate) fn parse(
+    bytes: &[u8],
+    limits: &Limits,
+    builder: &mut Builder,
+) -> Result<(), ParseError> {
     let mut parts = Parts::open(bytes, Format::Pptx, limits)?;
     parts.read_title(builder);
     let main = parts.main_part("ppt/presentation.xml")?;
     let Some(presentation) = parts.read(&main)? else {
-        return Err(ParseError::corrupt(Format::Pptx, format!("part `{main}` is missing")));
+        return Err(ParseError::corrupt(
+            Format::Pptx,
+            format!("part `{main}` is missing"),
+        ));
     };
     let relationships = parts.relationships(&main)?;
     let slides: Vec<String> = slide_ids(&presentation)?
@@ -30,7 +37,10 @@ pub(crate) fn parse(bytes: &[u8], limits: &Limits, builder: &mut Builder) -> Res
         builder.set_page(idx as u32 + 1);
         builder.clear_headings();
         write_slide(&read_shapes(&xml)?, builder)?;
-        let notes = parts.relationships(part)?.into_iter().find(|r| r.kind == "notesSlide");
+        let notes = parts
+            .relationships(part)?
+            .into_iter()
+            .find(|r| r.kind == "notesSlide");
         if let Some(notes) = notes
             && let Some(xml) = parts.read(&notes.target)?
         {
@@ -50,7 +60,9 @@ fn slide_ids(presentation: &str) -> Result<Vec<String>, ParseError> {
         {
             // Two attributes are called `id`; the one with a prefix is the relationship.
             let attrs = element.attributes().flatten();
-            let id = attrs.filter(|attr| attr.key.prefix().is_some()).find(|attr| attr.key.local_name().as_ref() == "id");
+            let id = attrs
+                .filter(|attr| attr.key.prefix().is_some())
+                .find(|attr| attr.key.local_name().as_ref() == "id");
             ids.extend(id.map(|id| id.value.to_string()));
         }
     }
@@ -73,7 +85,10 @@ impl Shape {
 
     /// Slide number, date and footer are the same on every slide.
     fn is_furniture(&self) -> bool {
-        matches!(self.placeholder.as_deref(), Some("sldNum" | "dt" | "ftr" | "hdr" | "sldImg"))
+        matches!(
+            self.placeholder.as_deref(),
+            Some("sldNum" | "dt" | "ftr" | "hdr" | "sldImg")
+        )
     }
 
     fn is_body(&self) -> bool {
@@ -85,9 +100,15 @@ fn write_slide(shapes: &[Shape], builder: &mut Builder) -> Result<(), ParseError
     for title in shapes.iter().filter(|shape| shape.is_title()) {
         builder.heading(1, &title.paragraphs.join(" "))?;
     }
-    for shape in shapes.iter().filter(|shape| !shape.is_title() && !shape.is_furniture()) {
+    for shape in shapes
+        .iter()
+        .filter(|shape| !shape.is_title() && !shape.is_furniture())
+    {
         // One line of text in a body placeholder is a statement, several are bullets.
-        let lines = shape.paragraphs.iter().filter(|text| !text.trim().is_empty());
+        let lines = shape
+            .paragraphs
+            .iter()
+            .filter(|text| !text.trim().is_empty());
         let bullets = shape.is_body() && lines.clone().nth(1).is_some();
         for text in lines {
             if bullets {
@@ -173,7 +194,13 @@ impl Shapes {
         match name {
             "p" => {
                 let text = std::mem::take(&mut self.text);
-                match self.shape.table.as_mut().and_then(|rows| rows.last_mut()).and_then(|row| row.last_mut()) {
+                match self
+                    .shape
+                    .table
+                    .as_mut()
+                    .and_then(|rows| rows.last_mut())
+                    .and_then(|row| row.last_mut())
+                {
                     Some(cell) => {
                         cell.push_str(&collapse(&text));
                         cell.push(' ');

@@ -7,20 +7,45 @@ use crate::error::ParseError;
 
 /// Endings of files whose line breaks and indentation carry meaning.
 const SOURCE: &[&str] = &[
-    "c", "cc", "conf", "cpp", "cs", "css", "go", "h", "hpp", "ini", "java", "js", "jsx", "kt", "log", "lua", "php", "pl",
-    "proto", "ps1", "py", "r", "rb", "rs", "scala", "sh", "sql", "swift", "toml", "ts", "tsx", "xml", "yaml", "yml",
+    "c", "cc", "conf", "cpp", "cs", "css", "go", "h", "hpp", "ini", "java", "js", "jsx", "kt",
+    "log", "lua", "php", "pl", "proto", "ps1", "py", "r", "rb", "rs", "scala", "sh", "sql",
+    "swift", "toml", "ts", "tsx", "xml", "yaml", "yml",
 ];
 
 pub(crate) fn parse(name: &str, text: &str, builder: &mut Builder) -> Result<(), ParseError> {
     let code = has_ending(name, SOURCE);
     for paragraph in paragraphs(text) {
-        if code {
+        let indented = paragraph
+            .lines()
+            .filter(|line| !line.trim().is_empty())
+            .all(|line| line.starts_with("    ") || line.starts_with('\t'));
+        if code || indented {
             builder.code(paragraph)?;
+        } else if let Some((level, title, rest)) = underlined(paragraph) {
+            builder.heading(level, title)?;
+            builder.paragraph(rest)?;
         } else {
             builder.block(BlockKind::Paragraph, paragraph)?;
         }
     }
     Ok(())
+}
+
+/// A title underlined with a row of one character, as in text files and reStructuredText, and what follows it.
+fn underlined(paragraph: &str) -> Option<(u8, &str, &str)> {
+    let (title, rest) = paragraph.trim_start_matches('\n').split_once('\n')?;
+    let (line, rest) = rest.split_once('\n').unwrap_or((rest, ""));
+    let line = line.trim_end();
+    let level = match line.chars().next()? {
+        '=' => 1,
+        '-' => 2,
+        '~' | '^' => 3,
+        _ => return None,
+    };
+    let even = line.chars().all(|c| line.starts_with(c)) && line.len() >= 3;
+    // A rule below a long text is a rule.
+    (even && title.chars().count() <= 100 && title.chars().any(char::is_alphanumeric))
+        .then_some((level, title, rest))
 }
 
 /// Stretches between empty lines (white space does not count as content), with form feeds as breaks too.

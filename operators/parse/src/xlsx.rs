@@ -14,7 +14,11 @@ use crate::error::{LimitKind, ParseError};
 use crate::input::Limits;
 use crate::ooxml::Parts;
 
-pub(crate) fn parse(bytes: &[u8], limits: &Limits, builder: &mut Builder) -> Result<(), ParseError> {
+pub(crate) fn parse(
+    bytes: &[u8],
+    limits: &Limits,
+    builder: &mut Builder,
+) -> Result<(), ParseError> {
     let mut parts = Parts::open(bytes, Format::Xlsx, limits)?;
     parts.check_unpacked_size()?;
     parts.read_title(builder);
@@ -77,16 +81,23 @@ fn read_cells(
 
 /// Only columns that hold something somewhere become cells, so that a far-away note does not widen every row.
 fn write_table(cells: &[Cell], builder: &mut Builder) -> Result<(), ParseError> {
-    let columns: Vec<u32> = cells.iter().map(|cell| cell.column).collect::<BTreeSet<_>>().into_iter().collect();
+    let columns: Vec<u32> = cells
+        .iter()
+        .map(|cell| cell.column)
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect();
     let rows = cells.chunk_by(|a, b| a.row == b.row);
     builder.table(rows.map(|row| {
         let last = row.last().map_or(0, |cell| cell.column);
         let mut filled = row.iter().peekable();
         let shown = columns.iter().take_while(move |column| **column <= last);
-        shown.map(move |column| match filled.next_if(|cell| cell.column == *column) {
-            Some(cell) => cell.text.as_str(),
-            None => "",
-        })
+        shown.map(
+            move |column| match filled.next_if(|cell| cell.column == *column) {
+                Some(cell) => cell.text.as_str(),
+                None => "",
+            },
+        )
     }))
 }
 
@@ -117,7 +128,9 @@ fn cell_text(value: &DataRef<'_>) -> String {
 
 fn corrupt(error: XlsxError) -> ParseError {
     match error {
-        XlsxError::Password => ParseError::Encrypted { format: Format::Xlsx },
+        XlsxError::Password => ParseError::Encrypted {
+            format: Format::Xlsx,
+        },
         error => ParseError::corrupt(Format::Xlsx, error),
     }
 }

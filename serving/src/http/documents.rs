@@ -258,7 +258,7 @@ fn refuse_announced_size(app: &App, request: &Request) -> Result<(), Problem> {
     // Multipart adds a little around the file.
     match length {
         Some(length) if length > limit + 16 * 1024 => {
-            Err(ingest::IngestError::Objects(va_connectors::objects::ObjectsError::TooLarge { limit }).into())
+            Err(ingest::IngestError::Objects(va_connectors::objects::ObjectError::TooLarge { limit }).into())
         }
         _ => Ok(()),
     }

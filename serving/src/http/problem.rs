@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use va_catalog::InvalidName;
 use va_catalog::store::CatalogError;
 use va_connectors::log::LogError;
-use va_connectors::objects::ObjectsError;
+use va_connectors::objects::ObjectError;
 use va_pipelines::runtime::RuntimeError;
 
 use crate::ingest::IngestError;
@@ -109,12 +109,12 @@ impl From<IngestError> for Problem {
         match error {
             IngestError::Catalog(error) => error.into(),
             IngestError::Log(error) => error.into(),
-            IngestError::Objects(ObjectsError::TooLarge { limit }) => Self::new(
+            IngestError::Objects(ObjectError::TooLarge { limit }) => Self::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "too_large",
                 format!("a document may have at most {limit} bytes ({} MB)", limit / (1 << 20)),
             ),
-            IngestError::Objects(ObjectsError::Source(message)) => Self::invalid(format!("the upload broke off: {message}")),
+            IngestError::Objects(error @ ObjectError::Upload(_)) => Self::invalid(error.to_string()),
             other => Self::internal(other),
         }
     }

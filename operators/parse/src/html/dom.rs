@@ -2,13 +2,15 @@
 //! page nested a million deep is dropped without recursion.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use html5ever::tendril::StrTendril;
 use html5ever::tokenizer::{
     BufferQueue, Tag, TagKind, Token, TokenSink, TokenSinkResult, Tokenizer, TokenizerOpts,
 };
-use html5ever::tree_builder::{ElementFlags, NodeOrText, QuirksMode, TreeBuilder, TreeBuilderOpts, TreeSink};
+use html5ever::tree_builder::{
+    ElementFlags, NodeOrText, QuirksMode, TreeBuilder, TreeBuilderOpts, TreeSink,
+};
 use html5ever::{Attribute, LocalName, Namespace, QualName};
 
 /// Index of a node in [`Dom::nodes`].
@@ -19,7 +21,10 @@ pub(super) const ROOT: NodeId = 0;
 pub(super) enum Data {
     /// The document, and everything that is neither element nor text.
     Other,
-    Element { name: QualName, attrs: Vec<Attribute> },
+    Element {
+        name: QualName,
+        attrs: Vec<Attribute>,
+    },
     Text(StrTendril),
 }
 
@@ -40,9 +45,10 @@ impl Dom {
             ..TreeBuilderOpts::default()
         };
         let builder = TreeBuilder::new(Sink::new(), options);
-        let sink = SelfClosing {
+        let sink = Filter {
             inner: builder,
             is_xhtml: is_xhtml(text),
+            depth: Cell::new(0),
         };
         let tokenizer = Tokenizer::new(sink, TokenizerOpts::default());
         let queue = BufferQueue::default();
@@ -90,44 +96,80 @@ impl Dom {
     }
 }
 
-/// In XHTML `<a id="x"/>` is a whole element; HTML's rules would leave it open. The tree builder only knows HTML, so the
-/// end tag is put in here.
-struct SelfClosing {
+/// Stands between tokenizer and tree builder, for two things that HTML's own rules do badly.
+///
+/// In XHTML `<a id="x"/>` is a whole element; HTML would leave it open, so the end tag is put in here. And the tree
+/// builder walks all open elements for many tags, so a page of nothing but `<div>` would cost the square of its size:
+/// tags nested deeper than browsers allow are dropped, their text is kept.
+struct Filter {
     inner: TreeBuilder<NodeId, Sink>,
     is_xhtml: bool,
+    /// Elements open that need an end tag.
+    depth: Cell<usize>,
 }
 
+/// As in browsers.
+const DEPTH_MAX: usize = 512;
+
 const VOID: &[&str] = &[
-    "area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track", "wbr",
+    "area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source",
+    "track", "wbr",
 ];
 
-impl TokenSink for SelfClosing {
+/// Elements whose end tag is often left out, so that start tags say nothing about depth; and those whose content is not
+/// markup, which must never be dropped.
+const UNCOUNTED: &[&str] = &[
+    "p", "li", "dt", "dd", "tr", "td", "th", "thead", "tbody", "tfoot", "option", "optgroup",
+    "colgroup", "rt", "rp", "html", "head", "body", "script", "style", "title", "textarea",
+    "noscript", "iframe", "xmp", "noembed", "noframes",
+];
+
+impl Filter {
+    /// Whether the tag opens something too deep to be kept.
+    fn is_too_deep(&self, tag: &Tag) -> bool {
+        if UNCOUNTED.contains(&&*tag.name) || VOID.contains(&&*tag.name) {
+            return false;
+        }
+        let depth = self.depth.get();
+        if tag.kind == TagKind::EndTag {
+            self.depth.set(depth.saturating_sub(1));
+            return false;
+        }
+        self.depth.set(depth + 1);
+        depth >= DEPTH_MAX
+    }
+}
+
+impl TokenSink for Filter {
     type Handle = NodeId;
 
     fn process_token(&self, token: Token, line: u64) -> TokenSinkResult<NodeId> {
-        match token {
-            Token::TagToken(tag)
-                if self.is_xhtml
-                    && tag.self_closing
-                    && tag.kind == TagKind::StartTag
-                    && !VOID.contains(&&*tag.name) =>
-            {
-                let end = Tag {
-                    kind: TagKind::EndTag,
-                    self_closing: false,
-                    attrs: Vec::new(),
-                    ..tag.clone()
-                };
-                let start = Tag {
-                    self_closing: false,
-                    ..tag
-                };
-                // The answer to the start tag ("now raw text follows") is moot: the element ends here.
-                let _ = self.inner.process_token(Token::TagToken(start), line);
-                self.inner.process_token(Token::TagToken(end), line)
-            }
-            token => self.inner.process_token(token, line),
+        let Token::TagToken(tag) = token else {
+            return self.inner.process_token(token, line);
+        };
+        let closes_itself = self.is_xhtml
+            && tag.self_closing
+            && tag.kind == TagKind::StartTag
+            && !VOID.contains(&&*tag.name);
+        if closes_itself {
+            let end = Tag {
+                kind: TagKind::EndTag,
+                self_closing: false,
+                attrs: Vec::new(),
+                ..tag.clone()
+            };
+            let start = Tag {
+                self_closing: false,
+                ..tag
+            };
+            // The answer to the start tag ("now raw text follows") is moot: the element ends here.
+            let _ = self.inner.process_token(Token::TagToken(start), line);
+            return self.inner.process_token(Token::TagToken(end), line);
         }
+        if self.is_too_deep(&tag) {
+            return TokenSinkResult::Continue;
+        }
+        self.inner.process_token(Token::TagToken(tag), line)
     }
 
     fn end(&self) {
@@ -135,7 +177,8 @@ impl TokenSink for SelfClosing {
     }
 
     fn adjusted_current_node_present_but_not_in_html_namespace(&self) -> bool {
-        self.inner.adjusted_current_node_present_but_not_in_html_namespace()
+        self.inner
+            .adjusted_current_node_present_but_not_in_html_namespace()
     }
 }
 
@@ -182,7 +225,9 @@ impl Sink {
                 nodes[parent].children.insert(at, node);
             }
             NodeOrText::AppendText(text) => {
-                let before = at.checked_sub(1).map(|at| self.nodes.borrow()[parent].children[at]);
+                let before = at
+                    .checked_sub(1)
+                    .map(|at| self.nodes.borrow()[parent].children[at]);
                 if let Some(before) = before
                     && let Data::Text(existing) = &mut self.nodes.borrow_mut()[before].data
                 {
@@ -201,7 +246,10 @@ impl Sink {
         let nodes = self.nodes.borrow();
         let parent = nodes[node].parent?;
         // Looked up from the end: the tree builder moves what it added last.
-        let at = nodes[parent].children.iter().rposition(|child| *child == node)?;
+        let at = nodes[parent]
+            .children
+            .iter()
+            .rposition(|child| *child == node)?;
         Some((parent, at))
     }
 }
@@ -255,10 +303,7 @@ impl TreeSink for Sink {
     }
 
     fn create_element(&self, name: QualName, attrs: Vec<Attribute>, _: ElementFlags) -> NodeId {
-        self.create(Data::Element {
-            name,
-            attrs,
-        })
+        self.create(Data::Element { name, attrs })
     }
 
     fn create_comment(&self, _: StrTendril) -> NodeId {
@@ -274,7 +319,12 @@ impl TreeSink for Sink {
         self.insert(*parent, at, child);
     }
 
-    fn append_based_on_parent_node(&self, element: &NodeId, previous: &NodeId, child: NodeOrText<NodeId>) {
+    fn append_based_on_parent_node(
+        &self,
+        element: &NodeId,
+        previous: &NodeId,
+        child: NodeOrText<NodeId>,
+    ) {
         if self.nodes.borrow()[*element].parent.is_some() {
             self.append_before_sibling(element, child);
         } else {

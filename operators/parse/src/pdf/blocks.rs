@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::layout::{Line, median};
+use super::layout::{Cell, Line, median};
 use super::outline::{self, Outline};
 use crate::builder::Builder;
 use crate::document::BlockKind;
@@ -14,7 +14,11 @@ const MARGIN: f64 = 0.1;
 /// A line longer than this is no heading whatever its size.
 const HEADING_CHARS_MAX: usize = 120;
 
-pub(super) fn write(pages: Vec<Vec<Line>>, outline: &Outline, builder: &mut Builder) -> Result<(), ParseError> {
+pub(super) fn write(
+    pages: Vec<Vec<Line>>,
+    outline: &Outline,
+    builder: &mut Builder,
+) -> Result<(), ParseError> {
     let furniture = furniture(&pages);
     let body_size = body_size(&pages);
     let levels = heading_levels(&pages, body_size);
@@ -33,6 +37,13 @@ pub(super) fn write(pages: Vec<Vec<Line>>, outline: &Outline, builder: &mut Buil
             match kind {
                 BlockKind::Heading(level) => builder.heading(level, &join(block))?,
                 BlockKind::Code => builder.code(&code(block))?,
+                BlockKind::Table => {
+                    builder.table(
+                        block
+                            .iter()
+                            .map(|line| line.cells.iter().map(|cell| &cell.text)),
+                    )?;
+                }
                 kind => builder.block(kind, &join(block))?,
             }
         }
@@ -50,7 +61,10 @@ struct Shape {
 
 impl Shape {
     fn of(lines: &[Line]) -> Self {
-        let gaps = lines.windows(2).map(|pair| pair[1].y - pair[0].y).filter(|gap| *gap > 0.0);
+        let gaps = lines
+            .windows(2)
+            .map(|pair| pair[1].y - pair[0].y)
+            .filter(|gap| *gap > 0.0);
         let mut right: HashMap<usize, f64> = HashMap::new();
         for line in lines {
             let edge = right.entry(line.column).or_insert(line.x1);
@@ -70,10 +84,13 @@ fn margin_key(line: &Line) -> Option<(String, i64)> {
         return None;
     }
     let mut key = String::new();
-    for c in line.text.chars().filter(|c| !c.is_whitespace()) {
-        let c = if c.is_numeric() { '#' } else { c };
-        if !(c == '#' && key.ends_with('#')) {
-            key.push(c);
+    for word in line.text.split_whitespace() {
+        let is_roman = word.chars().all(|c| "ivxlcIVXLC".contains(c));
+        for c in word.chars() {
+            let c = if c.is_numeric() || is_roman { '#' } else { c };
+            if !(c == '#' && key.ends_with('#')) {
+                key.push(c);
+            }
         }
     }
     Some((key, line.y.round() as i64))
@@ -98,7 +115,9 @@ fn body_size(pages: &[Vec<Line>]) -> f64 {
     for line in pages.iter().flatten() {
         *sizes.entry(size_step(line.size)).or_default() += line.len();
     }
-    let most = sizes.into_iter().max_by_key(|(size, count)| (*count, *size));
+    let most = sizes
+        .into_iter()
+        .max_by_key(|(size, count)| (*count, *size));
     most.map_or(0.0, |(size, _)| size as f64 / 2.0)
 }
 
@@ -112,16 +131,26 @@ fn heading_levels(pages: &[Vec<Line>], body_size: f64) -> HashMap<i64, u8> {
     let mut sizes: Vec<i64> = pages
         .iter()
         .flatten()
-        .filter(|line| line.size > body_size * 1.15 && line.text.chars().count() <= HEADING_CHARS_MAX)
+        .filter(|line| {
+            line.size > body_size * 1.15 && line.text.chars().count() <= HEADING_CHARS_MAX
+        })
         .map(|line| size_step(line.size))
         .collect();
     sizes.sort_unstable_by(|a, b| b.cmp(a));
     sizes.dedup();
-    sizes.into_iter().zip((1..=6).chain(std::iter::repeat(6))).collect()
+    sizes
+        .into_iter()
+        .zip((1..=6).chain(std::iter::repeat(6)))
+        .collect()
 }
 
 /// How many of the lines belong together, and what they are.
-fn next_block(lines: &[Line], shape: &Shape, outline: &Outline, levels: &HashMap<i64, u8>) -> (usize, BlockKind) {
+fn next_block(
+    lines: &[Line],
+    shape: &Shape,
+    outline: &Outline,
+    levels: &HashMap<i64, u8>,
+) -> (usize, BlockKind) {
     if let Some(heading) = heading(lines, outline, levels) {
         return heading;
     }
@@ -129,31 +158,49 @@ fn next_block(lines: &[Line], shape: &Shape, outline: &Outline, levels: &HashMap
         let count = code_len(lines);
         return (count, BlockKind::Code);
     }
+    let rows = table_len(lines);
+    if rows > 1 {
+        return (rows, BlockKind::Table);
+    }
     let mut count = 1;
     while count < lines.len() {
         let ends = ends_paragraph(&lines[count - 1], &lines[count], shape)
             || lines[count].mono
+            || table_len(&lines[count..]) > 1
             || heading(&lines[count..], outline, levels).is_some();
         if ends {
             break;
         }
         count += 1;
     }
-    let kind = if is_item(&lines[0].text) { BlockKind::ListItem } else { BlockKind::Paragraph };
+    let kind = if is_item(&lines[0].text) {
+        BlockKind::ListItem
+    } else {
+        BlockKind::Paragraph
+    };
     (count, kind)
 }
 
 /// A heading of one or two lines: named by a bookmark, or set in larger type.
-fn heading(lines: &[Line], outline: &Outline, levels: &HashMap<i64, u8>) -> Option<(usize, BlockKind)> {
+fn heading(
+    lines: &[Line],
+    outline: &Outline,
+    levels: &HashMap<i64, u8>,
+) -> Option<(usize, BlockKind)> {
     let first = &lines[0];
-    if first.text.chars().count() > HEADING_CHARS_MAX || !first.text.contains(char::is_alphabetic) || first.turned {
+    if first.text.chars().count() > HEADING_CHARS_MAX
+        || !first.text.contains(char::is_alphabetic)
+        || first.turned
+    {
         return None;
     }
     if !outline.is_empty() {
         let mut key = String::new();
         for (idx, line) in lines.iter().take(3).enumerate() {
             key.push_str(&outline::key(&line.text));
-            let level = outline.get(&key).or_else(|| outline.get(without_number(&key)));
+            let level = outline
+                .get(&key)
+                .or_else(|| outline.get(without_number(&key)));
             if let Some(level) = level {
                 return Some((idx + 1, BlockKind::Heading(*level)));
             }
@@ -162,7 +209,10 @@ fn heading(lines: &[Line], outline: &Outline, levels: &HashMap<i64, u8>) -> Opti
     }
     let size = size_step(first.size);
     let level = *levels.get(&size)?;
-    let same = lines.iter().take(3).take_while(|line| size_step(line.size) == size && line.column == first.column);
+    let same = lines
+        .iter()
+        .take(3)
+        .take_while(|line| size_step(line.size) == size && line.column == first.column);
     // More lines than a heading has: a leaflet in large type.
     let count = same.count();
     (count <= 2).then_some((count, BlockKind::Heading(level)))
@@ -171,6 +221,30 @@ fn heading(lines: &[Line], outline: &Outline, levels: &HashMap<i64, u8>) -> Opti
 /// The heading on the page often has a number that the bookmark lacks.
 fn without_number(key: &str) -> &str {
     key.trim_start_matches(|c: char| c.is_ascii_digit())
+}
+
+/// Lines that are cut by gaps at the same places. Cells that are empty in a row are not known as such, so a row with
+/// fewer cells than the header is shown as it is.
+fn table_len(lines: &[Line]) -> usize {
+    let aligned = |a: &Line, b: &Line| {
+        let near = |x: f64, y: f64| (x - y).abs() < a.size * 0.8;
+        // The first cell stands at the margin in any text.
+        let meets = |cell: &Cell| {
+            b.cells[1..]
+                .iter()
+                .any(|other| near(cell.x0, other.x0) || near(cell.x1, other.x1))
+        };
+        a.cells[1..].iter().any(meets)
+    };
+    let is_row = |line: &Line| line.cells.len() > 1 && !line.mono && !line.turned;
+    if !is_row(&lines[0]) {
+        return 0;
+    }
+    let pairs = lines.windows(2).take_while(|pair| {
+        let gap = pair[1].y - pair[0].y;
+        is_row(&pair[1]) && aligned(&pair[0], &pair[1]) && gap > 0.0 && gap < pair[0].size * 4.0
+    });
+    1 + pairs.count()
 }
 
 /// Lines of typewriter type; one that has too few letters to tell goes with its neighbours.
@@ -220,7 +294,9 @@ fn ends_paragraph(last: &Line, next: &Line, shape: &Shape) -> bool {
         return true;
     }
     let indented = next.x0 > last.x0 + size * 0.9 && next.x0 < last.x0 + size * 6.0;
-    let ends = last.text.ends_with(['.', '!', '?', ':', '。', '！', '？', '：', '”', '"', '；', ';']);
+    let ends = last.text.ends_with([
+        '.', '!', '?', ':', '。', '！', '？', '：', '”', '"', '；', ';',
+    ]);
     // A last line stops before the edge, or the next one begins further right.
     let short = last.x1 < right - size * 4.0;
     ends && (short || indented) || short && last.x1 < right - (right - last.x0) * 0.45
@@ -238,7 +314,8 @@ fn is_item(text: &str) -> bool {
     }
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let rest = &text[digits..];
-    (1..=2).contains(&digits) && (rest.starts_with(". ") || rest.starts_with(") ") || rest.starts_with('、'))
+    (1..=2).contains(&digits)
+        && (rest.starts_with(". ") || rest.starts_with(") ") || rest.starts_with('、'))
 }
 
 /// Lines as running text: words broken at the line end become whole, Chinese lines meet without a space.
@@ -249,7 +326,8 @@ fn join(lines: &[Line]) -> String {
         let last = out.chars().next_back();
         if let (Some(last), Some(next)) = (last, next) {
             let before_hyphen = out.chars().rev().nth(1);
-            if last == '-' && before_hyphen.is_some_and(char::is_alphabetic) && next.is_lowercase() {
+            if last == '-' && before_hyphen.is_some_and(char::is_alphabetic) && next.is_lowercase()
+            {
                 out.pop();
             } else if !(is_cjk(last) && is_cjk(next)) {
                 out.push(' ');

@@ -5,7 +5,9 @@ use std::collections::HashSet;
 use hayro_interpret::font::{Glyph as FontGlyph, GlyphRun};
 use hayro_interpret::hayro_cmap::BfString;
 use hayro_interpret::kurbo::{Affine, BezPath, Point, Rect};
-use hayro_interpret::{BlendMode, ClipPath, Device, DrawMode, DrawProps, Image, ImageDrawProps, SoftMask};
+use hayro_interpret::{
+    BlendMode, ClipPath, Device, DrawMode, DrawProps, Image, ImageDrawProps, SoftMask,
+};
 
 /// Glyph space: a font's units for one em.
 const UNITS_PER_EM: f64 = 1000.0;
@@ -117,7 +119,12 @@ impl<'a> Device<'a> for Collector {
 
 /// Undoes what only type-setting put in: ligatures become letters, soft hyphens and control characters go.
 fn readable(text: String) -> String {
-    let special = |c: char| matches!(c, '\u{FB00}'..='\u{FB06}' | '\u{AD}' | '\u{A0}' | '\u{200B}') || c.is_control();
+    let special = |c: char| {
+        matches!(
+            c,
+            '\u{FB00}'..='\u{FB06}' | '\u{AD}' | '\u{A0}' | '\u{200B}'
+        ) || c.is_control()
+    };
     if !text.contains(special) {
         return text;
     }

@@ -30,6 +30,15 @@ pub(super) struct Line {
     /// Lines of one column share the number.
     pub(super) column: usize,
     pub(super) turned: bool,
+    /// Parts of the line with wide gaps between them; more than one if the line may be a row of a table.
+    pub(super) cells: Vec<Cell>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Cell {
+    pub(super) x0: f64,
+    pub(super) x1: f64,
+    pub(super) text: String,
 }
 
 impl Line {
@@ -62,7 +71,11 @@ impl Segment {
 pub(super) fn lines(glyphs: Vec<Glyph>, page_height: f64) -> Vec<Line> {
     let mut lines = Vec::new();
     for turn in 0..4 {
-        let turned: Vec<Glyph> = glyphs.iter().filter(|g| g.turn == turn).map(|g| upright(g, turn)).collect();
+        let turned: Vec<Glyph> = glyphs
+            .iter()
+            .filter(|g| g.turn == turn)
+            .map(|g| upright(g, turn))
+            .collect();
         if turned.is_empty() {
             continue;
         }
@@ -86,7 +99,11 @@ fn upright(glyph: &Glyph, turn: u8) -> Glyph {
         2 => (-glyph.x, -glyph.y),
         _ => (-glyph.y, glyph.x),
     };
-    Glyph { x, y, ..glyph.clone() }
+    Glyph {
+        x,
+        y,
+        ..glyph.clone()
+    }
 }
 
 /// Joins glyphs that follow each other in the file and on the line.
@@ -114,7 +131,12 @@ fn segments(glyphs: Vec<Glyph>) -> Vec<Segment> {
             glyphs: vec![glyph],
         });
     }
-    segments.retain(|segment| segment.glyphs.iter().any(|glyph| !glyph.text.trim().is_empty()));
+    segments.retain(|segment| {
+        segment
+            .glyphs
+            .iter()
+            .any(|glyph| !glyph.text.trim().is_empty())
+    });
     for segment in &mut segments {
         trim(segment);
     }
@@ -127,11 +149,19 @@ fn trim(segment: &mut Segment) {
     while segment.glyphs.last().is_some_and(blank) {
         segment.glyphs.pop();
     }
-    let leading = segment.glyphs.iter().take_while(|glyph| blank(glyph)).count();
+    let leading = segment
+        .glyphs
+        .iter()
+        .take_while(|glyph| blank(glyph))
+        .count();
     segment.glyphs.drain(..leading);
     let ends = segment.glyphs.iter().map(|glyph| glyph.x + glyph.advance);
     segment.x1 = ends.fold(f64::MIN, f64::max);
-    segment.x0 = segment.glyphs.iter().map(|glyph| glyph.x).fold(f64::MAX, f64::min);
+    segment.x0 = segment
+        .glyphs
+        .iter()
+        .map(|glyph| glyph.x)
+        .fold(f64::MAX, f64::min);
 }
 
 /// Joins segments that touch on one line although the file draws them at different times (words in bold drawn later,
@@ -191,13 +221,17 @@ fn split_columns(piece: &[Segment]) -> Option<(Vec<Segment>, Vec<Segment>)> {
         return None;
     }
     let size = median(piece.iter().map(|segment| segment.size));
-    let mut spans: Vec<(f64, f64)> = piece.iter().map(|segment| (segment.x0, segment.x1)).collect();
+    let mut spans: Vec<(f64, f64)> = piece
+        .iter()
+        .map(|segment| (segment.x0, segment.x1))
+        .collect();
     spans.sort_by(|a, b| a.0.total_cmp(&b.0));
     let mut end = spans[0].1;
     for (x0, x1) in spans {
         if x0 - end > size * 0.8 {
             let cut = (end + x0) / 2.0;
-            let (left, right): (Vec<_>, Vec<_>) = piece.iter().cloned().partition(|segment| segment.x0 < cut);
+            let (left, right): (Vec<_>, Vec<_>) =
+                piece.iter().cloned().partition(|segment| segment.x0 < cut);
             if is_running_text(&left) && is_running_text(&right) {
                 return Some((left, right));
             }
@@ -215,7 +249,10 @@ fn is_running_text(segments: &[Segment]) -> bool {
     }
     let width = segments.iter().map(|s| s.x1).fold(f64::MIN, f64::max)
         - segments.iter().map(|s| s.x0).fold(f64::MAX, f64::min);
-    let full = segments.iter().filter(|s| s.x1 - s.x0 > width * 0.6 && s.x1 - s.x0 > s.size * 7.0).count();
+    let full = segments
+        .iter()
+        .filter(|s| s.x1 - s.x0 > width * 0.6 && s.x1 - s.x0 > s.size * 7.0)
+        .count();
     full * 2 > segments.len()
 }
 
@@ -233,7 +270,12 @@ fn split_rows(piece: &[Segment]) -> Option<(Vec<Segment>, Vec<Segment>)> {
         bottom = bottom.max(segment.bottom());
     }
     let (_, cut) = widest?;
-    Some(piece.iter().cloned().partition(|segment| segment.top() < cut))
+    Some(
+        piece
+            .iter()
+            .cloned()
+            .partition(|segment| segment.top() < cut),
+    )
 }
 
 /// The segments of a piece that cannot be cut further, line by line.
@@ -242,7 +284,10 @@ fn leaf_lines(mut leaf: Vec<Segment>) -> Vec<Vec<Segment>> {
     let mut lines: Vec<Vec<Segment>> = Vec::new();
     for segment in leaf {
         match lines.last_mut() {
-            Some(line) if (line[0].y - segment.y).abs() < segment.size.min(line[0].size) * LINE_TOLERANCE => {
+            Some(line)
+                if (line[0].y - segment.y).abs()
+                    < segment.size.min(line[0].size) * LINE_TOLERANCE =>
+            {
                 line.push(segment);
             }
             _ => lines.push(vec![segment]),
@@ -255,17 +300,109 @@ fn leaf_lines(mut leaf: Vec<Segment>) -> Vec<Vec<Segment>> {
 }
 
 /// Writes the glyphs of a line as text, spaces where the gaps are. `None` if nothing is left.
-fn write_line(segments: Vec<Segment>, page_height: f64, column: usize, turned: bool) -> Option<Line> {
+fn write_line(
+    segments: Vec<Segment>,
+    page_height: f64,
+    column: usize,
+    turned: bool,
+) -> Option<Line> {
+    // The type size of a line is that of most of its letters.
+    let size = median(
+        segments
+            .iter()
+            .flat_map(|segment| &segment.glyphs)
+            .map(|glyph| glyph.size),
+    );
+    let mut widths = Widths::default();
+    let mut cells: Vec<Cell> = Vec::new();
+    for segment in &segments {
+        let text = write_segment(segment, size, &mut widths);
+        if text.is_empty() {
+            continue;
+        }
+        match cells.last_mut() {
+            Some(cell) if segment.x0 - cell.x1 < size * SEGMENT_GAP => {
+                cell.text.push(' ');
+                cell.text.push_str(&text);
+                cell.x1 = cell.x1.max(segment.x1);
+            }
+            _ => cells.push(Cell {
+                x0: segment.x0,
+                x1: segment.x1,
+                text,
+            }),
+        }
+    }
+    for cell in &mut cells {
+        let title = cell.text.trim_end_matches(is_leader);
+        if cell.text[title.len()..]
+            .chars()
+            .filter(|c| *c != ' ')
+            .count()
+            >= 4
+            && !title.is_empty()
+        {
+            cell.text.truncate(title.len());
+        }
+    }
+    if let Some(cell) = cells.last_mut()
+        && let Some((title, number)) = split_leader(&cell.text)
+    {
+        let number = Cell {
+            x0: cell.x1,
+            x1: cell.x1,
+            text: number,
+        };
+        cell.text = title;
+        cells.push(number);
+    }
+    let text = cells
+        .iter()
+        .map(|cell| cell.text.as_str())
+        .collect::<Vec<_>>()
+        .join(" ");
+    let starts_ascii = text.starts_with(|c: char| c.is_ascii());
+    (!text.is_empty()).then(|| Line {
+        text,
+        x0: segments[0].x0,
+        x1: segments
+            .iter()
+            .map(|segment| segment.x1)
+            .fold(f64::MIN, f64::max),
+        y: segments[0].y,
+        size,
+        mono: widths.is_mono() && starts_ascii,
+        page_height,
+        column,
+        turned,
+        cells,
+    })
+}
+
+/// What rows of leader dots are made of.
+fn is_leader(c: char) -> bool {
+    matches!(c, '.' | '…' | '·' | ' ')
+}
+
+/// An entry of a table of contents: a row of dots leads from the title to the page number. Returns both.
+fn split_leader(text: &str) -> Option<(String, String)> {
+    let number = text.rsplit(is_leader).next()?;
+    let rest = &text[..text.len() - number.len()];
+    let title = rest.trim_end_matches(is_leader);
+    let dots = rest[title.len()..].chars().filter(|c| *c != ' ').count();
+    let is_entry = dots >= 4 && !title.is_empty() && (1..=6).contains(&number.len());
+    is_entry.then(|| (title.to_owned(), number.to_owned()))
+}
+
+fn write_segment(segment: &Segment, line_size: f64, widths: &mut Widths) -> String {
     let mut text = String::new();
     let mut end: Option<f64> = None;
-    let mut widths = Widths::default();
-    // The type size of a line is that of most of its letters.
-    let size = median(segments.iter().flat_map(|segment| &segment.glyphs).map(|glyph| glyph.size));
-    for glyph in segments.iter().flat_map(|segment| &segment.glyphs) {
+    for glyph in &segment.glyphs {
         let blank = glyph.text.trim().is_empty();
         if let Some(end) = end {
-            let gap = (glyph.x - end) / glyph.size.max(size * 0.5);
-            let cjk = text.chars().next_back().is_some_and(is_cjk) && glyph.text.chars().next().is_some_and(is_cjk);
+            let gap = (glyph.x - end) / glyph.size.max(line_size * 0.5);
+            let cjk = text.chars().next_back().is_some_and(is_cjk)
+                && glyph.text.chars().next().is_some_and(is_cjk);
             // Chinese type is spread to fill the line, so only a gap as wide as a character counts there.
             let limit = if cjk { 0.9 } else { WORD_GAP };
             if (gap > limit || blank) && !text.is_empty() && !text.ends_with(' ') {
@@ -278,44 +415,48 @@ fn write_line(segments: Vec<Segment>, page_height: f64, column: usize, turned: b
         }
         end = Some(end.unwrap_or(f64::MIN).max(glyph.x + glyph.advance));
     }
-    let text = text.trim_end().to_owned();
-    (!text.is_empty()).then(|| Line {
-        text,
-        x0: segments[0].x0,
-        x1: segments.iter().map(|segment| segment.x1).fold(f64::MIN, f64::max),
-        y: segments[0].y,
-        size,
-        mono: widths.is_mono(),
-        page_height,
-        column,
-        turned,
-    })
+    text.truncate(text.trim_end().len());
+    text
 }
 
-/// Whether narrow and wide letters are equally wide.
+/// Whether letters that are unequal in printed type are equally wide here.
 #[derive(Default)]
 struct Widths {
-    narrow: Option<f64>,
-    wide: Option<f64>,
+    /// Width in em of the first letter seen.
+    width: Option<f64>,
     uneven: bool,
-    letters: usize,
+    /// Kinds of letters seen: narrow, wide and other.
+    kinds: [bool; 3],
+    ascii: usize,
+    cjk: usize,
 }
 
 impl Widths {
     fn add(&mut self, glyph: &Glyph) {
-        let Some(c) = glyph.text.chars().next().filter(|c| c.is_ascii_graphic()) else {
+        let Some(c) = glyph.text.chars().next() else {
             return;
         };
+        self.cjk += usize::from(is_cjk(c));
+        if !c.is_ascii_graphic() {
+            return;
+        }
         let width = glyph.advance / glyph.size;
-        let slot = if "iljtf.,:;|'!()[]/-".contains(c) { &mut self.narrow } else { &mut self.wide };
-        self.uneven |= slot.is_some_and(|known| (known - width).abs() > 0.01);
-        *slot = Some(width);
-        self.letters += 1;
+        let known = *self.width.get_or_insert(width);
+        self.uneven |= (known - width).abs() > 0.01;
+        let kind = match c {
+            'i' | 'l' | 'j' | 't' | 'f' | 'r' | '.' | ',' | ':' | ';' | '|' | '\'' | '!' | '('
+            | ')' | '[' | ']' => 0,
+            'm' | 'w' | 'M' | 'W' | '@' | '%' => 1,
+            _ => 2,
+        };
+        self.kinds[kind] = true;
+        self.ascii += 1;
     }
 
+    /// Chinese in between is a comment or a quotation in code as long as there is little of it.
     fn is_mono(&self) -> bool {
-        let same = |(narrow, wide): (f64, f64)| (narrow - wide).abs() < 0.01;
-        self.letters >= 4 && !self.uneven && self.narrow.zip(self.wide).is_some_and(same)
+        let kinds = self.kinds.iter().filter(|seen| **seen).count();
+        self.ascii >= 4 && !self.uneven && kinds >= 2 && self.cjk * 3 <= self.ascii
     }
 }
 

@@ -18,7 +18,9 @@ pub(super) type Outline = HashMap<String, u8>;
 pub(super) fn read(pdf: &Pdf) -> Outline {
     let mut outline = Outline::new();
     let root = pdf.xref().get::<Dict<'_>>(pdf.xref().root_id());
-    let first = root.and_then(|root| root.get::<Dict<'_>>("Outlines")).and_then(|o| o.get::<Dict<'_>>("First"));
+    let first = root
+        .and_then(|root| root.get::<Dict<'_>>("Outlines"))
+        .and_then(|o| o.get::<Dict<'_>>("First"));
     let mut todo: Vec<(Dict<'_>, u8)> = first.map(|first| (first, 1)).into_iter().collect();
     let mut seen = HashSet::new();
     while let Some((entry, level)) = todo.pop() {
@@ -32,7 +34,11 @@ pub(super) fn read(pdf: &Pdf) -> Outline {
             }
         }
         todo.extend(entry.get::<Dict<'_>>("Next").map(|next| (next, level)));
-        todo.extend(entry.get::<Dict<'_>>("First").map(|first| (first, level.saturating_add(1))));
+        todo.extend(
+            entry
+                .get::<Dict<'_>>("First")
+                .map(|first| (first, level.saturating_add(1))),
+        );
     }
     outline
 }
@@ -40,7 +46,11 @@ pub(super) fn read(pdf: &Pdf) -> Outline {
 /// What a heading on the page and its bookmark have in common: letters and digits, without case and white space. Numbers
 /// in front are often only on the page.
 pub(super) fn key(title: &str) -> String {
-    title.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+    title
+        .chars()
+        .filter(|c| c.is_alphanumeric())
+        .flat_map(char::to_lowercase)
+        .collect()
 }
 
 /// A PDF text string: UTF-16 or UTF-8 with a mark, otherwise PDFDocEncoding, which is close to Windows-1252.
@@ -62,10 +72,14 @@ pub(super) fn text_string(bytes: &[u8]) -> String {
 pub(super) fn useful_title(title: &str) -> &str {
     let title = title.trim().trim_end_matches('\0');
     let title = title.strip_prefix("Microsoft Word - ").unwrap_or(title);
-    let title = title.strip_prefix("Microsoft PowerPoint - ").unwrap_or(title);
-    let is_file = [".doc", ".docx", ".ppt", ".pptx", ".tex", ".dvi", ".indd", ".xls", ".qxd"]
-        .iter()
-        .any(|ending| title.to_ascii_lowercase().ends_with(ending));
+    let title = title
+        .strip_prefix("Microsoft PowerPoint - ")
+        .unwrap_or(title);
+    let is_file = [
+        ".doc", ".docx", ".ppt", ".pptx", ".tex", ".dvi", ".indd", ".xls", ".qxd",
+    ]
+    .iter()
+    .any(|ending| title.to_ascii_lowercase().ends_with(ending));
     if is_file || title.eq_ignore_ascii_case("untitled") || !title.contains(char::is_alphanumeric) {
         ""
     } else {

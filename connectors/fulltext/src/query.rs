@@ -1,0 +1,241 @@
+//! From a user's words to a tantivy query.
+//!
+//! Text is text: there is no query syntax, so nothing a user types is an error. Words are combined with OR and BM25;
+//! a chunk that has all of them gets its score raised; titles count more; words in double quotes raise chunks that
+//! have them side by side. Filters never influence the score.
+
+use std::collections::BTreeMap;
+
+use tantivy::Term as IndexTerm;
+use tantivy::query::{
+    BooleanQuery, BoostQuery, ConstScoreQuery, EmptyQuery, Occur, PhraseQuery, Query, TermQuery,
+    TermSetQuery,
+};
+use tantivy::schema::{Field, IndexRecordOption};
+use va_catalog::Filter;
+
+use crate::analysis::{Analysis, Kind, Term, is_stop_word};
+use crate::schema::Fields;
+
+/// Longer queries are cut: nobody types them, and a pasted page would match everything slowly.
+const QUERY_CHARS_MAX: usize = 1000;
+/// Different words of a query that are looked at; the rest is ignored.
+const QUERY_WORDS_MAX: usize = 64;
+
+/// How much each kind of match counts. Factors to a BM25 score.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ranking {
+    /// Of a word inside a longer word.
+    pub part: f32,
+    /// Of two Chinese characters that need not be a word.
+    pub pair: f32,
+    /// Of one Chinese character that is not a word by itself.
+    pub single: f32,
+    /// Of a match in the title or the title path.
+    pub title: f32,
+    /// Of the score added once more when all words are there.
+    pub all_words: f32,
+    /// Of the whole query (or a quoted part of it) side by side. 0 looks at quoted parts only.
+    pub phrase: f32,
+}
+
+impl Default for Ranking {
+    /// Chosen by measurement, see `ANALYSIS.md`.
+    fn default() -> Self {
+        Self {
+            part: 0.5,
+            pair: 0.5,
+            single: 0.0,
+            title: 2.0,
+            all_words: 0.5,
+            phrase: 0.0,
+        }
+    }
+}
+
+/// What quoted words gain where `Ranking::phrase` is 0.
+const QUOTED: f32 = 2.0;
+
+/// The terms of one word of the query, with their weights.
+type Word = BTreeMap<String, f32>;
+
+/// The query for `text` under `filter`; `None` when `text` has no word to look for.
+pub(crate) fn build(
+    fields: &Fields,
+    analysis: Analysis,
+    ranking: &Ranking,
+    text: &str,
+    filter: &Filter,
+) -> Option<Box<dyn Query>> {
+    let text = cut(text);
+    let terms = analysis.terms(text);
+    let words = words(&terms, ranking);
+    if words.is_empty() {
+        return None;
+    }
+    let searched = [(fields.text, 1.0), (fields.title, ranking.title)];
+    let clause = |word: &Word| -> Box<dyn Query> {
+        let terms = word.iter().flat_map(|(term, weight)| {
+            searched.map(|(field, boost)| (Occur::Should, term_query(field, term, weight * boost)))
+        });
+        Box::new(BooleanQuery::new(terms.collect()))
+    };
+    let mut clauses: Vec<_> = words.iter().map(|w| (Occur::Should, clause(w))).collect();
+    let telling: Vec<_> = words.iter().filter(|word| !is_stop(word)).collect();
+    if telling.len() > 1 && ranking.all_words > 0.0 {
+        let all = BooleanQuery::intersection(telling.into_iter().map(clause).collect());
+        clauses.push((Occur::Should, boosted(Box::new(all), ranking.all_words)));
+    }
+    let quoted = quoted(text);
+    let whole = (quoted.is_empty() && ranking.phrase > 0.0).then_some((text, ranking.phrase));
+    for (phrase, boost) in quoted.into_iter().map(|q| (q, QUOTED)).chain(whole) {
+        for (field, field_boost) in searched {
+            if let Some(query) = phrase_query(field, analysis, phrase) {
+                clauses.push((Occur::Should, boosted(query, boost * field_boost)));
+            }
+        }
+    }
+    let matched: Box<dyn Query> = Box::new(BooleanQuery::new(clauses));
+    if filter.is_empty() {
+        return Some(matched);
+    }
+    let mut clauses = vec![(Occur::Must, matched)];
+    clauses.extend(
+        filter
+            .groups()
+            .map(|tags| (Occur::Must, any_tag(fields.tags, &tags))),
+    );
+    Some(Box::new(BooleanQuery::new(clauses)))
+}
+
+/// The beginning of a query, at most [`QUERY_CHARS_MAX`] characters.
+pub(crate) fn cut(text: &str) -> &str {
+    text.char_indices()
+        .nth(QUERY_CHARS_MAX)
+        .map_or(text, |(end, _)| &text[..end])
+}
+
+/// The distinct words of the query. A word that is written twice counts once.
+fn words(terms: &[Term], ranking: &Ranking) -> Vec<Word> {
+    let mut by_word: BTreeMap<usize, Word> = BTreeMap::new();
+    for term in terms {
+        let weight = match term.kind {
+            Kind::Word => 1.0,
+            Kind::Part => ranking.part,
+            Kind::Pair => ranking.pair,
+            Kind::Single => ranking.single,
+        };
+        if weight > 0.0 {
+            let known = by_word
+                .entry(term.word)
+                .or_default()
+                .entry(term.text.clone())
+                .or_insert(weight);
+            *known = known.max(weight);
+        }
+    }
+    let mut words: Vec<Word> = Vec::new();
+    for word in by_word.into_values() {
+        if words.len() < QUERY_WORDS_MAX && !words.contains(&word) {
+            words.push(word);
+        }
+    }
+    words
+}
+
+fn is_stop(word: &Word) -> bool {
+    word.keys().any(|term| is_stop_word(term))
+}
+
+/// The parts between pairs of double quotes; a quote without partner quotes nothing.
+fn quoted(text: &str) -> Vec<&str> {
+    let pieces: Vec<_> = text.split(['"', '“', '”', '＂']).collect();
+    // Every second piece is inside quotes; the last one has no closing quote.
+    let closed = pieces.len() - 1;
+    let inside = pieces.into_iter().take(closed).skip(1).step_by(2);
+    inside.filter(|piece| !piece.trim().is_empty()).collect()
+}
+
+/// The finest terms of `text` at the distances at which they stand; `None` for fewer than two.
+fn phrase_query(field: Field, analysis: Analysis, text: &str) -> Option<Box<dyn Query>> {
+    let terms = finest(analysis.terms(text));
+    let terms: Vec<_> = terms
+        .into_iter()
+        .take(QUERY_WORDS_MAX)
+        .map(|term| (term.position, IndexTerm::from_field_text(field, &term.text)))
+        .collect();
+    (terms.len() > 1).then(|| Box::new(PhraseQuery::new_with_offset(terms)) as Box<dyn Query>)
+}
+
+/// One term a position. Grams come first: they are there in any context, while words are cut differently.
+fn finest(terms: Vec<Term>) -> Vec<Term> {
+    let rank = |term: &Term| (term.kind < Kind::Pair, term.span);
+    let mut finest: Vec<Term> = Vec::new();
+    for term in terms {
+        match finest.last_mut() {
+            Some(last) if last.position == term.position => {
+                if rank(&term) < rank(last) {
+                    *last = term;
+                }
+            }
+            _ => finest.push(term),
+        }
+    }
+    let mut covered = 0;
+    finest.retain(|term| {
+        let end = term.position + term.span;
+        let adds = end > covered;
+        covered = covered.max(end);
+        adds
+    });
+    finest
+}
+
+fn term_query(field: Field, term: &str, boost: f32) -> Box<dyn Query> {
+    let term = IndexTerm::from_field_text(field, term);
+    boosted(
+        Box::new(TermQuery::new(term, IndexRecordOption::WithFreqs)),
+        boost,
+    )
+}
+
+fn boosted(query: Box<dyn Query>, boost: f32) -> Box<dyn Query> {
+    if boost == 1.0 {
+        query
+    } else {
+        Box::new(BoostQuery::new(query, boost))
+    }
+}
+
+/// Matches chunks with at least one of `tags`, at no score.
+fn any_tag(field: Field, tags: &[String]) -> Box<dyn Query> {
+    if tags.is_empty() {
+        return Box::new(EmptyQuery);
+    }
+    let terms = tags
+        .iter()
+        .map(|tag| IndexTerm::from_field_text(field, tag));
+    Box::new(ConstScoreQuery::new(
+        Box::new(TermSetQuery::new(terms)),
+        0.0,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotes_come_in_pairs() {
+        for (text, expected) in [
+            ("a \"b c\" d", vec!["b c"]),
+            ("“冻结 行”", vec!["冻结 行"]),
+            ("\"unbalanced", vec![]),
+            ("\"a\" b\" c", vec!["a"]),
+            ("\"\" x", vec![]),
+            ("", vec![]),
+        ] {
+            assert_eq!(quoted(text), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,6 @@
+#!/bin/sh
+set -e
+
+if true; then
+    echo hi
+fi

@@ -1,0 +1,234 @@
+//! Finding the server, or being it: every command talks HTTP, to a remote server, to the process that holds the data
+//! directory, or to the platform brought up in this very process.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures::StreamExt;
+use reqwest::{Method, RequestBuilder, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use va_catalog::settings::Settings;
+
+use super::up::{Booted, boot};
+use crate::platform::OpenError;
+
+/// What commands report: the message and the exit code.
+#[derive(Debug)]
+pub struct Failure {
+    pub message: String,
+    pub code: u8,
+}
+
+impl Failure {
+    /// The command was right and could not be done.
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self { message: message.into(), code: 1 }
+    }
+
+    /// The command was wrong.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self { message: message.into(), code: 2 }
+    }
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let mut message = error.to_string();
+        let mut source = error.source();
+        while let Some(inner) = source {
+            let text = inner.to_string();
+            if !message.contains(&text) {
+                message = format!("{message}: {text}");
+            }
+            source = inner.source();
+        }
+        Self::failed(message)
+    }
+}
+
+pub type Outcome<T> = Result<T, Failure>;
+
+/// A connection to a server.
+pub struct Client {
+    http: reqwest::Client,
+    base: String,
+    token: String,
+    /// The platform, when it runs in this process.
+    own: Option<Booted>,
+}
+
+/// Where to look for a server.
+pub struct Target {
+    pub settings: Settings,
+    pub server: Option<String>,
+    pub token: Option<String>,
+}
+
+impl Client {
+    /// Connects; brings the platform up when nobody holds the data directory.
+    pub async fn connect(target: Target) -> Outcome<Self> {
+        let http = reqwest::Client::builder().no_proxy().connect_timeout(Duration::from_secs(5)).build()?;
+        if let Some(server) = target.server {
+            let token = match target.token {
+                Some(token) => token,
+                None => read_key(&target.settings.data.join("admin.key"))
+                    .map_err(|_| Failure::usage("`--server` needs a key: set VA_TOKEN"))?,
+            };
+            return Ok(Self { http, base: server.trim_end_matches('/').to_owned(), token, own: None });
+        }
+        let data = target.settings.data.clone();
+        // Another process may be on its way up or down; a few looks tell.
+        let mut looks = tokio::time::interval(Duration::from_millis(250));
+        for _ in 0..40 {
+            looks.tick().await;
+            if let Some(base) = running(&http, &data).await {
+                let token = read_key(&data.join("admin.key"))?;
+                return Ok(Self { http, base, token, own: None });
+            }
+            let mut settings = target.settings.clone();
+            settings.listen = ([127, 0, 0, 1], 0).into();
+            match boot(settings, None).await {
+                Ok(own) => {
+                    let token = read_key(&own.platform.admin_key)?;
+                    return Ok(Self { http, base: format!("http://{}", own.address), token, own: Some(own) });
+                }
+                Err(OpenError::InUse(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(Failure::failed(format!(
+            "`{}` is held by another process that does not answer; look for a `va` process, or start `va up` anew",
+            data.display()
+        )))
+    }
+
+    /// Whether the platform runs in this process.
+    pub fn is_own(&self) -> bool {
+        self.own.is_some()
+    }
+
+    /// Ends the connection; stops the platform when it is our own.
+    pub async fn close(self) {
+        if let Some(own) = self.own {
+            own.stop().await;
+        }
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token)
+    }
+
+    /// `GET` of a JSON resource.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Outcome<T> {
+        read(self.request(Method::GET, path)).await
+    }
+
+    /// `GET` that may find nothing.
+    pub async fn find(&self, path: &str) -> Outcome<Option<Value>> {
+        let response = self.request(Method::GET, path).send().await?;
+        if response.status() == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        Ok(Some(good(response).await?.json().await?))
+    }
+
+    /// `POST` of JSON.
+    pub async fn post(&self, path: &str, body: &impl Serialize) -> Outcome<Value> {
+        read(self.request(Method::POST, path).json(body)).await
+    }
+
+    /// `POST` of bytes.
+    pub async fn post_bytes(&self, path: &str, body: impl Into<reqwest::Body>) -> Outcome<Value> {
+        read(self.request(Method::POST, path).header("content-type", "application/octet-stream").body(body)).await
+    }
+
+    /// `POST` of text.
+    pub async fn post_text(&self, path: &str, body: String) -> Outcome<Value> {
+        read(self.request(Method::POST, path).header("content-type", "text/plain; charset=utf-8").body(body)).await
+    }
+
+    /// `DELETE`; the reply's body, if it has one.
+    pub async fn delete(&self, path: &str) -> Outcome<Value> {
+        let response = good(self.request(Method::DELETE, path).send().await?).await?;
+        let bytes = response.bytes().await?;
+        if bytes.is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_slice(&bytes)?) }
+    }
+
+    /// Calls `each` with every line of an NDJSON reply, as it comes.
+    pub async fn lines(&self, path: &str, mut each: impl FnMut(Value)) -> Outcome<()> {
+        let response = good(self.request(Method::GET, path).send().await?).await?;
+        let mut pieces = response.bytes_stream();
+        let mut rest: Vec<u8> = Vec::new();
+        while let Some(piece) = pieces.next().await {
+            rest.extend_from_slice(&piece?);
+            while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = rest.drain(..=end).collect();
+                if let Ok(value) = serde_json::from_slice(&line) {
+                    each(value);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Downloads a URL that is not the server's.
+    pub async fn download(&self, url: &str) -> Outcome<(bytes::Bytes, Option<String>)> {
+        let response = self.http.get(url).send().await?.error_for_status()?;
+        let content_type = response
+            .headers()
+            .get(reqwest::header::CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .map(ToOwned::to_owned);
+        Ok((response.bytes().await?, content_type))
+    }
+}
+
+async fn read<T: DeserializeOwned>(request: RequestBuilder) -> Outcome<T> {
+    Ok(good(request.send().await?).await?.json().await?)
+}
+
+/// The reply, or its problem as a failure.
+async fn good(response: reqwest::Response) -> Outcome<reqwest::Response> {
+    if response.status().is_success() {
+        return Ok(response);
+    }
+    let status = response.status();
+    let text = response.text().await.unwrap_or_default();
+    let problem: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
+    let message = match (problem["diagnostics"].as_str(), problem["detail"].as_str()) {
+        (Some(diagnostics), _) => diagnostics.to_owned(),
+        (None, Some(detail)) => detail.to_owned(),
+        (None, None) => format!("{status}: {text}"),
+    };
+    Err(Failure::failed(message))
+}
+
+/// Address of the server that holds the data directory, if one does and answers.
+async fn running(http: &reqwest::Client, data: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(data.join("server.json")).ok()?;
+    let value: Value = serde_json::from_str(&text).ok()?;
+    let base = value["address"].as_str()?.to_owned();
+    let alive = http.get(format!("{base}/healthz")).timeout(Duration::from_secs(3)).send().await;
+    alive.is_ok_and(|response| response.status().is_success()).then_some(base)
+}
+
+fn read_key(path: &PathBuf) -> Outcome<String> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Failure::failed(format!("read the key in `{}`: {error}", path.display())))?;
+    Ok(text.trim().to_owned())
+}
+
+/// A name as one segment of a URL path or one value of its query.
+pub fn encode(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}

@@ -1,0 +1,147 @@
+//! The command line: `va --help`. Exit code 0, 1 (failed) or 2 (wrong usage); errors on stderr.
+
+mod client;
+mod index;
+mod model;
+pub mod pipeline;
+mod resources;
+mod search;
+mod sql;
+mod table;
+mod up;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use va_catalog::settings::Settings;
+
+pub use client::{Failure, Outcome};
+pub use up::{Booted, boot};
+
+use client::{Client, Target};
+
+/// VoiceAssistant: documents, search and pipelines in one process.
+#[derive(Parser)]
+#[command(name = "va", version, about, arg_required_else_help = true)]
+struct Cli {
+    /// Data directory.
+    #[arg(long, global = true, env = "VA_DATA", value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Configuration file; `va.yaml` in the current directory when it is there.
+    #[arg(long, global = true, env = "VA_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Talk to this server instead of the one that holds the data directory.
+    #[arg(long, global = true, env = "VA_SERVER", value_name = "URL")]
+    server: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Bring the whole platform up in this process.
+    #[command(after_help = "Example: va up --data ./va-data --listen 127.0.0.1:8080")]
+    Up {
+        /// Address of the HTTP API.
+        #[arg(long)]
+        listen: Option<SocketAddr>,
+        /// Address of the PostgreSQL wire.
+        #[arg(long)]
+        pg_listen: Option<SocketAddr>,
+    },
+    Index(index::IndexArgs),
+    Search(search::SearchArgs),
+    Sql(sql::SqlArgs),
+    /// List, show, create and delete collections.
+    #[command(subcommand)]
+    Collection(resources::CollectionCommand),
+    /// List, show and delete documents.
+    #[command(subcommand)]
+    Document(resources::DocumentCommand),
+    /// Validate, draw, test, run and watch pipelines.
+    #[command(subcommand)]
+    Pipeline(pipeline::PipelineCommand),
+    /// List, create, fill and read topics of the log.
+    #[command(subcommand)]
+    Topic(resources::TopicCommand),
+    /// List, fetch and check local models.
+    #[command(subcommand)]
+    Model(model::ModelCommand),
+    /// What is configured, reachable, lagging, broken.
+    Doctor {
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Runs the command of the process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: start the async runtime: {error}");
+            return ExitCode::from(1);
+        }
+    };
+    let result = runtime.block_on(run(cli));
+    // A blocking call that outlives its command (a fetch that nobody waits for) must not hold the process.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if !failure.message.is_empty() {
+                eprintln!("error: {}", failure.message);
+            }
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Outcome<()> {
+    let file = cli.config.or_else(|| Some(PathBuf::from("va.yaml")).filter(|file| file.is_file()));
+    // `VA_SERVER`, `VA_TOKEN` and their like are not settings.
+    let environment = std::env::vars().filter(|(name, _)| name.contains("__"));
+    let mut settings =
+        Settings::load(file.as_deref(), environment).map_err(|error| Failure::usage(error.to_string()))?;
+    if let Some(data) = cli.data {
+        settings.data = data;
+    }
+    let serving = matches!(cli.command, Command::Up { .. });
+    if !serving {
+        // A command's own platform only speaks up when something is wrong.
+        settings.telemetry.level = va_catalog::settings::LogLevel::Warn;
+        settings.telemetry.log_format = va_catalog::settings::LogFormat::Text;
+    }
+    crate::telemetry::init_logs(&settings.telemetry);
+    match &cli.command {
+        Command::Up { listen, pg_listen } => {
+            settings.listen = listen.unwrap_or(settings.listen);
+            settings.pg_listen = pg_listen.unwrap_or(settings.pg_listen);
+            return up::up(settings).await;
+        }
+        Command::Model(command) => {
+            let command = tokio::task::block_in_place(|| model::model(command, &settings));
+            return command;
+        }
+        Command::Pipeline(command) if !command.needs_server() => return pipeline::local(command, &settings).await,
+        _ => {}
+    }
+    let token = std::env::var("VA_TOKEN").ok();
+    let client = Client::connect(Target { settings, server: cli.server, token }).await?;
+    let result = match &cli.command {
+        Command::Index(args) => index::index(&client, args).await,
+        Command::Search(args) => search::search(&client, args).await,
+        Command::Sql(args) => sql::sql(&client, args).await,
+        Command::Collection(command) => resources::collection(&client, command).await,
+        Command::Document(command) => resources::document(&client, command).await,
+        Command::Pipeline(command) => pipeline::remote(&client, command).await,
+        Command::Topic(command) => resources::topic(&client, command).await,
+        Command::Doctor { json } => resources::doctor(&client, *json).await,
+        Command::Up { .. } | Command::Model(_) => Ok(()),
+    };
+    client.close().await;
+    result
+}

@@ -1,0 +1,300 @@
+//! `va pipeline`: checking, drawing and testing files needs no server; the rest talks to it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::{Subcommand, ValueEnum};
+use serde_json::Value;
+use va_catalog::settings::Settings;
+use va_connectors::flow::Names;
+use va_pipelines::load::Loaded;
+use va_pipelines::plan::BuiltinNames;
+use va_pipelines::{draw, fixture};
+
+use super::client::{Client, Failure, Outcome, encode};
+use super::table::{cell, print, time};
+use crate::platform::{Platform, now_ms};
+
+/// How to draw.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum DrawFormat {
+    Mermaid,
+    Dot,
+}
+
+/// Pipelines.
+#[derive(Subcommand)]
+pub enum PipelineCommand {
+    /// Check pipeline files: all problems at once, each with file:line:column and what to do.
+    Validate {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// What each node does and the columns between nodes. A file, or the name of a registered pipeline.
+    Explain { pipeline: String },
+    /// Draw a pipeline as Mermaid or Graphviz DOT. A file, or the name of a registered pipeline.
+    Graph {
+        pipeline: String,
+        #[arg(long, value_enum, default_value = "mermaid")]
+        format: DrawFormat,
+    },
+    /// Run the `tests:` of pipeline files, without a server.
+    Test {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// All pipelines with their state and lag.
+    List {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Rows through every node of a pipeline, lag, last checkpoint.
+    Status {
+        name: String,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Register and start a pipeline file, or start a registered pipeline by name.
+    Run { pipeline: String },
+    /// Stop a pipeline after a last checkpoint; `run` goes on where it was.
+    Stop { name: String },
+    /// Remove a pipeline of yours.
+    Delete { name: String },
+    /// Print live rows of a node until Ctrl-C.
+    Tap {
+        name: String,
+        node: String,
+        /// Stop after so many rows.
+        #[arg(long)]
+        limit: Option<u64>,
+    },
+}
+
+impl PipelineCommand {
+    /// Whether a server is needed; if not, [`local`] does it.
+    pub fn needs_server(&self) -> bool {
+        match self {
+            Self::Validate { .. } | Self::Test { .. } => false,
+            Self::Explain { pipeline } | Self::Graph { pipeline, .. } => built_in(pipeline).is_none() && !is_file(pipeline),
+            _ => true,
+        }
+    }
+}
+
+fn is_file(pipeline: &str) -> bool {
+    pipeline.ends_with(".yaml") || pipeline.ends_with(".yml") || Path::new(pipeline).is_file()
+}
+
+fn built_in(name: &str) -> Option<&'static str> {
+    va_pipelines::definitions::builtin()
+        .into_iter()
+        .find(|(file, _)| file.strip_suffix(".yaml") == Some(name))
+        .map(|(_, text)| text)
+}
+
+fn read(file: &Path) -> Outcome<String> {
+    std::fs::read_to_string(file).map_err(|error| Failure::usage(format!("`{}`: {error}", file.display())))
+}
+
+fn load(file: &str, text: &str, names: &dyn Names) -> Outcome<Loaded> {
+    va_pipelines::load(file, text, names).map_err(|diagnostics| Failure::failed(diagnostics.to_string()))
+}
+
+/// Commands on files.
+pub async fn local(command: &PipelineCommand, settings: &Settings) -> Outcome<()> {
+    match command {
+        PipelineCommand::Validate { files } => {
+            let mut problems = 0;
+            for file in files {
+                match va_pipelines::load(&file.display().to_string(), &read(file)?, &BuiltinNames) {
+                    Ok(loaded) => println!(
+                        "{}: pipeline `{}` is fine ({} nodes, {} tests)",
+                        file.display(), loaded.plan.graph.name, loaded.plan.nodes.len(), loaded.tests.len()
+                    ),
+                    Err(diagnostics) => {
+                        problems += diagnostics.0.len();
+                        eprintln!("{diagnostics}\n");
+                    }
+                }
+            }
+            if problems == 0 { Ok(()) } else { Err(Failure::failed("")) }
+        }
+        PipelineCommand::Test { files } => test(files, settings).await,
+        PipelineCommand::Explain { pipeline } => {
+            print!("{}", draw::explain(&local_plan(pipeline)?.plan));
+            Ok(())
+        }
+        PipelineCommand::Graph { pipeline, format } => {
+            print!("{}", drawn(&local_plan(pipeline)?, *format));
+            Ok(())
+        }
+        _ => Err(Failure::usage("this command needs a server")),
+    }
+}
+
+fn local_plan(pipeline: &str) -> Outcome<Loaded> {
+    match built_in(pipeline) {
+        Some(text) => load(pipeline, text, &BuiltinNames),
+        None => load(pipeline, &read(Path::new(pipeline))?, &BuiltinNames),
+    }
+}
+
+fn drawn(loaded: &Loaded, format: DrawFormat) -> String {
+    match format {
+        DrawFormat::Mermaid => draw::mermaid(&loaded.plan),
+        DrawFormat::Dot => draw::dot(&loaded.plan),
+    }
+}
+
+/// Each test gets a platform of its own in a temporary directory, so that tests cannot see each other.
+async fn test(files: &[PathBuf], settings: &Settings) -> Outcome<()> {
+    let (mut passed, mut failed) = (0, 0);
+    for file in files {
+        let name = file.display().to_string();
+        let loaded = load(&name, &read(file)?, &BuiltinNames)?;
+        if loaded.tests.is_empty() {
+            println!("{name}: no tests");
+        }
+        for one in &loaded.tests {
+            let outcome = run_test(&loaded, one, settings).await?;
+            if outcome.differences.is_empty() {
+                passed += 1;
+                println!("ok    {name}: {}", outcome.name);
+            } else {
+                failed += 1;
+                println!("FAIL  {name}: {}", outcome.name);
+                for difference in outcome.differences {
+                    println!("      {difference}");
+                }
+            }
+        }
+    }
+    println!("{passed} passed, {failed} failed");
+    if failed == 0 { Ok(()) } else { Err(Failure::failed("")) }
+}
+
+/// Runs one test of a loaded pipeline.
+pub async fn run_test(loaded: &Loaded, one: &fixture::Fixture, settings: &Settings) -> Outcome<fixture::Outcome> {
+    let dir = tempfile::tempdir()?;
+    let platform = Platform::open(Settings { data: dir.path().join("data"), ..settings.clone() }).await?;
+    let config = va_pipelines::RuntimeConfig {
+        log: platform.log.clone(),
+        operators: va_operators::Resources {
+            objects: platform.objects.clone(),
+            embedders: platform.embedders.clone(),
+        },
+        endpoints: va_endpoints::Resources {
+            log: platform.log.clone(),
+            catalog: platform.catalog.clone(),
+            vectors: platform.vectors.clone(),
+            texts: platform.texts.clone(),
+        },
+        clock: Arc::new(now_ms),
+    };
+    let outcome = fixture::run(&loaded.plan, one, config).await;
+    platform.stop().await;
+    Ok(outcome)
+}
+
+/// Commands that talk to the server.
+pub async fn remote(client: &Client, command: &PipelineCommand) -> Outcome<()> {
+    let path = |name: &str| format!("/api/v1/pipelines/{}", encode(name));
+    match command {
+        PipelineCommand::List { json } => {
+            let list: Value = client.get("/api/v1/pipelines").await?;
+            if *json {
+                println!("{list}");
+                return Ok(());
+            }
+            let rows: Vec<Vec<String>> = list["items"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|p| {
+                    vec![cell(&p["name"]), cell(&p["version"]), cell(&p["state"]), cell(&p["lag_rows"]),
+                        time(&p["last_checkpoint_at_ms"]), cell(&p["reason"])]
+                })
+                .collect();
+            print(&["NAME", "VERSION", "STATE", "LAG", "LAST CHECKPOINT (UTC)", "REASON"], &rows);
+            Ok(())
+        }
+        PipelineCommand::Status { name, json } => {
+            let status: Value = client.get(&path(name)).await?;
+            if *json {
+                println!("{status}");
+            } else {
+                print_status(&status);
+            }
+            Ok(())
+        }
+        PipelineCommand::Run { pipeline } => {
+            let status = if is_file(pipeline) {
+                let text = read(Path::new(pipeline))?;
+                client.post_text(&format!("/api/v1/pipelines?file={}", encode(pipeline)), text).await?
+            } else {
+                client.post(&format!("{}/start", path(pipeline)), &Value::Null).await?
+            };
+            println!("Pipeline `{}` (version {}) is {}.", cell(&status["name"]), status["version"], cell(&status["state"]));
+            if client.is_own() {
+                println!("It runs in this process; stop with Ctrl-C.");
+                super::up::wait_for_signal().await;
+            }
+            Ok(())
+        }
+        PipelineCommand::Stop { name } => {
+            client.post(&format!("{}/stop", path(name)), &Value::Null).await?;
+            println!("Pipeline `{name}` is stopped.");
+            Ok(())
+        }
+        PipelineCommand::Delete { name } => {
+            client.delete(&path(name)).await?;
+            println!("Pipeline `{name}` is gone.");
+            Ok(())
+        }
+        PipelineCommand::Tap { name, node, limit } => {
+            let limit = limit.map(|limit| format!("&limit={limit}")).unwrap_or_default();
+            let rows = client.lines(&format!("{}/tap?node={}{limit}", path(name), encode(node)), |row| println!("{row}"));
+            tokio::select! {
+                result = rows => result,
+                () = super::up::wait_for_signal() => Ok(()),
+            }
+        }
+        PipelineCommand::Explain { pipeline } => {
+            let loaded = registered(client, pipeline).await?;
+            print!("{}", draw::explain(&loaded.plan));
+            Ok(())
+        }
+        PipelineCommand::Graph { pipeline, format } => {
+            print!("{}", drawn(&registered(client, pipeline).await?, *format));
+            Ok(())
+        }
+        PipelineCommand::Validate { .. } | PipelineCommand::Test { .. } => Ok(()),
+    }
+}
+
+async fn registered(client: &Client, name: &str) -> Outcome<Loaded> {
+    let found: Value = client.get(&format!("/api/v1/pipelines/{}", encode(name))).await?;
+    load(name, found["definition"].as_str().unwrap_or_default(), &BuiltinNames)
+}
+
+fn print_status(status: &Value) {
+    println!("{} (version {}): {}", cell(&status["name"]), status["version"], cell(&status["state"]));
+    if let Some(reason) = status["reason"].as_str() {
+        println!("  reason           {reason}");
+    }
+    println!("  lag              {} rows", status["lag_rows"]);
+    if !status["last_checkpoint_at_ms"].is_null() {
+        let took = status["last_checkpoint_seconds"].as_f64().unwrap_or_default();
+        println!("  last checkpoint  {} UTC, took {took:.3} s", time(&status["last_checkpoint_at_ms"]));
+    }
+    let rows: Vec<Vec<String>> = status["nodes"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(node, n)| vec![node.clone(), cell(&n["rows_in"]), cell(&n["rows_out"]), cell(&n["filtered"]), cell(&n["dead_lettered"])])
+        .collect();
+    if !rows.is_empty() {
+        println!();
+        print(&["NODE", "IN", "OUT", "FILTERED", "DEAD-LETTERED"], &rows);
+    }
+}

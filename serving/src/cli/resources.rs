@@ -1,0 +1,290 @@
+//! `va collection`, `va document`, `va topic`, `va doctor`: thin clients of the HTTP resources.
+
+use std::io::Read;
+
+use clap::Subcommand;
+use serde_json::{Map, Value, json};
+
+use super::client::{Client, Failure, Outcome, encode};
+use super::table::{cell, print, time};
+
+/// Collections.
+#[derive(Subcommand)]
+pub enum CollectionCommand {
+    /// All collections with their counts.
+    List {
+        #[arg(long)]
+        json: bool,
+    },
+    /// One collection.
+    Show {
+        name: String,
+    },
+    /// Make an empty collection.
+    Create {
+        name: String,
+        #[arg(long, default_value = "")]
+        description: String,
+    },
+    /// Remove a collection, its documents and its indexes.
+    Delete {
+        name: String,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+pub async fn collection(client: &Client, command: &CollectionCommand) -> Outcome<()> {
+    match command {
+        CollectionCommand::List { json } => {
+            let list: Value = client.get("/api/v1/collections?limit=1000").await?;
+            if *json {
+                println!("{list}");
+                return Ok(());
+            }
+            let rows = rows(&list, |c| {
+                let state = |word: &str| cell(&c["states"].get(word).cloned().unwrap_or(json!(0)));
+                vec![cell(&c["name"]), cell(&c["documents"]), cell(&c["chunks"]), state("READY"), state("PROCESSING"),
+                    state("FAILED"), cell(&c["model"])]
+            });
+            print(&["NAME", "DOCUMENTS", "CHUNKS", "READY", "PROCESSING", "FAILED", "MODEL"], &rows);
+            Ok(())
+        }
+        CollectionCommand::Show { name } => show(client, &format!("/api/v1/collections/{}", encode(name))).await,
+        CollectionCommand::Create { name, description } => {
+            client.post("/api/v1/collections", &json!({"name": name, "description": description})).await?;
+            println!("Collection `{name}` is there.");
+            Ok(())
+        }
+        CollectionCommand::Delete { name, yes } => {
+            if !yes {
+                return Err(Failure::usage(format!("this removes `{name}` and all its documents; repeat it with --yes")));
+            }
+            client.delete(&format!("/api/v1/collections/{}", encode(name))).await?;
+            println!("Collection `{name}` is gone.");
+            Ok(())
+        }
+    }
+}
+
+/// Documents of a collection.
+#[derive(Subcommand)]
+pub enum DocumentCommand {
+    /// Documents, by URI.
+    List {
+        #[arg(long, short)]
+        collection: String,
+        /// UPLOADING, PROCESSING, READY or FAILED.
+        #[arg(long)]
+        state: Option<String>,
+        /// Part of the name.
+        #[arg(long)]
+        name: Option<String>,
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+        #[arg(long)]
+        json: bool,
+    },
+    /// One document.
+    Show {
+        id: String,
+        #[arg(long, short)]
+        collection: String,
+    },
+    /// All versions of a document.
+    Versions {
+        id: String,
+        #[arg(long, short)]
+        collection: String,
+    },
+    /// Remove a document from the collection and both indexes.
+    Delete {
+        id: String,
+        #[arg(long, short)]
+        collection: String,
+    },
+}
+
+pub async fn document(client: &Client, command: &DocumentCommand) -> Outcome<()> {
+    let base = |collection: &str| format!("/api/v1/collections/{}/documents", encode(collection));
+    match command {
+        DocumentCommand::List { collection, state, name, limit, json } => {
+            let mut path = format!("{}?limit={limit}", base(collection));
+            for (field, value) in [("state", state), ("name", name)] {
+                if let Some(value) = value {
+                    path.push_str(&format!("&{field}={}", encode(value)));
+                }
+            }
+            let list: Value = client.get(&path).await?;
+            if *json {
+                println!("{list}");
+                return Ok(());
+            }
+            let rows = rows(&list, |d| {
+                vec![cell(&d["id"]), cell(&d["version"]), cell(&d["state"]), cell(&d["chunks"]), time(&d["updated_at"]),
+                    cell(&d["name"]), cell(&d["error"])]
+            });
+            print(&["ID", "VERSION", "STATE", "CHUNKS", "UPDATED (UTC)", "NAME", "ERROR"], &rows);
+            if !list["cursor"].is_null() {
+                println!("... more; raise --limit");
+            }
+            Ok(())
+        }
+        DocumentCommand::Show { id, collection } => show(client, &format!("{}/{}", base(collection), encode(id))).await,
+        DocumentCommand::Versions { id, collection } => {
+            show(client, &format!("{}/{}/versions", base(collection), encode(id))).await
+        }
+        DocumentCommand::Delete { id, collection } => {
+            client.delete(&format!("{}/{}", base(collection), encode(id))).await?;
+            println!("Document `{id}` is being removed.");
+            Ok(())
+        }
+    }
+}
+
+/// Topics of the log.
+#[derive(Subcommand)]
+pub enum TopicCommand {
+    /// All topics.
+    List {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Schema, offsets and consumer groups of a topic.
+    Describe {
+        name: String,
+    },
+    /// Make a topic, e.g. `va topic create orders id:string! price:float64`.
+    Create {
+        name: String,
+        /// Columns, `name:type`; `!` at the end means never null.
+        #[arg(required = true)]
+        columns: Vec<String>,
+        #[arg(long)]
+        partitions: Option<u32>,
+        #[arg(long)]
+        retention_ms: Option<u64>,
+    },
+    /// Append JSON rows, one a line, from a file or standard input.
+    Produce {
+        name: String,
+        /// A file; standard input when left out.
+        file: Option<String>,
+        /// Column whose value chooses the partition.
+        #[arg(long)]
+        key: Option<String>,
+    },
+    /// Print rows as JSON lines.
+    Consume {
+        name: String,
+        /// earliest, latest or an offset.
+        #[arg(long, default_value = "earliest")]
+        from: String,
+        #[arg(long)]
+        partition: Option<u32>,
+        #[arg(long)]
+        limit: Option<u64>,
+        /// Go on with new rows.
+        #[arg(long)]
+        follow: bool,
+    },
+    /// Remove a topic and its rows.
+    Delete {
+        name: String,
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+pub async fn topic(client: &Client, command: &TopicCommand) -> Outcome<()> {
+    let path = |name: &str| format!("/api/v1/topics/{}", encode(name));
+    match command {
+        TopicCommand::List { json } => {
+            let list: Value = client.get("/api/v1/topics").await?;
+            if *json {
+                println!("{list}");
+                return Ok(());
+            }
+            let rows = rows(&list, |t| vec![cell(&t["name"]), cell(&t["partitions"]), cell(&t["rows"]), cell(&t["description"])]);
+            print(&["NAME", "PARTITIONS", "ROWS", "DESCRIPTION"], &rows);
+            Ok(())
+        }
+        TopicCommand::Describe { name } => show(client, &path(name)).await,
+        TopicCommand::Create { name, columns, partitions, retention_ms } => {
+            let mut schema = Map::new();
+            for column in columns {
+                let (column, kind) = column
+                    .split_once(':')
+                    .ok_or_else(|| Failure::usage(format!("`{column}` is not name:type, e.g. id:string")))?;
+                schema.insert(column.to_owned(), json!(kind));
+            }
+            let mut body = json!({"name": name, "schema": schema});
+            if let Some(partitions) = partitions {
+                body["partitions"] = json!(partitions);
+            }
+            if let Some(retention_ms) = retention_ms {
+                body["retention_ms"] = json!(retention_ms);
+            }
+            client.post("/api/v1/topics", &body).await?;
+            println!("Topic `{name}` is there.");
+            Ok(())
+        }
+        TopicCommand::Produce { name, file, key } => {
+            let mut text = String::new();
+            match file {
+                Some(file) => text = std::fs::read_to_string(file).map_err(|e| Failure::usage(format!("`{file}`: {e}")))?,
+                None => {
+                    std::io::stdin().read_to_string(&mut text)?;
+                }
+            }
+            let key = key.as_ref().map(|key| format!("?key={}", encode(key))).unwrap_or_default();
+            let reply = client.post_text(&format!("{}/records{key}", path(name)), text).await?;
+            println!("{} rows appended.", reply["appended"]);
+            Ok(())
+        }
+        TopicCommand::Consume { name, from, partition, limit, follow } => {
+            let mut query = format!("{}/records?from={}&follow={follow}", path(name), encode(from));
+            for (field, value) in [("partition", partition.map(u64::from)), ("limit", *limit)] {
+                if let Some(value) = value {
+                    query.push_str(&format!("&{field}={value}"));
+                }
+            }
+            client.lines(&query, |row| println!("{row}")).await
+        }
+        TopicCommand::Delete { name, yes } => {
+            if !yes {
+                return Err(Failure::usage(format!("this removes topic `{name}` and its rows; repeat it with --yes")));
+            }
+            client.delete(&path(name)).await?;
+            println!("Topic `{name}` is gone.");
+            Ok(())
+        }
+    }
+}
+
+/// `va doctor`: what works and what does not; fails when something does not.
+pub async fn doctor(client: &Client, json: bool) -> Outcome<()> {
+    let status: Value = client.get("/api/v1/status").await?;
+    if json {
+        println!("{status}");
+    } else {
+        println!("va {} on {}", cell(&status["version"]), cell(&status["data"]));
+        for check in status["checks"].as_array().into_iter().flatten() {
+            let mark = if check["ok"] == true { "ok  " } else { "FAIL" };
+            println!("{mark}  {:<26} {}", cell(&check["name"]), cell(&check["detail"]));
+        }
+    }
+    let bad = status["checks"].as_array().into_iter().flatten().filter(|check| check["ok"] != true).count();
+    if bad == 0 { Ok(()) } else { Err(Failure::failed(format!("{bad} checks failed"))) }
+}
+
+async fn show(client: &Client, path: &str) -> Outcome<()> {
+    let value: Value = client.get(path).await?;
+    println!("{}", serde_json::to_string_pretty(&value)?);
+    Ok(())
+}
+
+fn rows(list: &Value, row: impl Fn(&Value) -> Vec<String>) -> Vec<Vec<String>> {
+    list["items"].as_array().into_iter().flatten().map(row).collect()
+}
