@@ -40,6 +40,8 @@ pub enum IngestError {
     Objects(#[from] ObjectError),
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error("{0}")]
+    Index(String),
     #[error("make the event: {0}")]
     Arrow(#[from] arrow::error::ArrowError),
 }
@@ -99,20 +101,46 @@ pub async fn delete(
     Ok(Some(document))
 }
 
-/// Appends again what was begun but, after a crash, may not have reached the log.
+/// Most documents that are taken up again at a start.
+const RESUME_MAX: u32 = 1_000_000;
+
+/// Appends again what was begun but, after a crash, may not have reached the log, and ends removals of collections.
 pub async fn resume(platform: &Platform) -> Result<(), IngestError> {
-    for (collection, document) in platform.catalog.pending_documents_all_tenants().await? {
-        let event_type = match document.state {
-            DocumentState::Uploading => DOCUMENT_UPLOADED,
-            DocumentState::Deleting => DOCUMENT_DELETED,
+    for collection in platform.catalog.deleting_collections_all_tenants().await? {
+        remove_collection(platform, &collection).await?;
+    }
+    for (collection, id, version, state) in platform.catalog.pending_documents_all_tenants(RESUME_MAX).await? {
+        let event = match state {
+            DocumentState::Uploading => {
+                let document = platform.catalog.document(&collection, id).await?;
+                // Overtaken by a newer version, which has an entry of its own.
+                if document.version != version {
+                    continue;
+                }
+                Event::of(&document, DOCUMENT_UPLOADED)
+            }
+            DocumentState::Deleting => {
+                match platform.catalog.delete_documents(&collection, &[id]).await?.first() {
+                    Some(document) => Event::of(document, DOCUMENT_DELETED),
+                    None => continue,
+                }
+            }
             _ => continue,
         };
-        tracing::info!(document = %document.id, name = document.name, event_type, "taken up again after a restart");
-        append(platform, &collection, Event::of(&document, event_type)).await?;
-        if document.state == DocumentState::Uploading {
-            platform.catalog.set_processing(&collection, document.id, document.version).await?;
+        tracing::info!(document = %id, name = event.name, event_type = event.event_type, "taken up again after a restart");
+        append(platform, &collection, event).await?;
+        if state == DocumentState::Uploading {
+            platform.catalog.set_processing(&collection, id, version).await?;
         }
     }
+    Ok(())
+}
+
+/// Removes a collection: hidden first, so that nothing finds it while its indexes go. May be repeated.
+pub async fn remove_collection(platform: &Platform, collection: &CollectionRef) -> Result<(), IngestError> {
+    platform.vectors.drop_collection(collection).await.map_err(|error| IngestError::Index(error.to_string()))?;
+    platform.texts.drop_collection(collection).await.map_err(|error| IngestError::Index(error.to_string()))?;
+    platform.catalog.drop_collection(collection).await?;
     Ok(())
 }
 

@@ -253,7 +253,8 @@ pub async fn remote(client: &Client, command: &PipelineCommand) -> Outcome<()> {
         }
         PipelineCommand::Tap { name, node, limit } => {
             let limit = limit.map(|limit| format!("&limit={limit}")).unwrap_or_default();
-            let rows = client.lines(&format!("{}/tap?node={}{limit}", path(name), encode(node)), |row| println!("{row}"));
+            let path = format!("{}/tap?node={}{limit}", path(name), encode(node));
+            let rows = client.lines(&path, |row| println!("{row}"));
             tokio::select! {
                 result = rows => result,
                 () = super::up::wait_for_signal() => Ok(()),

@@ -49,12 +49,13 @@ pub async fn boot(settings: Settings, pg_listen: Option<SocketAddr>) -> Result<B
     let address = listener.local_addr().map_err(part("HTTP API"))?;
     platform.start().await?;
 
-    let sql = Arc::new(SqlEngine::new(SqlServices {
+    let sql = SqlEngine::new(SqlServices {
         catalog: platform.catalog.clone(),
         log: platform.log.clone(),
         vectors: platform.vectors.clone(),
         search: Arc::new(PlatformSearch(platform.clone())),
-    }));
+    });
+    let sql = Arc::new(sql.map_err(|error| OpenError::Part { part: "SQL engine", message: error.to_string() })?);
     let app = App { platform: platform.clone(), sql: sql.clone(), metrics: telemetry::init_metrics() };
     let mut listeners = vec![tokio::spawn(async move {
         if let Err(error) = serve(app, listener).await {

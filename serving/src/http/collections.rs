@@ -10,6 +10,7 @@ use va_catalog::{CollectionName, CollectionRef};
 
 use super::problem::{Body, Params};
 use super::{App, Problem};
+use crate::ingest;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -84,18 +85,15 @@ pub async fn get(
     Ok(Json(shown(&app, &principal, collection).await?))
 }
 
-/// Removes the collection from the catalog first, so that nothing finds it while its indexes go.
+/// Hidden at once; when this answers, its indexes are gone too.
 pub async fn delete(
     State(app): State<App>,
     Extension(principal): Extension<Principal>,
     Path(name): Path<String>,
 ) -> Result<StatusCode, Problem> {
     let collection = scoped(&principal, &name)?;
-    let platform = &app.platform;
-    platform.catalog.delete_collection(&collection).await?;
-    platform.vectors.drop_collection(&collection).await.map_err(Problem::internal)?;
-    platform.texts.drop_collection(&collection).await.map_err(Problem::internal)?;
-    platform.catalog.drop_collection(&collection).await?;
+    app.platform.catalog.delete_collection(&collection).await?;
+    ingest::remove_collection(&app.platform, &collection).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
