@@ -179,7 +179,7 @@ impl Budget {
         tokio::select! {
             done = tokio::time::timeout_at(self.deadline, work) => match done {
                 Ok(done) => done,
-                Err(_) => Err(SqlError::Timeout { seconds: self.timeout.as_secs() }),
+                Err(_) => Err(SqlError::Timeout { after: self.timeout }),
             },
             () = self.cancel.cancelled() => Err(SqlError::Cancelled),
         }

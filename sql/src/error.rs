@@ -1,5 +1,7 @@
 //! What can go wrong with a query, by what the caller does next.
 
+use std::time::Duration;
+
 use datafusion::error::DataFusionError;
 
 /// An error of a query.
@@ -13,9 +15,9 @@ pub enum SqlError {
     ReadOnly(String),
     /// The query ran into its deadline.
     #[error(
-        "the query took longer than {seconds} s and was ended; add a WHERE or LIMIT, or raise the limit"
+        "the query took longer than {after:?} and was ended; add a WHERE or LIMIT, or raise the limit"
     )]
-    Timeout { seconds: u64 },
+    Timeout { after: Duration },
     /// Whoever asked has changed their mind.
     #[error("the query was cancelled")]
     Cancelled,

@@ -13,6 +13,9 @@ use crate::world::World;
 pub const ENDLESS: &str =
     "SELECT count(*) FROM generate_series(1, 1000000000000) WHERE value % 7 = 8";
 
+/// More rows than anyone reads. The first come at once, so a client can tell that the query runs.
+pub const ENDLESS_ROWS: &str = "SELECT value FROM generate_series(1, 1000000000000)";
+
 async fn outcome(world: &World, sql: &str) -> Result<usize, SqlError> {
     let (_, rows) = world.engine.query(&TenantId::default_tenant(), sql).await?;
     let batches: Vec<_> = rows.try_collect().await?;
@@ -27,7 +30,7 @@ async fn a_query_ends_at_its_deadline() {
     };
     let world = World::with_limits(limits).await;
     let error = outcome(&world, ENDLESS).await.unwrap_err();
-    assert!(matches!(error, SqlError::Timeout { seconds: 1 }), "{error}");
+    assert!(matches!(error, SqlError::Timeout { .. }), "{error}");
     assert_eq!(outcome(&world, "SELECT 1").await.unwrap(), 1);
 }
 
