@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use va_catalog::TenantId;
 use va_sql::{PostgresOptions, serve_postgres};
 
-use crate::limits::ENDLESS;
+use crate::limits::{ENDLESS, ENDLESS_ROWS};
 use crate::wire::Wire;
 use crate::world::{World, tenant};
 
@@ -200,7 +200,7 @@ async fn prepared_statements_take_parameters_everywhere() {
     for (sql, values, expected) in cases {
         let got = wire.bound(sql, values).await;
         match expected {
-            Ok(rows) => assert_eq!(got.as_deref(), Ok(rows.map_owned().as_slice()), "{sql}"),
+            Ok(rows) => assert_eq!(got.unwrap(), rows, "{sql}"),
             Err(part) => {
                 let error = got.expect_err(sql);
                 assert!(error.contains(part), "{sql}: {error}");
@@ -208,16 +208,6 @@ async fn prepared_statements_take_parameters_everywhere() {
         }
     }
     server.stop().await;
-}
-
-trait MapOwned {
-    fn map_owned(&self) -> Vec<String>;
-}
-
-impl MapOwned for &[&str] {
-    fn map_owned(&self) -> Vec<String> {
-        self.iter().map(|value| (*value).to_owned()).collect()
-    }
 }
 
 /// The protocol library goes on reading after it refused a password; what comes then must not be run.
@@ -252,8 +242,9 @@ async fn a_running_query_can_be_cancelled_or_time_out_and_the_connection_goes_on
     wrong[7] ^= 1;
     Wire::cancel(server.port, &wrong).await;
 
-    wire.send(b'Q', &[ENDLESS.as_bytes(), b"\0"].concat()).await;
-    // The row description is sent before the first row, so the query has begun.
+    wire.send(b'Q', &[ENDLESS_ROWS.as_bytes(), b"\0"].concat())
+        .await;
+    // The description of the rows comes with the first of them, so the query runs.
     assert_eq!(wire.receive().await.map(|(kind, _)| kind), Some(b'T'));
     Wire::cancel(server.port, &id_and_secret).await;
     let error = wire.rows().await.unwrap_err();
@@ -292,9 +283,11 @@ async fn connections_are_counted_and_all_end_at_shutdown() {
     assert_eq!(third.query("SELECT 1").await, Ok(vec!["1".to_owned()]));
 
     first
-        .send(b'Q', &[ENDLESS.as_bytes(), b"\0"].concat())
+        .send(b'Q', &[ENDLESS_ROWS.as_bytes(), b"\0"].concat())
         .await;
     assert_eq!(first.receive().await.map(|(kind, _)| kind), Some(b'T'));
     server.stop().await;
-    assert!(first.receive().await.is_none() && third.receive().await.is_none());
+    // What was sent before the end may still arrive.
+    while first.receive().await.is_some() {}
+    assert!(third.receive().await.is_none());
 }
