@@ -22,8 +22,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-const CANDIDATES: &[&str] =
-    &["hayro (va-parse)", "pdf-extract", "pdf_oxide", "pdf-inspector", "unpdf", "lopdf"];
+const CANDIDATES: &[&str] = &[
+    "hayro (va-parse)",
+    "pdf-extract",
+    "pdf_oxide",
+    "pdf-inspector",
+    "unpdf",
+    "lopdf",
+];
 const TIMEOUT_SECONDS: &str = "60";
 /// References shorter than this are scans or empty pages.
 const REFERENCE_CHARS_MIN: usize = 10;
@@ -74,8 +80,14 @@ fn judge(files: &[PathBuf]) -> anyhow::Result<()> {
         .filter_map(|file| Some((file, reference(file)?)))
         .filter(|(_, text)| squeeze(text).chars().count() >= REFERENCE_CHARS_MIN)
         .collect();
-    println!("{} files, {} with text by pdftotext", files.len(), references.len());
-    println!("| library | recall | precision | order | words | errors | crashes | hangs | seconds |");
+    println!(
+        "{} files, {} with text by pdftotext",
+        files.len(),
+        references.len()
+    );
+    println!(
+        "| library | recall | precision | order | words | errors | crashes | hangs | seconds |"
+    );
     println!("|---|---|---|---|---|---|---|---|---|");
     let exe = std::env::current_exe()?;
     for candidate in CANDIDATES {
@@ -100,7 +112,11 @@ fn judge(files: &[PathBuf]) -> anyhow::Result<()> {
             let text = String::from_utf8_lossy(&output.stdout);
             let found = compare(expected, &text, &mut score);
             if std::env::var_os("JUDGE_EACH").is_some() {
-                eprintln!("{candidate} {found:.3} {:?} {}", output.status.code(), file.display());
+                eprintln!(
+                    "{candidate} {found:.3} {:?} {}",
+                    output.status.code(),
+                    file.display()
+                );
             }
         }
         let n = references.len() as f64;
@@ -120,15 +136,31 @@ fn judge(files: &[PathBuf]) -> anyhow::Result<()> {
 }
 
 fn reference(file: &Path) -> Option<String> {
-    let output = Command::new("pdftotext").args(["-enc", "UTF-8"]).arg(file).arg("-").stderr(Stdio::null()).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    let output = Command::new("pdftotext")
+        .args(["-enc", "UTF-8"])
+        .arg(file)
+        .arg("-")
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn compare(expected: &str, found: &str, score: &mut Score) -> f64 {
-    let (e, f): (Vec<char>, Vec<char>) = (squeeze(expected).chars().collect(), squeeze(found).chars().collect());
+    let (e, f): (Vec<char>, Vec<char>) = (
+        squeeze(expected).chars().collect(),
+        squeeze(found).chars().collect(),
+    );
     let recall = common(e.iter(), f.iter());
     score.recall += recall;
-    score.precision += if f.is_empty() { 0.0 } else { common(f.iter(), e.iter()) };
+    score.precision += if f.is_empty() {
+        0.0
+    } else {
+        common(f.iter(), e.iter())
+    };
     let order = common(e.windows(5), f.windows(5));
     score.order += order;
     score.words += common(expected.split_whitespace(), found.split_whitespace());
@@ -152,10 +184,29 @@ fn common<T: Hash + Eq>(wanted: impl Iterator<Item = T>, found: impl Iterator<It
     hits as f64 / all.max(1) as f64
 }
 
-/// Text without white space, with ligatures as letters, so that only what is said counts.
+/// Text without white space, with ligatures as letters, so that only what is said counts. Table rules (`|`) and the dots
+/// that lead to page numbers are no text either.
 fn squeeze(text: &str) -> String {
-    let text: String = text.chars().filter(|c| !c.is_whitespace() && !c.is_control()).collect();
-    text.replace('\u{FB00}', "ff").replace('\u{FB01}', "fi").replace('\u{FB02}', "fl").replace('\u{FB03}', "ffi").replace('\u{FB04}', "ffl")
+    let text: String = text
+        .chars()
+        .filter(|c| !c.is_whitespace() && !c.is_control() && *c != '|')
+        .collect();
+    let text = text
+        .replace('\u{FB00}', "ff")
+        .replace('\u{FB01}', "fi")
+        .replace('\u{FB02}', "fl")
+        .replace('\u{FB03}', "ffi")
+        .replace('\u{FB04}', "ffl");
+    let mut out = String::with_capacity(text.len());
+    for part in text.split_inclusive(|c| c != '.') {
+        // Each part is a run of dots with the character after it.
+        if part.bytes().filter(|byte| *byte == b'.').count() < 4 {
+            out.push_str(part);
+        } else {
+            out.push_str(part.trim_start_matches('.'));
+        }
+    }
+    out
 }
 
 fn extract(candidate: &str, bytes: &[u8]) -> anyhow::Result<String> {
@@ -175,7 +226,9 @@ fn extract(candidate: &str, bytes: &[u8]) -> anyhow::Result<String> {
             document.extract_text(&pages)?
         }
         "pdf_oxide" => pdf_oxide::PdfDocument::from_bytes(bytes.to_vec())?.extract_all_text()?,
-        "pdf-inspector" => pdf_inspector::process_pdf_mem(bytes)?.markdown.unwrap_or_default(),
+        "pdf-inspector" => pdf_inspector::process_pdf_mem(bytes)?
+            .markdown
+            .unwrap_or_default(),
         "unpdf" => unpdf::Unpdf::new().parse_bytes(bytes)?.plain_text(),
         other => bail!("unknown library `{other}`, known are {CANDIDATES:?}"),
     })
