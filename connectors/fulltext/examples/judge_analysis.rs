@@ -27,6 +27,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
     let help = PathBuf::from(args.next().ok_or("usage: judge_analysis HELP_DIR [N]")?);
     let every = args.next().map_or(Ok(1), |n| n.parse())?;
+    let started = Instant::now();
+    let before = memory_kb();
+    Analysis::default().terms("数据库");
+    eprintln!(
+        "dictionary: {} ms, {} kB",
+        started.elapsed().as_millis(),
+        memory_kb().saturating_sub(before)
+    );
     let languages = ["zh-CN", "en-US"];
     let mut corpora = Vec::new();
     for language in languages {
@@ -44,93 +52,94 @@ async fn main() -> Result<(), Box<dyn Error>> {
         "| variant | zh recall@5 | zh MRR@10 | zh-Hant recall@5 | en recall@5 | en MRR@10 | ms/query | MB zh | index s zh |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
-    for (name, analysis, ranking) in variants() {
+    for (analysis, rankings) in variants() {
         let dir = std::env::temp_dir().join(format!("judge-{}", std::process::id()));
-        let index = TantivyIndex::open_with(&dir, analysis, ranking)?;
-        let mut cells = Vec::new();
-        let mut size = 0;
-        let (mut spent, mut asked) = (0.0, 0);
         let mut indexing = 0.0;
-        for (language, pages, queries) in &corpora {
+        let mut size = 0;
+        let index = TantivyIndex::open_with(&dir, analysis, Ranking::default())?;
+        for (language, chunks, _) in &corpora {
             let to = collection(language)?;
             let started = Instant::now();
-            for part in pages.chunks(500) {
-                let rows = batch_of(&to, part)?;
-                // Pages span parts, so nothing may be replaced: the index is new.
-                index.apply(&to, &[], &rows).await?;
+            for part in chunks.chunks(500) {
+                index.apply(&to, &[], &batch_of(&to, part)?).await?;
             }
             index.commit(&to, "1").await?;
             if *language == "zh-CN" {
                 indexing = started.elapsed().as_secs_f64();
                 size = size_of_dir(&dir)?;
             }
-            let started = Instant::now();
-            let (recall, mrr) = judge(&index, &to, queries, &|q| q.to_owned()).await?;
-            spent += started.elapsed().as_secs_f64();
-            asked += queries.len();
-            cells.push(format!("{recall:.3}"));
-            cells.push(format!("{mrr:.3}"));
-            if *language == "zh-CN" {
-                let (recall, _) = judge(&index, &to, queries, &|q| hanconv::s2t(q)).await?;
-                cells.push(format!("{recall:.3}"));
-            }
         }
-        println!(
-            "| {name} | {} | {:.2} | {:.1} | {indexing:.1} |",
-            cells.join(" | "),
-            1000.0 * spent / asked as f64,
-            size as f64 / 1e6
-        );
         drop(index);
+        for (name, ranking) in rankings {
+            let index = TantivyIndex::open_with(&dir, analysis, ranking)?;
+            let mut cells = Vec::new();
+            let (mut spent, mut asked) = (0.0, 0);
+            for (language, _, queries) in &corpora {
+                let from = collection(language)?;
+                let started = Instant::now();
+                let (recall, mrr) = judge(&index, &from, queries, &|q| q.to_owned()).await?;
+                spent += started.elapsed().as_secs_f64();
+                asked += queries.len();
+                cells.push(format!("{recall:.3} | {mrr:.3}"));
+                if *language == "zh-CN" {
+                    let (recall, _) = judge(&index, &from, queries, &|q| hanconv::s2t(q)).await?;
+                    cells.push(format!("{recall:.3}"));
+                }
+            }
+            println!(
+                "| {name} | {} | {:.2} | {:.1} | {indexing:.1} |",
+                cells.join(" | "),
+                1000.0 * spent / asked as f64,
+                size as f64 / 1e6
+            );
+        }
         std::fs::remove_dir_all(&dir)?;
     }
     Ok(())
 }
 
-fn variants() -> Vec<(String, Analysis, Ranking)> {
-    let chosen = (Analysis::default(), Ranking::default());
-    let mut variants = vec![("chosen".to_owned(), chosen.0, chosen.1)];
-    let mut add = |name: &str, change: &dyn Fn(&mut Analysis, &mut Ranking)| {
-        let (mut analysis, mut ranking) = chosen;
-        change(&mut analysis, &mut ranking);
-        variants.push((name.to_owned(), analysis, ranking));
-    };
-    for guess_words in [false, true] {
-        for (name, grams, pair, single) in [
-            ("words only", Grams::None, 0.0, 0.0),
-            ("+ single characters", Grams::Singles, 0.0, 0.2),
-            ("+ single characters, weight 0", Grams::Singles, 0.0, 0.0),
-            ("+ pairs", Grams::Pairs, 0.5, 0.0),
-            ("+ pairs, weight 0.2", Grams::Pairs, 0.2, 0.0),
-            ("+ both", Grams::Both, 0.5, 0.1),
-            ("+ both, single weight 0", Grams::Both, 0.5, 0.0),
+/// A way of analysis with the rankings to judge on it.
+type Variants = (Analysis, Vec<(String, Ranking)>);
+
+fn variants() -> Vec<Variants> {
+    let chosen = Ranking::default();
+    let mut rankings = vec![("chosen".to_owned(), chosen)];
+    for title in [0.0, 0.5, 2.0, 4.0] {
+        rankings.push((format!("title {title}"), Ranking { title, ..chosen }));
+    }
+    for all_words in [0.0, 0.5, 2.0] {
+        let ranking = Ranking {
+            all_words,
+            ..chosen
+        };
+        rankings.push((format!("all words {all_words}"), ranking));
+    }
+    for part in [0.0, 0.5, 1.0] {
+        rankings.push((format!("part {part}"), Ranking { part, ..chosen }));
+    }
+    for phrase in [0.0, 0.5] {
+        rankings.push((format!("phrase {phrase}"), Ranking { phrase, ..chosen }));
+    }
+    let mut variants = vec![(Analysis::default(), rankings)];
+    for (guess_words, words) in [(false, "dictionary words"), (true, "guessed words")] {
+        for (grams, weights) in [
+            (Grams::None, vec![(0.0, 0.0)]),
+            (Grams::Singles, vec![(0.0, 0.0), (0.0, 0.2)]),
+            (Grams::Pairs, vec![(0.2, 0.0), (0.5, 0.0), (1.0, 0.0)]),
+            (Grams::Both, vec![(0.5, 0.0), (0.5, 0.1)]),
         ] {
-            let guess = if guess_words {
-                "guessed words"
-            } else {
-                "dictionary"
-            };
-            add(&format!("{guess} {name}"), &|analysis, ranking| {
-                analysis.guess_words = guess_words;
-                analysis.grams = grams;
-                ranking.pair = pair;
-                ranking.single = single;
+            let rankings = weights.into_iter().map(|(pair, single)| {
+                let ranking = Ranking {
+                    pair,
+                    single,
+                    ..chosen
+                };
+                let name = format!("{words}, {grams:?}, pair {pair}, single {single}");
+                (name, ranking)
             });
+            let analysis = Analysis { guess_words, grams };
+            variants.push((analysis, rankings.collect()));
         }
-    }
-    for title in [0.0, 1.0, 3.0, 5.0] {
-        add(&format!("title {title}"), &|_, ranking| {
-            ranking.title = title
-        });
-    }
-    for all in [0.0, 1.0, 2.0] {
-        add(&format!("all words {all}"), &|_, r| r.all_words = all);
-    }
-    for part in [0.0, 0.25, 1.0] {
-        add(&format!("part {part}"), &|_, ranking| ranking.part = part);
-    }
-    for phrase in [0.5, 1.0] {
-        add(&format!("phrase {phrase}"), &|_, r| r.phrase = phrase);
     }
     variants
 }
@@ -298,4 +307,12 @@ fn size_of_dir(dir: &Path) -> Result<u64, Box<dyn Error>> {
         };
     }
     Ok(size)
+}
+
+/// Resident memory of this process; 0 where the system does not say.
+fn memory_kb() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0)
 }

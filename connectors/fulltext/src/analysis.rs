@@ -52,7 +52,7 @@ impl Default for Analysis {
     fn default() -> Self {
         Self {
             guess_words: false,
-            grams: Grams::Pairs,
+            grams: Grams::Both,
         }
     }
 }

@@ -30,10 +30,13 @@ pub fn highlights(text: &str, query: &str) -> Vec<(usize, usize)> {
         true => asked.iter().map(|term| term.text.as_str()).collect(),
         false => telling,
     };
+    // Next to longer words, a character counts only where it is a word too: `行` in `冻结 行`, not in `进行`.
+    let longer = wanted.iter().any(|term| term.chars().nth(1).is_some());
     let mut bytes: Vec<(usize, usize)> = analysis
         .terms(text)
         .into_iter()
         .filter(|term| wanted.contains(term.text.as_str()))
+        .filter(|term| !(longer && term.kind == Kind::Single))
         .map(|term| (term.start, term.end))
         .collect();
     bytes.sort_unstable();

@@ -43,12 +43,12 @@ impl Default for Ranking {
     /// Chosen by measurement, see `ANALYSIS.md`.
     fn default() -> Self {
         Self {
-            part: 0.5,
+            part: 0.25,
             pair: 0.5,
             single: 0.0,
-            title: 2.0,
-            all_words: 0.5,
-            phrase: 0.0,
+            title: 1.0,
+            all_words: 1.0,
+            phrase: 0.25,
         }
     }
 }

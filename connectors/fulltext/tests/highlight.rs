@@ -46,6 +46,8 @@ fn matches_are_marked_in_the_original() {
             "[数据]库管理系统保存[数据]",
         ),
         ("怎样冻结表格的行？", "怎样冻结表格", "怎样[冻结表格]的行？"),
+        ("进行中：冻结 行", "冻结行", "进行中：[冻结] [行]"),
+        ("进行中", "行", "进[行]中"),
         ("½ cup", "2", "[½] cup"),
         ("to be or not to be", "to be", "[to] [be] or not [to] [be]"),
         ("nothing here", "zebra", "nothing here"),

@@ -97,7 +97,10 @@ async fn words_are_found_however_they_are_written() {
                 "To freeze a row, choose View - Freeze Rows and Columns.",
             ),
             ("zh", "要冻结行或列，请选择视图。单元格保持可见。"),
-            ("hant", "要凍結欄，請選擇檢視。資料庫不受影響。"),
+            (
+                "hant",
+                "要凍結欄，請選擇檢視。資料庫不受影響，資料庫可以與其他試算表的儲存格一起使用。",
+            ),
             ("db", "数据库管理系统保存数据。"),
             ("mixed", "Excel表格的freeze功能, 零件号 abc123"),
             (
@@ -123,6 +126,9 @@ async fn words_are_found_however_they_are_written() {
         ("管理系统", "db"),
         ("index writer", "code"),
         ("commit", "code"),
+        // Inside a longer word only, and across what the dictionary takes for words.
+        ("库", "db"),
+        ("理系", "db"),
         ("c++", "code"),
         ("CAFE", "code"),
         ("テーブル", "日本"),
@@ -161,7 +167,7 @@ async fn all_words_titles_and_quoted_words_come_first() {
             ("one", "printer printer printer printer"),
             (
                 "body",
-                "Envelopes are made of paper, and labels are sticky on one side.",
+                "Envelopes are made of paper, which comes in many sizes and colours, while labels are sticky on one side.",
             ),
             ("apart", "A row of a table, and later the header of a page."),
             ("beside", "A header row, of a page or of a table."),
