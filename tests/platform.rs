@@ -11,6 +11,8 @@ mod crash;
 mod examples;
 #[path = "platform/help_corpus.rs"]
 mod help_corpus;
+#[path = "platform/http.rs"]
+mod http;
 #[path = "platform/pipelines.rs"]
 mod pipelines;
 #[path = "platform/server.rs"]

@@ -62,7 +62,8 @@ pub fn to_batch(rows: &[ParsedRow]) -> Result<RecordBatch, ArrowError> {
 }
 
 fn block_lists(rows: &[ParsedRow]) -> Result<ArrayRef, ArrowError> {
-    let blocks = || rows.iter().flat_map(|row| &row.blocks);
+    let all: Vec<&Block> = rows.iter().flat_map(|row| &row.blocks).collect();
+    let blocks = || all.iter();
     let fields = block_fields();
     let structs = StructArray::try_new(
         fields.clone(),

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use reqwest::blocking::{Client, RequestBuilder, Response};
 use serde_json::{Value, json};
+
+use crate::http::{Client, RequestBuilder, Response};
 
 /// Longest wait for anything that should happen; only a failing test waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(180);
@@ -99,7 +100,7 @@ impl Server {
         // Whatever is printed later must not fill the pipe.
         std::thread::spawn(move || lines.for_each(drop));
         let key = std::fs::read_to_string(data.join("admin.key")).unwrap().trim().to_owned();
-        let http = Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+        let http = Client::new(PATIENCE);
         Self { data: data.to_owned(), base: base.expect("an address"), pg_port: pg_port.expect("a port"), key, http, child }
     }
 
@@ -110,15 +111,15 @@ impl Server {
     }
 
     pub fn get(&self, path: &str) -> RequestBuilder {
-        self.http.get(format!("{}{path}", self.base)).bearer_auth(&self.key)
+        self.http.get(&format!("{}{path}", self.base)).bearer_auth(&self.key)
     }
 
     pub fn post(&self, path: &str) -> RequestBuilder {
-        self.http.post(format!("{}{path}", self.base)).bearer_auth(&self.key)
+        self.http.post(&format!("{}{path}", self.base)).bearer_auth(&self.key)
     }
 
     pub fn delete(&self, path: &str) -> RequestBuilder {
-        self.http.delete(format!("{}{path}", self.base)).bearer_auth(&self.key)
+        self.http.delete(&format!("{}{path}", self.base)).bearer_auth(&self.key)
     }
 
     pub fn create_collection(&self, name: &str) {
@@ -186,9 +187,9 @@ pub fn problem(request: RequestBuilder) -> (u16, Value) {
     let response: Response = request.send().unwrap();
     let status = response.status();
     assert!(!status.is_success(), "{status}");
-    let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
+    let kind = response.content_type();
     assert_eq!(kind, "application/problem+json");
-    let value: Value = response.json().unwrap();
+    let value: Value = serde_json::from_str(&response.text().unwrap()).unwrap();
     assert_eq!(value["status"], json!(status.as_u16()));
     (status.as_u16(), value)
 }

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 use tempfile::tempdir;
 
-use crate::server::{Server, corpus, good, need_model, problem};
+use crate::http::Client;
+use crate::server::{PATIENCE, Server, corpus, good, need_model, problem};
 
 const FREEZE: &str = "# 冻结行或列作为标题\n\n如果工作表很长，可以冻结第一行。选择“视图 - 冻结单元格”。\n\n\
     ## Freezing rows and columns\n\nSelect the row below the rows to freeze, then choose View - Freeze Rows and Columns.\n";
@@ -74,8 +75,8 @@ fn a_pdf_and_office_files_are_searchable_by_multipart() {
     let mut kinds = Vec::new();
     for file in files.map(|file| file.unwrap().path()) {
         let name = file.file_name().unwrap().to_str().unwrap().to_owned();
-        let form = reqwest::blocking::multipart::Form::new().file("file", &file).unwrap();
-        let reply = good(server.post("/api/v1/collections/files/documents?wait=ready").multipart(form));
+        let upload = server.post("/api/v1/collections/files/documents?wait=ready");
+        let reply = good(upload.multipart("file", &name, std::fs::read(&file).unwrap()));
         assert_eq!(reply["state"], json!("READY"), "{name}: {reply}");
         kinds.push(name.rsplit('.').next().unwrap().to_owned());
     }
@@ -93,21 +94,21 @@ fn requests_are_refused_with_reasons() {
     // A small limit, so that the test need not send 100 MB.
     let server = Server::start_with(&data, &["--config", dir.path().join("va.yaml").to_str().unwrap()]);
     server.create_collection("c");
-    let client = reqwest::blocking::Client::builder().no_proxy().build().unwrap();
+    let client = Client::new(PATIENCE);
 
-    let (status, reply) = problem(client.get(format!("{}/api/v1/collections", server.base)));
+    let (status, reply) = problem(client.get(&format!("{}/api/v1/collections", server.base)));
     assert_eq!((status, &reply["code"]), (401, &json!("unauthorized")));
-    let wrong = client.get(format!("{}/api/v1/collections", server.base)).bearer_auth("va_wrong");
+    let wrong = client.get(&format!("{}/api/v1/collections", server.base)).bearer_auth("va_wrong");
     assert_eq!(problem(wrong).0, 401);
-    assert_eq!(client.get(format!("{}/healthz", server.base)).send().unwrap().status(), 200);
+    assert_eq!(client.get(&format!("{}/healthz", server.base)).send().unwrap().status(), 200);
 
     let too_large = server.post("/api/v1/collections/c/documents?name=a.txt").body(vec![b'x'; 2_000_001]);
     let (status, reply) = problem(too_large);
     assert_eq!(status, 413);
     assert!(reply["detail"].as_str().unwrap().contains("2000000"), "{reply}");
     // Without a length the limit is found while reading.
-    let stream = reqwest::blocking::Body::new(std::io::Cursor::new(vec![b'x'; 3_000_000]));
-    let (status, _) = problem(server.post("/api/v1/collections/c/documents?name=a.txt").body(stream));
+    let piece = vec![b'x'; 500_000];
+    let (status, _) = problem(server.post("/api/v1/collections/c/documents?name=a.txt").stream(vec![piece; 6]));
     assert_eq!(status, 413);
 
     let (status, reply) = problem(server.post("/api/v1/collections/nope/documents?name=a.txt").body("x"));
@@ -120,7 +121,7 @@ fn requests_are_refused_with_reasons() {
     let (status, reply) = problem(server.post("/api/v1/sql").json(&json!({"query": "DROP TABLE documents"})));
     assert_eq!(status, 422, "{reply}");
 
-    let metrics = client.get(format!("{}/metrics", server.base)).send().unwrap().text().unwrap();
+    let metrics = client.get(&format!("{}/metrics", server.base)).send().unwrap().text().unwrap();
     for name in ["va_http_requests_total", "va_pipeline_lag_rows", "va_http_request_seconds_bucket"] {
         assert!(metrics.contains(name), "{name} is missing");
     }

@@ -67,7 +67,7 @@ pub async fn run(setup: &Setup, stop: &CancellationToken) -> Result<(), FlowErro
                 wanted: false,
                 revoked: Vec::new(),
             };
-            coordinator.run(reports, stop).await
+            coordinator.run(reports, &mut tasks, stop).await
         }
         Err(error) => Err(error),
     };
@@ -175,7 +175,7 @@ struct Coordinator<'a> {
 }
 
 impl Coordinator<'_> {
-    async fn run(&mut self, mut reports: mpsc::Receiver<Report>, stop: &CancellationToken) -> Result<(), FlowError> {
+    async fn run(&mut self, mut reports: mpsc::Receiver<Report>, tasks: &mut JoinSet<()>, stop: &CancellationToken) -> Result<(), FlowError> {
         let mut deadline: Option<tokio::time::Instant> = None;
         loop {
             tokio::select! {
@@ -183,6 +183,12 @@ impl Coordinator<'_> {
                     Some(report) => self.on_report(report).await?,
                     None => return Err(FlowError::fatal("runtime", "every node has ended")),
                 },
+                Some(ended) = tasks.join_next() => {
+                    // A bug in a component, not bad data; without this the graph would wait for its ack for ever.
+                    if let Err(error) = ended {
+                        return Err(FlowError::fatal("runtime", format!("a node panicked: {error}")));
+                    }
+                }
                 rebalance = self.member.rebalance(), if deadline.is_none() => {
                     let rebalance = rebalance.map_err(|error| FlowError::retriable("rebalance", error))?;
                     self.on_rebalance(rebalance).await?;
