@@ -68,7 +68,7 @@ pub struct LimitSettings {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelSettings {
-    /// Directory of the model files; without it, `models` in the data directory.
+    /// Directory of the model files; without it, one in the user's cache that all data directories share.
     pub dir: Option<PathBuf>,
 }
 
@@ -262,13 +262,6 @@ impl Settings {
         schemars::schema_for!(Self)
     }
 
-    /// Directory of the model files.
-    pub fn models_dir(&self) -> PathBuf {
-        self.models
-            .dir
-            .clone()
-            .unwrap_or_else(|| self.data.join("models"))
-    }
 
     /// What no single value can break.
     fn check(&self) -> Result<(), SettingsError> {
@@ -461,7 +454,7 @@ mod tests {
     fn environment_over_file_over_defaults() {
         let defaults = load("# nothing yet\n", &[]).expect("settings");
         assert_eq!(defaults, Settings::default());
-        assert_eq!(defaults.models_dir(), Path::new("va-data/models"));
+        assert_eq!(defaults.models.dir, None);
 
         let settings = load(
             "data: 数据\nlog:\n  durability: interval\nsearch: {k: 7, rrf_k: 10}\n",
@@ -480,7 +473,7 @@ mod tests {
         assert_eq!(settings.log.durability, Durability::Interval);
         assert_eq!((settings.search.k, settings.search.rrf_k), (9, 10));
         assert_eq!(settings.listen.to_string(), "0.0.0.0:80");
-        assert_eq!(settings.models_dir(), Path::new("2026"));
+        assert_eq!(settings.models.dir.as_deref(), Some(Path::new("2026")));
         assert_eq!(settings.telemetry.log_format, LogFormat::Text);
     }
 

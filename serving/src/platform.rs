@@ -103,7 +103,7 @@ impl Platform {
             Arc::new(LanceStore::open(data.join("vectors")).await.map_err(part("vector store"))?);
         let texts: Arc<dyn TextIndex> =
             Arc::new(TantivyIndex::open(data.join("texts")).map_err(part("full-text index"))?);
-        let models = ModelStore::open(settings.models_dir()).map_err(part("model store"))?;
+        let models = ModelStore::open(settings.models.dir.clone().unwrap_or_else(va_models::default_model_dir)).map_err(part("model store"))?;
         let embedders = Arc::new(Embedders::new(models));
 
         let runtime = Runtime::new(RuntimeConfig {

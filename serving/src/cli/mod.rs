@@ -109,13 +109,10 @@ async fn run(cli: Cli) -> Outcome<()> {
     if let Some(data) = cli.data {
         settings.data = data;
     }
-    let serving = matches!(cli.command, Command::Up { .. });
-    if !serving {
-        // A command's own platform only speaks up when something is wrong.
-        settings.telemetry.level = va_catalog::settings::LogLevel::Warn;
-        settings.telemetry.log_format = va_catalog::settings::LogFormat::Text;
+    // Other commands say what went wrong themselves; `RUST_LOG` shows more.
+    if matches!(cli.command, Command::Up { .. }) || std::env::var_os("RUST_LOG").is_some() {
+        crate::telemetry::init_logs(&settings.telemetry);
     }
-    crate::telemetry::init_logs(&settings.telemetry);
     match &cli.command {
         Command::Up { listen, pg_listen } => {
             settings.listen = listen.unwrap_or(settings.listen);

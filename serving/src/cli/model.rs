@@ -27,7 +27,7 @@ pub enum ModelCommand {
 }
 
 pub fn model(command: &ModelCommand, settings: &Settings) -> Outcome<()> {
-    let store = ModelStore::open(settings.models_dir())?;
+    let store = ModelStore::open(settings.models.dir.clone().unwrap_or_else(va_models::default_model_dir))?;
     match command {
         ModelCommand::List { json } => {
             let models = store.list();

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::json;
@@ -17,6 +18,9 @@ use crate::platform::{OpenError, Platform};
 use crate::retrieval::{Mode, SearchRequest, search};
 use crate::telemetry;
 
+/// How long open connections may take to end.
+const STOP_WAIT: Duration = Duration::from_secs(3);
+
 /// A running platform with its listeners.
 pub struct Booted {
     pub platform: Arc<Platform>,
@@ -27,10 +31,15 @@ pub struct Booted {
 
 impl Booted {
     /// Stops listeners, pipelines and stores, in that order.
+    ///
+    /// Connections that do not end by themselves get [`STOP_WAIT`].
     pub async fn stop(self) {
         self.platform.stop().await;
         for listener in self.listeners {
-            let _ = listener.await;
+            let abort = listener.abort_handle();
+            if tokio::time::timeout(STOP_WAIT, listener).await.is_err() {
+                abort.abort();
+            }
         }
     }
 }
