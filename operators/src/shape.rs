@@ -5,15 +5,11 @@ use va_connectors::flow::Problem;
 
 /// Every column of `wanted` must be in `input` with the same type; more columns are fine.
 pub fn expect_columns(input: &Schema, wanted: &Schema) -> Result<(), Vec<Problem>> {
-    let problems: Vec<Problem> = wanted
-        .fields()
-        .iter()
-        .filter_map(|field| match input.field_with_name(field.name()) {
-            Err(_) => Some(
-                Problem::new(&["input"], format!("column `{}` ({}) is missing from the input", field.name(), type_name(field.data_type())))
-                    .hint(format!("the input has {}", column_names(input))),
-            ),
-            Ok(found) if !same_type(found.data_type(), field.data_type()) => Some(Problem::new(
+    let (mut missing, mut problems) = (Vec::new(), Vec::new());
+    for field in wanted.fields() {
+        match input.field_with_name(field.name()) {
+            Err(_) => missing.push(format!("`{}` ({})", field.name(), type_name(field.data_type()))),
+            Ok(found) if !same_type(found.data_type(), field.data_type()) => problems.push(Problem::new(
                 &["input"],
                 format!(
                     "column `{}` is {} in the input, {} is needed",
@@ -22,9 +18,13 @@ pub fn expect_columns(input: &Schema, wanted: &Schema) -> Result<(), Vec<Problem
                     type_name(field.data_type())
                 ),
             )),
-            Ok(_) => None,
-        })
-        .collect();
+            Ok(_) => {}
+        }
+    }
+    if !missing.is_empty() {
+        let message = format!("missing from the input: {}", missing.join(", "));
+        problems.push(Problem::new(&["input"], message).hint(format!("the input has {}", column_names(input))));
+    }
     if problems.is_empty() { Ok(()) } else { Err(problems) }
 }
 

@@ -498,6 +498,8 @@ fn type_word(value: &Value) -> &'static str {
     }
 }
 
+/// Up to the first full stop that is not part of `e.g.`.
 fn first_sentence(text: &str) -> String {
-    text.split(". ").next().unwrap_or(text).replace('\n', " ").trim_end_matches('.').to_owned()
+    let end = text.match_indices(". ").map(|(at, _)| at).find(|&at| !text[..at].ends_with("e.g")).unwrap_or(text.len());
+    text[..end].replace('\n', " ").trim_end_matches('.').to_owned()
 }

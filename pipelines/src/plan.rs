@@ -57,6 +57,10 @@ impl Plan {
             }
             let input_schemas: Vec<SchemaRef> =
                 inputs.iter().filter_map(|&at| nodes[at].output.clone()).collect();
+            // Reading from a sink; `load` has said so.
+            if input_schemas.len() != inputs.len() {
+                continue;
+            }
             match plan_node(node, &input_schemas, names) {
                 Ok((output, source, topic)) => {
                     topics.extend(topic);
