@@ -107,7 +107,7 @@ fn variants() -> Vec<Variants> {
     for title in [0.0, 0.5, 2.0, 4.0] {
         rankings.push((format!("title {title}"), Ranking { title, ..chosen }));
     }
-    for all_words in [0.0, 0.5, 2.0] {
+    for all_words in [0.0, 0.25, 1.0, 2.0] {
         let ranking = Ranking {
             all_words,
             ..chosen

@@ -47,7 +47,7 @@ impl Default for Ranking {
             pair: 0.5,
             single: 0.0,
             title: 1.0,
-            all_words: 1.0,
+            all_words: 0.5,
             phrase: 0.25,
         }
     }
