@@ -67,7 +67,7 @@ impl RequestBuilder {
     }
 
     pub fn send(self) -> reqwest::Result<Response> {
-        RUNTIME.block_on(self.0.send()).map(Response)
+        RUNTIME.block_on(async { self.0.send().await }).map(Response)
     }
 }
 
@@ -81,6 +81,6 @@ impl Response {
     }
 
     pub fn text(self) -> reqwest::Result<String> {
-        RUNTIME.block_on(self.0.text())
+        RUNTIME.block_on(async { self.0.text().await })
     }
 }

@@ -3,6 +3,7 @@
 //! Idempotent by document, like `lance`. The index commit happens when the checkpoint is prepared and carries the
 //! checkpoint's number.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
@@ -10,7 +11,7 @@ use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use va_catalog::chunk_schema;
+use va_catalog::{CollectionRef, chunk_schema};
 use va_connectors::flow::{Append, CheckpointId, FlowError, Names, Problem, Sink};
 use va_fulltext::TextIndex;
 
@@ -40,13 +41,15 @@ impl SinkSpec for TantivySink {
     }
 
     fn build(self, _input: &SchemaRef, resources: &Resources) -> Result<Box<dyn Sink>, FlowError> {
-        Ok(Box::new(TantivyWriter { texts: resources.texts.clone(), changes: Changes::default() }))
+        Ok(Box::new(TantivyWriter { texts: resources.texts.clone(), changes: Changes::default(), clean: BTreeSet::new() }))
     }
 }
 
 struct TantivyWriter {
     texts: Arc<dyn TextIndex>,
     changes: Changes,
+    /// Collections in which what a failed task before us left uncommitted has been dropped.
+    clean: BTreeSet<CollectionRef>,
 }
 
 #[async_trait]
@@ -58,6 +61,9 @@ impl Sink for TantivyWriter {
     async fn prepare(&mut self, checkpoint: CheckpointId) -> Result<Vec<Append>, FlowError> {
         for change in self.changes.take()? {
             let retriable = |error: va_fulltext::TextError| FlowError::retriable("tantivy", error);
+            if self.clean.insert(change.collection.clone()) {
+                self.texts.rollback(&change.collection).await.map_err(retriable)?;
+            }
             self.texts
                 .apply(&change.collection, &change.documents, &change.rows)
                 .await
