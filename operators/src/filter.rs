@@ -3,7 +3,7 @@
 //! The smallest operator, and the one to copy for a new one.
 
 use arrow::array::AsArray;
-use arrow::compute::{filter_record_batch, prep_null_mask_filter};
+use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
@@ -63,7 +63,8 @@ impl Operator for FilterTask {
         let Some(mask) = values.as_ref().and_then(|values| values.as_boolean_opt()) else {
             return Ok(());
         };
-        let kept = filter_record_batch(&good, &prep_null_mask_filter(mask))?;
+        // A null is not true: the kernel leaves those rows out.
+        let kept = filter_record_batch(&good, mask)?;
         cx.passed(kept.num_rows());
         cx.filtered(good.num_rows() - kept.num_rows());
         cx.emit(kept).await

@@ -10,9 +10,16 @@ use crate::server::{Server, good, need_model};
 
 const DOCUMENTS: usize = 40;
 
+/// A word that only document `i` has.
+fn word(i: usize) -> String {
+    let letter = |n: usize| char::from(b"bcdfghjkmn"[n]);
+    format!("qx{}{}o", letter(i / 10), letter(i % 10))
+}
+
 fn text(i: usize) -> String {
+    let word = word(i);
     format!(
-        "# 文档 {i}\n\n本文档的代号是 token{i}x。冻结第 {i} 行，然后打印。\n\n## Section\n\nDocument number {i} is about topic{}y.\n",
+        "# 文档 {i}\n\n本文档的代号是 {word}。冻结第 {i} 行，然后打印。\n\n## Section\n\nDocument number {i} is about topic{}y.\n",
         i % 7
     )
 }
@@ -45,7 +52,7 @@ fn chunks(server: &Server) -> BTreeMap<String, String> {
 fn found_by_keyword(server: &Server) -> Vec<String> {
     let mut ids = Vec::new();
     for i in 0..DOCUMENTS {
-        let hits = server.search("c", &format!("token{i}x"), "keyword");
+        let hits = server.search("c", &word(i), "keyword");
         assert_eq!(hits.len(), 1, "document {i}: {hits:?}");
         assert_eq!(hits[0]["document"]["name"], format!("d{i}.md"));
         ids.push(hits[0]["chunk"]["id"].as_str().unwrap().to_owned());
