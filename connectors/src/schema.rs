@@ -30,7 +30,11 @@ const TYPES: [(&str, DataType); 13] = [
 pub fn parse_schema(fields: &Map<String, Value>) -> Result<SchemaRef, Vec<Problem>> {
     let mut problems = Vec::new();
     let fields = parse_fields(fields, &["schema"], &mut problems);
-    if problems.is_empty() { Ok(Arc::new(Schema::new(fields))) } else { Err(problems) }
+    if problems.is_empty() {
+        Ok(Arc::new(Schema::new(fields)))
+    } else {
+        Err(problems)
+    }
 }
 
 fn parse_fields(fields: &Map<String, Value>, path: &[&str], problems: &mut Vec<Problem>) -> Fields {
@@ -43,10 +47,12 @@ fn parse_fields(fields: &Map<String, Value>, path: &[&str], problems: &mut Vec<P
                     Some((data_type, nullable)) => Some(Field::new(name, data_type, nullable)),
                     None => {
                         let known: Vec<&str> = TYPES.iter().map(|(word, _)| *word).collect();
-                        problems.push(
-                            Problem::new(&path, format!("`{text}` is not a type"))
-                                .hint(format!("use {}, timestamp, list<...>; `!` at the end means never null", known.join(", "))),
-                        );
+                        problems.push(Problem::new(&path, format!("`{text}` is not a type")).hint(
+                            format!(
+                                "use {}, timestamp, list<...>; `!` at the end means never null",
+                                known.join(", ")
+                            ),
+                        ));
                         None
                     }
                 },
@@ -55,7 +61,10 @@ fn parse_fields(fields: &Map<String, Value>, path: &[&str], problems: &mut Vec<P
                     Some(Field::new(name, DataType::Struct(inner), true))
                 }
                 other => {
-                    problems.push(Problem::new(&path, format!("`{other}` is not a type")).hint("write e.g. `string`"));
+                    problems.push(
+                        Problem::new(&path, format!("`{other}` is not a type"))
+                            .hint("write e.g. `string`"),
+                    );
                     None
                 }
             }
@@ -71,7 +80,10 @@ fn parse_type(text: &str) -> Option<(DataType, bool)> {
     };
     let data_type = if text == "timestamp" {
         timestamp_type()
-    } else if let Some(inner) = text.strip_prefix("list<").and_then(|rest| rest.strip_suffix('>')) {
+    } else if let Some(inner) = text
+        .strip_prefix("list<")
+        .and_then(|rest| rest.strip_suffix('>'))
+    {
         let (item, nullable) = parse_type(inner)?;
         DataType::List(Arc::new(Field::new("item", item, nullable)))
     } else {
@@ -82,13 +94,20 @@ fn parse_type(text: &str) -> Option<(DataType, bool)> {
 
 /// The inverse, for `va topic describe` and `va pipeline explain`: one line a field.
 pub fn schema_lines(schema: &Schema) -> Vec<String> {
-    schema.fields().iter().map(|field| format!("{}: {}", field.name(), type_text(field))).collect()
+    schema
+        .fields()
+        .iter()
+        .map(|field| format!("{}: {}", field.name(), type_text(field)))
+        .collect()
 }
 
 fn type_text(field: &Field) -> String {
     let text = match field.data_type() {
         DataType::Struct(fields) => {
-            let inner: Vec<String> = fields.iter().map(|f| format!("{}: {}", f.name(), type_text(f))).collect();
+            let inner: Vec<String> = fields
+                .iter()
+                .map(|f| format!("{}: {}", f.name(), type_text(f)))
+                .collect();
             format!("{{{}}}", inner.join(", "))
         }
         DataType::List(item) => format!("list<{}>", type_text(item)),
@@ -99,7 +118,11 @@ fn type_text(field: &Field) -> String {
             .find(|(_, data_type)| data_type == other)
             .map_or_else(|| other.to_string(), |(word, _)| (*word).to_owned()),
     };
-    if field.is_nullable() { text } else { format!("{text}!") }
+    if field.is_nullable() {
+        text
+    } else {
+        format!("{text}!")
+    }
 }
 
 #[cfg(test)]
@@ -114,14 +137,21 @@ mod tests {
         let schema = parse_schema(text.as_object().expect("an object")).expect("a schema");
         assert_eq!(
             schema_lines(&schema),
-            ["id: string!", "price: float64", "at: timestamp", "tags: list<string!>", "who: {name: string}"]
+            [
+                "id: string!",
+                "price: float64",
+                "at: timestamp",
+                "tags: list<string!>",
+                "who: {name: string}"
+            ]
         );
     }
 
     #[test]
     fn all_bad_types_are_reported_with_their_path() {
         let text = serde_json::json!({"a": "strng", "b": {"c": 3}, "d": "int64"});
-        let problems = parse_schema(text.as_object().expect("an object")).expect_err("two bad types");
+        let problems =
+            parse_schema(text.as_object().expect("an object")).expect_err("two bad types");
         let paths: Vec<String> = problems.iter().map(|p| p.path.join(".")).collect();
         assert_eq!(paths, ["schema.a", "schema.b.c"]);
     }

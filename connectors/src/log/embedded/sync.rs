@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::log::LogError;
 
 /// Syncs while it lives, and once more when dropped.
 pub(super) struct SyncThread {
-    stop: Option<Sender<()>>,
+    stop: Option<SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -23,7 +23,7 @@ impl SyncThread {
         dirty: Arc<AtomicBool>,
         interval: Duration,
     ) -> Result<Self, LogError> {
-        let (stop, stopped) = channel::<()>();
+        let (stop, stopped) = sync_channel::<()>(0);
         let thread = std::thread::Builder::new()
             .name("va-log-sync".to_owned())
             .spawn(move || {

@@ -41,14 +41,18 @@ fn durability(mode: &str) -> Durability {
 
 async fn kill_and_check(mode: &str, seed: u64) {
     let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    for run in 0..2 {
+    let mut draw = |below: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % below
+    };
+    for run in 0..3 {
         let dir = tempfile::tempdir().unwrap();
         // The same directory again and again, so that a recovered log crashes as well.
-        for round in 0..4 {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            let acknowledged = crash(dir.path(), mode, random % 60);
+        for round in 0..8 {
+            let (lines, turns) = (draw(30), draw(100_000));
+            let acknowledged = crash(dir.path(), mode, lines, turns);
             let last = check(dir.path(), durability(mode)).await;
             let context = format!("{mode}, seed {seed}, run {run}, round {round}");
             assert!(
@@ -59,8 +63,9 @@ async fn kill_and_check(mode: &str, seed: u64) {
     }
 }
 
-/// Runs the child, kills it after it has printed `lines` commits, and returns the last one that it printed.
-fn crash(dir: &Path, mode: &str, lines: u64) -> i64 {
+/// Runs the child and kills it somewhere in a commit: after it has printed `lines` commits and the parent has spun
+/// `turns` times more. Returns the last one that it printed.
+fn crash(dir: &Path, mode: &str, lines: u64, turns: u64) -> i64 {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
@@ -84,6 +89,9 @@ fn crash(dir: &Path, mode: &str, lines: u64) -> i64 {
         };
         acknowledged = Some(number.parse().unwrap());
         if seen == lines {
+            for _ in 0..turns {
+                std::hint::spin_loop();
+            }
             child.kill().unwrap();
         }
         seen += 1;

@@ -1,0 +1,157 @@
+//! The commit: all or nothing, invisible before, and without gaps among many producers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use va_catalog::{Offset, Partition};
+
+use super::{assigned, create, group, high, ints, part, produce, read, read_all, state, topic};
+use crate::log::{FetchLimit, Log, LogError, Target};
+
+pub async fn a_failed_commit_leaves_nothing(log: Arc<dyn Log>) {
+    let name = create(&log, "t", 1).await;
+    let member = log
+        .join(&group("g"), std::slice::from_ref(&name))
+        .await
+        .unwrap();
+    assigned(&*member, 1).await;
+    let ghost = topic("ghost");
+    for place in [Target::Partition(Partition(0)), Target::Key("k".into())] {
+        let mut commit = member.begin();
+        commit.append(&name, Target::Partition(Partition(0)), ints(0..3));
+        commit.append(&ghost, place, ints(0..3));
+        commit.consumed(&part(&name, 0), Offset(3));
+        commit.put(state("g", "node", "key"), "value".into());
+        let error = commit.finish().await.unwrap_err();
+        assert!(
+            matches!(&error, LogError::UnknownTopic(t) if *t == ghost),
+            "{error}"
+        );
+    }
+    let mut commit = member.begin();
+    commit.append(&name, Target::Partition(Partition(0)), ints(0..3));
+    commit.append(&name, Target::Partition(Partition(7)), ints(0..3));
+    let error = commit.finish().await.unwrap_err();
+    assert!(
+        matches!(error, LogError::UnknownPartition { .. }),
+        "{error}"
+    );
+
+    assert_eq!(high(&log, &name, 0).await, 0);
+    assert_eq!(
+        log.committed(&group("g"), &part(&name, 0)).await.unwrap(),
+        None
+    );
+    let value = log.state_get(&state("g", "node", "key")).await.unwrap();
+    assert_eq!(value, None);
+    assert_eq!(
+        produce(&log, &name, 0, 0..1).await,
+        Offset(0),
+        "no offset was used up"
+    );
+}
+
+pub async fn a_commit_is_atomic(log: Arc<dyn Log>) {
+    let source = create(&log, "in", 1).await;
+    let out = create(&log, "out", 2).await;
+    let dead = create(&log, "dead_letter", 1).await;
+    produce(&log, &source, 0, 0..8).await;
+    let member = log
+        .join(&group("g"), std::slice::from_ref(&source))
+        .await
+        .unwrap();
+    assigned(&*member, 1).await;
+
+    let mut commit = member.begin();
+    commit.append(&out, Target::Partition(Partition(0)), ints(0..4));
+    commit.append(&out, Target::Partition(Partition(1)), ints(4..7));
+    commit.append(&dead, Target::Partition(Partition(0)), ints(7..8));
+    commit.consumed(&part(&source, 0), Offset(8));
+    commit.put(state("g", "count", "all"), "8".into());
+    commit.finish().await.unwrap();
+
+    assert_eq!(read(&log, &out, 0, 0).await, [0, 1, 2, 3]);
+    assert_eq!(read(&log, &out, 1, 0).await, [4, 5, 6]);
+    assert_eq!(read(&log, &dead, 0, 0).await, [7]);
+    let committed = log.committed(&group("g"), &part(&source, 0)).await.unwrap();
+    assert_eq!(committed, Some(Offset(8)));
+    let value = log.state_get(&state("g", "count", "all")).await.unwrap();
+    assert_eq!(value, Some("8".into()));
+}
+
+pub async fn an_unfinished_commit_is_invisible(log: Arc<dyn Log>) {
+    let name = create(&log, "t", 1).await;
+    let mut commit = log.begin();
+    commit.append(&name, Target::Partition(Partition(0)), ints(0..3));
+    commit.put(state("g", "node", "key"), "value".into());
+    assert_eq!(high(&log, &name, 0).await, 0);
+    let fetched = log
+        .fetch(
+            &part(&name, 0),
+            Offset(0),
+            FetchLimit::default(),
+            Duration::from_millis(10),
+        )
+        .await
+        .unwrap();
+    assert!(fetched.batches.is_empty());
+    let value = log.state_get(&state("g", "node", "key")).await.unwrap();
+    assert_eq!(value, None);
+    drop(commit);
+    assert_eq!(produce(&log, &name, 0, 0..1).await, Offset(0));
+}
+
+pub async fn concurrent_producers_leave_no_gap(log: Arc<dyn Log>) {
+    const TASKS: i64 = 8;
+    const COMMITS: i64 = 50;
+    let name = create(&log, "t", 2).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..TASKS {
+        let (log, name) = (Arc::clone(&log), name.clone());
+        tasks.spawn(async move {
+            let mut got = Vec::new();
+            for i in 0..COMMITS {
+                let rows = 1 + (task + i) % 3;
+                let start = (task * COMMITS + i) * 10;
+                let mut commit = log.begin();
+                for partition in [0, 1] {
+                    let target = Target::Partition(Partition(partition));
+                    commit.append(&name, target, ints(start..start + rows));
+                }
+                let bases = commit.finish().await.unwrap();
+                for (partition, base) in bases.into_iter().enumerate() {
+                    got.push((partition as u32, base, start, rows));
+                }
+            }
+            got
+        });
+    }
+    let mut acknowledged: [BTreeMap<u64, (i64, i64)>; 2] = Default::default();
+    while let Some(got) = tasks.join_next().await {
+        for (partition, base, start, rows) in got.unwrap() {
+            let former = acknowledged[partition as usize].insert(base.0, (start, rows));
+            assert!(former.is_none(), "offset {base} was given twice");
+        }
+    }
+    for (partition, batches) in acknowledged.iter().enumerate() {
+        let mut next = 0;
+        let mut expected = Vec::new();
+        for (base, (start, rows)) in batches {
+            assert_eq!(*base, next, "a gap in partition {partition}");
+            next += *rows as u64;
+            expected.extend(*start..start + rows);
+        }
+        assert_eq!(read_all(&log, &name, partition as u32).await, expected);
+    }
+}
+
+pub async fn a_closed_log_refuses_commits(log: Arc<dyn Log>) {
+    let name = create(&log, "t", 1).await;
+    produce(&log, &name, 0, 0..1).await;
+    log.close().await.unwrap();
+    let mut commit = log.begin();
+    commit.append(&name, Target::Partition(Partition(0)), ints(0..3));
+    let error = commit.finish().await.unwrap_err();
+    assert!(matches!(error, LogError::Closed), "{error}");
+}

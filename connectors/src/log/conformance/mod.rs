@@ -1,0 +1,221 @@
+//! What every log must do, as one function per behaviour. Each takes a fresh, empty log.
+//!
+//! [`log_conformance!`](crate::log_conformance) makes a test of each:
+//!
+//! ```ignore
+//! async fn make() -> (Arc<dyn Log>, TempDir) { ... }     // the guard lives as long as the test
+//! va_connectors::log_conformance!(make);
+//! ```
+//!
+//! Nothing here depends on time passing: where a log has to wait, the test commits or the wait is what is tested.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap here is a failed test")]
+
+mod commits;
+mod groups;
+mod keeping;
+mod rows;
+
+pub use commits::*;
+pub use groups::*;
+pub use keeping::*;
+pub use rows::*;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch};
+use arrow::datatypes::Int64Type;
+use va_catalog::{Offset, Partition, PipelineName, TopicName, TopicPartition};
+
+use super::{FetchLimit, Fetched, GroupId, Log, Member, StateKey, Target, TopicConfig};
+
+/// Makes a `#[tokio::test]` of every behaviour, on a log made by `$make`: an async function without arguments that
+/// returns the log and something to keep until the test ends.
+#[macro_export]
+macro_rules! log_conformance {
+    ($make:path) => {
+        $crate::log_conformance! { @each $make;
+            create_topic_is_idempotent, partitions_never_change, delete_topic_removes_all,
+            rows_come_back_as_they_went, offsets_are_dense, keys_choose_partitions,
+            a_failed_commit_leaves_nothing, a_commit_is_atomic, an_unfinished_commit_is_invisible,
+            an_empty_batch_is_ignored, fetch_wakes_on_commit, fetch_times_out,
+            fetch_begins_inside_a_batch, fetch_respects_limits, fetch_can_be_cancelled,
+            a_group_shares_partitions, a_partition_moves_after_release,
+            a_dropped_member_gives_up_all, a_former_owner_is_fenced, a_group_resumes,
+            groups_are_independent, reset_needs_an_empty_group, a_producer_cannot_consume,
+            joining_needs_the_topic, retention_by_time, retention_by_size,
+            offset_at_finds_the_time, state_is_kept_by_key, state_is_scanned_in_order,
+            concurrent_producers_leave_no_gap, a_closed_log_refuses_commits,
+        }
+    };
+    (@each $make:path; $($behaviour:ident),* $(,)?) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $behaviour() {
+                let (log, _guard) = $make().await;
+                $crate::log::conformance::$behaviour(log).await;
+            }
+        )*
+    };
+}
+
+/// The longest that anything may take; only a broken log waits that long.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn topic(name: &str) -> TopicName {
+    TopicName::new(name).unwrap()
+}
+
+fn group(name: &str) -> GroupId {
+    GroupId(PipelineName::new(name).unwrap())
+}
+
+fn part(topic: &TopicName, partition: u32) -> TopicPartition {
+    TopicPartition {
+        topic: topic.clone(),
+        partition: Partition(partition),
+    }
+}
+
+fn state(group_name: &str, namespace: &str, key: &str) -> StateKey {
+    StateKey {
+        group: group(group_name),
+        namespace: namespace.to_owned(),
+        key: key.to_owned().into(),
+    }
+}
+
+async fn create(log: &Arc<dyn Log>, name: &str, partitions: u32) -> TopicName {
+    let name = topic(name);
+    let config = TopicConfig {
+        partitions,
+        ..TopicConfig::default()
+    };
+    log.create_topic(&name, config).await.unwrap();
+    name
+}
+
+fn ints(range: std::ops::Range<i64>) -> RecordBatch {
+    let column: ArrayRef = Arc::new(Int64Array::from_iter_values(range));
+    RecordBatch::try_from_iter([("value", column)]).unwrap()
+}
+
+async fn produce(
+    log: &Arc<dyn Log>,
+    topic: &TopicName,
+    partition: u32,
+    rows: std::ops::Range<i64>,
+) -> Offset {
+    let mut commit = log.begin();
+    commit.append(topic, Target::Partition(Partition(partition)), ints(rows));
+    commit.finish().await.unwrap()[0]
+}
+
+async fn high(log: &Arc<dyn Log>, topic: &TopicName, partition: u32) -> u64 {
+    log.watermarks(&part(topic, partition))
+        .await
+        .unwrap()
+        .high
+        .0
+}
+
+async fn fetch(log: &Arc<dyn Log>, topic: &TopicName, partition: u32, from: u64) -> Fetched {
+    let limit = FetchLimit {
+        rows: usize::MAX,
+        bytes: usize::MAX,
+    };
+    log.fetch(&part(topic, partition), Offset(from), limit, PATIENCE)
+        .await
+        .unwrap()
+}
+
+fn values(fetched: &Fetched) -> Vec<i64> {
+    fetched
+        .batches
+        .iter()
+        .flat_map(|b| {
+            b.batch
+                .column(0)
+                .as_primitive::<Int64Type>()
+                .values()
+                .to_vec()
+        })
+        .collect()
+}
+
+async fn read(log: &Arc<dyn Log>, topic: &TopicName, partition: u32, from: u64) -> Vec<i64> {
+    values(&fetch(log, topic, partition, from).await)
+}
+
+/// All rows between the watermarks, in as many fetches as it takes, each checked to go on where the last one ended.
+async fn read_all(log: &Arc<dyn Log>, topic: &TopicName, partition: u32) -> Vec<i64> {
+    let marks = log.watermarks(&part(topic, partition)).await.unwrap();
+    let mut rows = Vec::new();
+    let mut next = marks.low;
+    while next < marks.high {
+        let fetched = log
+            .fetch(
+                &part(topic, partition),
+                next,
+                FetchLimit::default(),
+                PATIENCE,
+            )
+            .await
+            .unwrap();
+        assert_eq!(fetched.batches[0].base, next);
+        rows.extend(values(&fetched));
+        next = fetched.next;
+    }
+    rows
+}
+
+/// Reads partition 0 from `from` up to `end` as a consumer does: rows skipped, rows read, position.
+async fn follow(
+    log: &Arc<dyn Log>,
+    topic: &TopicName,
+    from: Offset,
+    end: Offset,
+) -> (u64, Vec<i64>, Offset) {
+    let (mut skipped, mut rows, mut next) = (0, Vec::new(), from);
+    while next < end {
+        let fetched = log
+            .fetch(&part(topic, 0), next, FetchLimit::default(), PATIENCE)
+            .await
+            .unwrap();
+        assert!(fetched.next > next, "no progress at {next}");
+        skipped += fetched.skipped;
+        rows.extend(values(&fetched));
+        next = fetched.next;
+    }
+    (skipped, rows, next)
+}
+
+/// Waits until the member has been given `count` partitions.
+async fn assigned(member: &dyn Member, count: usize) -> BTreeMap<TopicPartition, Offset> {
+    let mut all = BTreeMap::new();
+    while all.len() < count {
+        let change = tokio::time::timeout(PATIENCE, member.rebalance())
+            .await
+            .expect("an assignment in time")
+            .unwrap();
+        all.extend(change.assigned);
+    }
+    assert_eq!(all.len(), count);
+    all
+}
+
+/// Waits until the member has been asked to give up `count` partitions.
+async fn revoked(member: &dyn Member, count: usize) -> Vec<TopicPartition> {
+    let mut all = Vec::new();
+    while all.len() < count {
+        let change = tokio::time::timeout(PATIENCE, member.rebalance())
+            .await
+            .expect("a revocation in time")
+            .unwrap();
+        all.extend(change.revoked);
+    }
+    assert_eq!(all.len(), count);
+    all
+}
