@@ -3,7 +3,10 @@
 //! One binary, because linking is the slow part. What a test needs and cannot find makes it print `SKIPPED: why`; with
 //! `CI` set it fails instead.
 
-#![expect(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failed step of a test is a failed test"
+)]
 
 #[path = "platform/crash.rs"]
 mod crash;

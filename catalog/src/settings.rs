@@ -262,7 +262,6 @@ impl Settings {
         schemars::schema_for!(Self)
     }
 
-
     /// What no single value can break.
     fn check(&self) -> Result<(), SettingsError> {
         let search = &self.search;

@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, StringArray, StructArray, TimestampMillisecondArray, UInt32Array};
 use arrow::array::{Array, RecordBatch};
+use arrow::array::{ArrayRef, StringArray, StructArray, TimestampMillisecondArray, UInt32Array};
 use arrow::datatypes::{DataType, SchemaRef};
 use async_trait::async_trait;
 use schemars::JsonSchema;
@@ -34,8 +34,14 @@ impl OperatorSpec for AnnounceSpec {
         Ok(document_indexed_schema())
     }
 
-    fn build(self, _inputs: &[SchemaRef], _resources: &Resources) -> Result<Box<dyn Operator>, FlowError> {
-        Ok(Box::new(AnnounceTask { documents: Vec::new() }))
+    fn build(
+        self,
+        _inputs: &[SchemaRef],
+        _resources: &Resources,
+    ) -> Result<Box<dyn Operator>, FlowError> {
+        Ok(Box::new(AnnounceTask {
+            documents: Vec::new(),
+        }))
     }
 }
 
@@ -56,7 +62,12 @@ struct Seen {
 
 #[async_trait]
 impl Operator for AnnounceTask {
-    async fn on_batch(&mut self, _input: usize, batch: RecordBatch, cx: &mut Cx) -> Result<(), FlowError> {
+    async fn on_batch(
+        &mut self,
+        _input: usize,
+        batch: RecordBatch,
+        cx: &mut Cx,
+    ) -> Result<(), FlowError> {
         let op = strings(&batch, "op")?;
         let tenant_id = strings(&batch, "tenant_id")?;
         let collection = strings(&batch, "collection")?;
@@ -68,7 +79,8 @@ impl Operator for AnnounceTask {
             let event_type = match ChunkOp::parse(op.value(row)) {
                 Some(ChunkOp::Chunk) => {
                     let same = |seen: &&mut Seen| {
-                        seen.document_id == document_id.value(row) && seen.version == version.value(row)
+                        seen.document_id == document_id.value(row)
+                            && seen.version == version.value(row)
                     };
                     if let Some(seen) = self.documents.iter_mut().rev().find(same) {
                         seen.chunks += 1;
@@ -80,7 +92,10 @@ impl Operator for AnnounceTask {
                 None => {
                     return Err(FlowError::fatal(
                         "announce",
-                        format!("`op` is `{}`; it must be document, chunk or delete", op.value(row)),
+                        format!(
+                            "`op` is `{}`; it must be document, chunk or delete",
+                            op.value(row)
+                        ),
                     ));
                 }
             };
@@ -116,16 +131,25 @@ fn events(documents: &[Seen], now_ms: i64) -> Result<RecordBatch, FlowError> {
     };
     let schema = document_indexed_schema();
     let DataType::Struct(fields) = schema.field(5).data_type() else {
-        return Err(FlowError::fatal("announce", "the schema of `document.indexed` has no struct payload"));
+        return Err(FlowError::fatal(
+            "announce",
+            "the schema of `document.indexed` has no struct payload",
+        ));
     };
     let payload = StructArray::try_new(
         fields.clone(),
         vec![
             text(&|d| d.collection.clone()),
             text(&|d| d.document_id.clone()),
-            Arc::new(UInt32Array::from_iter_values(documents.iter().map(|d| d.version))),
-            Arc::new(StringArray::from_iter(documents.iter().map(|d| d.title.as_deref()))),
-            Arc::new(UInt32Array::from_iter_values(documents.iter().map(|d| d.chunks))),
+            Arc::new(UInt32Array::from_iter_values(
+                documents.iter().map(|d| d.version),
+            )),
+            Arc::new(StringArray::from_iter(
+                documents.iter().map(|d| d.title.as_deref()),
+            )),
+            Arc::new(UInt32Array::from_iter_values(
+                documents.iter().map(|d| d.chunks),
+            )),
         ],
         None,
     )?;
@@ -134,13 +158,18 @@ fn events(documents: &[Seen], now_ms: i64) -> Result<RecordBatch, FlowError> {
         vec![
             // Derived, so that a replay announces under the same id and consumers can tell.
             text(&|d| {
-                let key = format!("{}/{}/{}/{}", d.event_type, d.tenant_id, d.document_id, d.version);
+                let key = format!(
+                    "{}/{}/{}/{}",
+                    d.event_type, d.tenant_id, d.document_id, d.version
+                );
                 blake3::hash(key.as_bytes()).to_hex()[..32].to_owned()
             }),
             text(&|d| d.event_type.to_owned()),
             text(&|d| d.tenant_id.clone()),
             Arc::new(StringArray::new_null(documents.len())),
-            Arc::new(TimestampMillisecondArray::from(vec![now_ms; documents.len()]).with_timezone("UTC")),
+            Arc::new(
+                TimestampMillisecondArray::from(vec![now_ms; documents.len()]).with_timezone("UTC"),
+            ),
             Arc::new(payload),
         ],
     )?)

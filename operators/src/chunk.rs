@@ -67,30 +67,48 @@ impl OperatorSpec for ChunkSpec {
         let mut problems = Vec::new();
         if !(8..=8_192).contains(&self.tokens_max) {
             problems.push(
-                Problem::new(&["tokens_max"], format!("{} is out of range", self.tokens_max))
-                    .hint("use 8 to 8192; 200 to 400 suits most models"),
+                Problem::new(
+                    &["tokens_max"],
+                    format!("{} is out of range", self.tokens_max),
+                )
+                .hint("use 8 to 8192; 200 to 400 suits most models"),
             );
         }
         if self.overlap_tokens * 2 > self.tokens_max {
             problems.push(
                 Problem::new(
                     &["overlap_tokens"],
-                    format!("{} is more than half of tokens_max ({})", self.overlap_tokens, self.tokens_max),
+                    format!(
+                        "{} is more than half of tokens_max ({})",
+                        self.overlap_tokens, self.tokens_max
+                    ),
                 )
                 .hint("use at most half, so that every chunk brings something new"),
             );
         }
-        if problems.is_empty() { Ok(emitted_schema()) } else { Err(problems) }
+        if problems.is_empty() {
+            Ok(emitted_schema())
+        } else {
+            Err(problems)
+        }
     }
 
-    fn build(self, _inputs: &[SchemaRef], resources: &Resources) -> Result<Box<dyn Operator>, FlowError> {
+    fn build(
+        self,
+        _inputs: &[SchemaRef],
+        resources: &Resources,
+    ) -> Result<Box<dyn Operator>, FlowError> {
         let options = ChunkOptions {
             tokens_max: self.tokens_max,
             tokens_min: self.tokens_min,
             overlap_tokens: self.overlap_tokens,
             ..ChunkOptions::default()
         };
-        Ok(Box::new(ChunkTask { model: self.model, options, resources: resources.clone() }))
+        Ok(Box::new(ChunkTask {
+            model: self.model,
+            options,
+            resources: resources.clone(),
+        }))
     }
 }
 
@@ -109,19 +127,27 @@ struct ChunkTask {
 
 #[async_trait]
 impl Operator for ChunkTask {
-    async fn on_batch(&mut self, _input: usize, batch: RecordBatch, cx: &mut Cx) -> Result<(), FlowError> {
+    async fn on_batch(
+        &mut self,
+        _input: usize,
+        batch: RecordBatch,
+        cx: &mut Cx,
+    ) -> Result<(), FlowError> {
         let embedder = crate::registry::embed::load(&self.resources, &self.model).await?;
         for row in 0..batch.num_rows() {
             let document = from_batch(&batch, row)?;
             let (options, embedder) = (self.options.clone(), embedder.clone());
-            let cut = tokio::task::spawn_blocking(move || rows_of(&document, &options, embedder.as_ref()))
-                .await
-                .map_err(|error| FlowError::fatal("chunk", error))?;
+            let cut = tokio::task::spawn_blocking(move || {
+                rows_of(&document, &options, embedder.as_ref())
+            })
+            .await
+            .map_err(|error| FlowError::fatal("chunk", error))?;
             match cut {
                 Ok(rows) => {
                     cx.passed(1);
                     for start in (0..rows.num_rows()).step_by(ROWS_MAX) {
-                        cx.emit(rows.slice(start, ROWS_MAX.min(rows.num_rows() - start))).await?;
+                        cx.emit(rows.slice(start, ROWS_MAX.min(rows.num_rows() - start)))
+                            .await?;
                     }
                 }
                 Err(reason) => cx.dead_letter(&batch, row, reason),
@@ -145,12 +171,19 @@ impl TokenCounter for Tokens<'_> {
 }
 
 /// One `document` or `delete` row, then the chunk rows.
-fn rows_of(document: &ParsedRow, options: &ChunkOptions, embedder: &dyn Embedder) -> Result<RecordBatch, String> {
+fn rows_of(
+    document: &ParsedRow,
+    options: &ChunkOptions,
+    embedder: &dyn Embedder,
+) -> Result<RecordBatch, String> {
     let collection = CollectionRef {
         tenant: TenantId::new(&document.tenant_id).map_err(|e| e.to_string())?,
         collection: CollectionName::new(&document.collection).map_err(|e| e.to_string())?,
     };
-    let id: DocumentId = document.document_id.parse().map_err(|e: va_catalog::InvalidName| e.to_string())?;
+    let id: DocumentId = document
+        .document_id
+        .parse()
+        .map_err(|e: va_catalog::InvalidName| e.to_string())?;
     let deleted = document.op == "delete";
     let chunks = if deleted {
         Vec::new()
@@ -158,24 +191,37 @@ fn rows_of(document: &ParsedRow, options: &ChunkOptions, embedder: &dyn Embedder
         va_chunk::chunk(&document.text, &document.blocks, options, &Tokens(embedder))
     };
     let tags = tags_of(document)?;
-    let first_op = if deleted { ChunkOp::Delete } else { ChunkOp::Document };
+    let first_op = if deleted {
+        ChunkOp::Delete
+    } else {
+        ChunkOp::Document
+    };
     let no_path: &[String] = &[];
     let n = chunks.len() + 1;
 
-    let all = |value: &str| -> ArrayRef { Arc::new(StringArray::from_iter_values(std::iter::repeat_n(value, n))) };
+    let all = |value: &str| -> ArrayRef {
+        Arc::new(StringArray::from_iter_values(std::iter::repeat_n(value, n)))
+    };
     let ids = (0..chunks.len() as u32)
         .map(|index| ChunkId::of(&collection, id, Version(document.version), index).to_string());
     let u32s = |first: u32, rest: Vec<u32>| -> ArrayRef {
-        Arc::new(UInt32Array::from_iter_values(std::iter::once(first).chain(rest)))
+        Arc::new(UInt32Array::from_iter_values(
+            std::iter::once(first).chain(rest),
+        ))
     };
     let u64s = |rest: Vec<u64>| -> ArrayRef {
-        Arc::new(UInt64Array::from_iter_values(std::iter::once(0).chain(rest)))
+        Arc::new(UInt64Array::from_iter_values(
+            std::iter::once(0).chain(rest),
+        ))
     };
     let columns: Vec<ArrayRef> = vec![
         Arc::new(StringArray::from_iter_values(
-            std::iter::once(first_op.as_str()).chain(chunks.iter().map(|_| ChunkOp::Chunk.as_str())),
+            std::iter::once(first_op.as_str())
+                .chain(chunks.iter().map(|_| ChunkOp::Chunk.as_str())),
         )),
-        Arc::new(StringArray::from_iter_values(std::iter::once(String::new()).chain(ids))),
+        Arc::new(StringArray::from_iter_values(
+            std::iter::once(String::new()).chain(ids),
+        )),
         all(&document.tenant_id),
         all(&document.collection),
         all(&document.document_id),
@@ -185,8 +231,12 @@ fn rows_of(document: &ParsedRow, options: &ChunkOptions, embedder: &dyn Embedder
         Arc::new(StringArray::from(vec![document.title.as_deref(); n])),
         u32s(0, (0..chunks.len() as u32).collect()),
         Arc::new(UInt32Array::from(vec![chunks.len() as u32; n])),
-        string_lists(std::iter::once(no_path).chain(chunks.iter().map(|c| c.title_path.as_slice()))),
-        Arc::new(UInt32Array::from_iter(std::iter::once(None).chain(chunks.iter().map(|c| c.page)))),
+        string_lists(
+            std::iter::once(no_path).chain(chunks.iter().map(|c| c.title_path.as_slice())),
+        ),
+        Arc::new(UInt32Array::from_iter(
+            std::iter::once(None).chain(chunks.iter().map(|c| c.page)),
+        )),
         u64s(chunks.iter().map(|c| c.chars.start as u64).collect()),
         u64s(chunks.iter().map(|c| c.chars.end as u64).collect()),
         u32s(0, chunks.iter().map(|c| c.tokens as u32).collect()),
@@ -194,20 +244,27 @@ fn rows_of(document: &ParsedRow, options: &ChunkOptions, embedder: &dyn Embedder
         Arc::new(StringArray::from_iter_values(
             std::iter::once("").chain(chunks.iter().map(|c| c.text.as_str())),
         )),
-        Arc::new(StringArray::from_iter(std::iter::once(None).chain(chunks.iter().map(context_of)))),
+        Arc::new(StringArray::from_iter(
+            std::iter::once(None).chain(chunks.iter().map(context_of)),
+        )),
     ];
     RecordBatch::try_new(emitted_schema(), columns).map_err(|error| error.to_string())
 }
 
 fn context_of(chunk: &va_chunk::Chunk) -> Option<String> {
-    let parts: Vec<&str> = [&chunk.context, &chunk.prefix].into_iter().flatten().map(String::as_str).collect();
+    let parts: Vec<&str> = [&chunk.context, &chunk.prefix]
+        .into_iter()
+        .flatten()
+        .map(String::as_str)
+        .collect();
     (!parts.is_empty()).then(|| parts.join("\n"))
 }
 
 /// `key=value` of the document's metadata and of what is known anyway.
 fn tags_of(document: &ParsedRow) -> Result<Vec<String>, String> {
-    let metadata: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&document.metadata)
-        .map_err(|error| format!("`metadata` is not a JSON object: {error}"))?;
+    let metadata: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(&document.metadata)
+            .map_err(|error| format!("`metadata` is not a JSON object: {error}"))?;
     let mut tags: Vec<String> = metadata
         .iter()
         .map(|(key, value)| match value {

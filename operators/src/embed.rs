@@ -37,14 +37,25 @@ impl OperatorSpec for EmbedSpec {
 
     fn output(&self, inputs: &[SchemaRef], _names: &dyn Names) -> Result<SchemaRef, Vec<Problem>> {
         expect_columns(&inputs[0], &chunk_schema(None))?;
-        expect_columns(&inputs[0], &Schema::new(vec![Field::new("context", DataType::Utf8, true)]))?;
-        let dims = va_models::dims_of(&self.model)
-            .map_err(|error| vec![Problem::new(&["model"], error.to_string()).hint("see `va model list`")])?;
+        expect_columns(
+            &inputs[0],
+            &Schema::new(vec![Field::new("context", DataType::Utf8, true)]),
+        )?;
+        let dims = va_models::dims_of(&self.model).map_err(|error| {
+            vec![Problem::new(&["model"], error.to_string()).hint("see `va model list`")]
+        })?;
         Ok(with_vector(&inputs[0], dims))
     }
 
-    fn build(self, _inputs: &[SchemaRef], resources: &Resources) -> Result<Box<dyn Operator>, FlowError> {
-        Ok(Box::new(EmbedTask { model: self.model, resources: resources.clone() }))
+    fn build(
+        self,
+        _inputs: &[SchemaRef],
+        resources: &Resources,
+    ) -> Result<Box<dyn Operator>, FlowError> {
+        Ok(Box::new(EmbedTask {
+            model: self.model,
+            resources: resources.clone(),
+        }))
     }
 }
 
@@ -55,7 +66,10 @@ fn with_vector(input: &Schema, dims: usize) -> SchemaRef {
 }
 
 /// The model, loaded on first use and shared by all operators.
-pub(crate) async fn load(resources: &Resources, model: &str) -> Result<Arc<dyn Embedder>, FlowError> {
+pub(crate) async fn load(
+    resources: &Resources,
+    model: &str,
+) -> Result<Arc<dyn Embedder>, FlowError> {
     let (embedders, model) = (resources.embedders.clone(), model.to_owned());
     tokio::task::spawn_blocking(move || embedders.get(&model))
         .await
@@ -70,20 +84,37 @@ struct EmbedTask {
 
 #[async_trait]
 impl Operator for EmbedTask {
-    async fn on_batch(&mut self, _input: usize, batch: RecordBatch, cx: &mut Cx) -> Result<(), FlowError> {
+    async fn on_batch(
+        &mut self,
+        _input: usize,
+        batch: RecordBatch,
+        cx: &mut Cx,
+    ) -> Result<(), FlowError> {
         let embedder = load(&self.resources, &self.model).await?;
         let texts = texts_of(&batch)?;
-        let keys: Vec<Option<[u8; 32]>> =
-            texts.iter().map(|text| text.as_ref().map(|text| cache_key(embedder.fingerprint(), text))).collect();
+        let keys: Vec<Option<[u8; 32]>> = texts
+            .iter()
+            .map(|text| {
+                text.as_ref()
+                    .map(|text| cache_key(embedder.fingerprint(), text))
+            })
+            .collect();
 
         let mut vectors: HashMap<[u8; 32], Vec<f32>> = HashMap::new();
         let mut missing: Vec<([u8; 32], String)> = Vec::new();
         for (key, text) in keys.iter().zip(texts) {
-            let (Some(key), Some(text)) = (key, text) else { continue };
+            let (Some(key), Some(text)) = (key, text) else {
+                continue;
+            };
             if vectors.contains_key(key) || missing.iter().any(|(seen, _)| seen == key) {
                 continue;
             }
-            match cx.state().get(key).await?.and_then(|stored| decode(&stored, embedder.dims())) {
+            match cx
+                .state()
+                .get(key)
+                .await?
+                .and_then(|stored| decode(&stored, embedder.dims()))
+            {
                 Some(vector) => {
                     vectors.insert(*key, vector);
                 }
@@ -92,7 +123,8 @@ impl Operator for EmbedTask {
         }
         let cached = vectors.len() as u64;
         metrics::counter!("va_embed_cache_total", "outcome" => "hit").increment(cached);
-        metrics::counter!("va_embed_cache_total", "outcome" => "miss").increment(missing.len() as u64);
+        metrics::counter!("va_embed_cache_total", "outcome" => "miss")
+            .increment(missing.len() as u64);
 
         if !missing.is_empty() {
             let model = embedder.clone();
@@ -126,7 +158,11 @@ fn texts_of(batch: &RecordBatch) -> Result<Vec<Option<String>>, FlowError> {
         .map(|row| {
             let text = text.value(row);
             (op.value(row) == ChunkOp::Chunk.as_str()).then(|| {
-                if context.is_valid(row) { format!("{}\n{text}", context.value(row)) } else { text.to_owned() }
+                if context.is_valid(row) {
+                    format!("{}\n{text}", context.value(row))
+                } else {
+                    text.to_owned()
+                }
             })
         })
         .collect())
@@ -141,13 +177,21 @@ fn cache_key(fingerprint: &str, text: &str) -> [u8; 32] {
 }
 
 fn encode(vector: &[f32]) -> Bytes {
-    vector.iter().flat_map(|value| value.to_le_bytes()).collect()
+    vector
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect()
 }
 
 /// `None` when the stored vector has another length.
 fn decode(stored: &[u8], dims: usize) -> Option<Vec<f32>> {
     let (values, rest) = stored.as_chunks::<4>();
-    (values.len() == dims && rest.is_empty()).then(|| values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+    (values.len() == dims && rest.is_empty()).then(|| {
+        values
+            .iter()
+            .map(|bytes| f32::from_le_bytes(*bytes))
+            .collect()
+    })
 }
 
 fn add_vectors(
@@ -167,7 +211,10 @@ fn add_vectors(
         }
     }
     let DataType::FixedSizeList(item, _) = vector_field(dims).data_type().clone() else {
-        return Err(FlowError::fatal("embed", "the vector column is not a fixed-size list"));
+        return Err(FlowError::fatal(
+            "embed",
+            "the vector column is not a fixed-size list",
+        ));
     };
     let list = FixedSizeListArray::try_new(
         item,
@@ -177,5 +224,8 @@ fn add_vectors(
     )?;
     let mut columns: Vec<ArrayRef> = batch.columns().to_vec();
     columns.push(Arc::new(list) as Arc<dyn Array>);
-    Ok(RecordBatch::try_new(with_vector(&batch.schema(), dims), columns)?)
+    Ok(RecordBatch::try_new(
+        with_vector(&batch.schema(), dims),
+        columns,
+    )?)
 }

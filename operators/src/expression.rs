@@ -30,7 +30,12 @@ impl Expression {
             let physical = context.create_physical_expr(logical, &df_schema)?;
             let data_type = physical.data_type(schema)?;
             let nullable = physical.nullable(schema)?;
-            Ok(Self { text: text.to_owned(), physical, data_type, nullable })
+            Ok(Self {
+                text: text.to_owned(),
+                physical,
+                data_type,
+                nullable,
+            })
         };
         plan().map_err(|error| {
             let message = error.strip_backtrace();
@@ -61,7 +66,10 @@ impl Expression {
 
     /// Evaluates; when the batch fails, finds out row by row which rows do, so that the others go on.
     /// Returns the batch of good rows, their values, and `(row, reason)` of the bad ones.
-    pub fn evaluate_rows(&self, batch: &RecordBatch) -> (RecordBatch, Option<ArrayRef>, Vec<(usize, String)>) {
+    pub fn evaluate_rows(
+        &self,
+        batch: &RecordBatch,
+    ) -> (RecordBatch, Option<ArrayRef>, Vec<(usize, String)>) {
         if let Ok(values) = self.evaluate(batch) {
             return (batch.clone(), Some(values), Vec::new());
         }

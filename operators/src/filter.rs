@@ -30,21 +30,34 @@ impl OperatorSpec for FilterSpec {
 
     fn output(&self, inputs: &[SchemaRef], _names: &dyn Names) -> Result<SchemaRef, Vec<Problem>> {
         let expression = Expression::new(&self.condition, &inputs[0]).map_err(|error| {
-            vec![Problem::new(&["where"], error).hint(format!("the input has {}", column_names(&inputs[0])))]
+            vec![
+                Problem::new(&["where"], error)
+                    .hint(format!("the input has {}", column_names(&inputs[0]))),
+            ]
         })?;
         if expression.data_type() != &DataType::Boolean {
-            return Err(vec![Problem::new(
-                &["where"],
-                format!("`{}` is {}, not a condition", self.condition, expression.data_type()),
-            )
-            .hint("write an expression that is true or false, such as `amount > 100`")]);
+            return Err(vec![
+                Problem::new(
+                    &["where"],
+                    format!(
+                        "`{}` is {}, not a condition",
+                        self.condition,
+                        expression.data_type()
+                    ),
+                )
+                .hint("write an expression that is true or false, such as `amount > 100`"),
+            ]);
         }
         Ok(inputs[0].clone())
     }
 
-    fn build(self, inputs: &[SchemaRef], _resources: &Resources) -> Result<Box<dyn Operator>, FlowError> {
-        let condition =
-            Expression::new(&self.condition, &inputs[0]).map_err(|error| FlowError::fatal(Self::KIND, error))?;
+    fn build(
+        self,
+        inputs: &[SchemaRef],
+        _resources: &Resources,
+    ) -> Result<Box<dyn Operator>, FlowError> {
+        let condition = Expression::new(&self.condition, &inputs[0])
+            .map_err(|error| FlowError::fatal(Self::KIND, error))?;
         Ok(Box::new(FilterTask { condition }))
     }
 }
@@ -55,7 +68,12 @@ struct FilterTask {
 
 #[async_trait]
 impl Operator for FilterTask {
-    async fn on_batch(&mut self, _input: usize, batch: RecordBatch, cx: &mut Cx) -> Result<(), FlowError> {
+    async fn on_batch(
+        &mut self,
+        _input: usize,
+        batch: RecordBatch,
+        cx: &mut Cx,
+    ) -> Result<(), FlowError> {
         let (good, values, bad) = self.condition.evaluate_rows(&batch);
         for (row, reason) in bad {
             cx.dead_letter(&batch, row, reason);

@@ -8,4 +8,7 @@ mod parsed;
 pub mod registry;
 mod shape;
 
-pub use operator::{BarrierOutput, Counts, Cx, DeadLetter, Message, Operator, OperatorEntry, Origin, Resources, State};
+pub use operator::{
+    BarrierOutput, Counts, Cx, DeadLetter, Message, Operator, OperatorEntry, Origin, Resources,
+    State,
+};

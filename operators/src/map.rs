@@ -64,7 +64,8 @@ impl MapSpec {
             };
             match expression {
                 Ok(expression) => {
-                    let field = Field::new(name, expression.data_type().clone(), expression.nullable());
+                    let field =
+                        Field::new(name, expression.data_type().clone(), expression.nullable());
                     match fields.iter().position(|field| field.name() == name) {
                         Some(at) => {
                             fields[at] = field;
@@ -77,14 +78,20 @@ impl MapSpec {
                     }
                 }
                 Err(error) => problems.push(
-                    Problem::new(&["set", name], error).hint(format!("the input has {}", column_names(input))),
+                    Problem::new(&["set", name], error)
+                        .hint(format!("the input has {}", column_names(input))),
                 ),
             }
         }
         if fields.is_empty() && problems.is_empty() {
-            problems.push(Problem::new(&[], "no column is left").hint("name at least one in `set`"));
+            problems
+                .push(Problem::new(&[], "no column is left").hint("name at least one in `set`"));
         }
-        if problems.is_empty() { Ok((Arc::new(Schema::new(fields)), columns)) } else { Err(problems) }
+        if problems.is_empty() {
+            Ok((Arc::new(Schema::new(fields)), columns))
+        } else {
+            Err(problems)
+        }
     }
 }
 
@@ -96,8 +103,14 @@ impl OperatorSpec for MapSpec {
         self.plan(&inputs[0]).map(|(schema, _)| schema)
     }
 
-    fn build(self, inputs: &[SchemaRef], _resources: &Resources) -> Result<Box<dyn Operator>, FlowError> {
-        let (schema, columns) = self.plan(&inputs[0]).map_err(|problems| FlowError::fatal(Self::KIND, problems[0].clone()))?;
+    fn build(
+        self,
+        inputs: &[SchemaRef],
+        _resources: &Resources,
+    ) -> Result<Box<dyn Operator>, FlowError> {
+        let (schema, columns) = self
+            .plan(&inputs[0])
+            .map_err(|problems| FlowError::fatal(Self::KIND, problems[0].clone()))?;
         Ok(Box::new(MapTask { schema, columns }))
     }
 }
@@ -109,7 +122,12 @@ struct MapTask {
 
 #[async_trait]
 impl Operator for MapTask {
-    async fn on_batch(&mut self, _input: usize, batch: RecordBatch, cx: &mut Cx) -> Result<(), FlowError> {
+    async fn on_batch(
+        &mut self,
+        _input: usize,
+        batch: RecordBatch,
+        cx: &mut Cx,
+    ) -> Result<(), FlowError> {
         let mut bad: Vec<(usize, String)> = Vec::new();
         for column in &self.columns {
             if let Column::Computed(expression) = column {
@@ -130,13 +148,18 @@ impl Operator for MapTask {
             .iter()
             .map(|column| match column {
                 Column::Kept(i) => Ok(good.column(*i).clone()),
-                Column::Computed(expression) => {
-                    expression.evaluate(&good).map_err(|error| FlowError::fatal("map", error))
-                }
+                Column::Computed(expression) => expression
+                    .evaluate(&good)
+                    .map_err(|error| FlowError::fatal("map", error)),
             })
             .collect::<Result<Vec<_>, _>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(good.num_rows()));
         cx.passed(good.num_rows());
-        cx.emit(RecordBatch::try_new_with_options(self.schema.clone(), arrays, &options)?).await
+        cx.emit(RecordBatch::try_new_with_options(
+            self.schema.clone(),
+            arrays,
+            &options,
+        )?)
+        .await
     }
 }

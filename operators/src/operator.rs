@@ -42,7 +42,11 @@ pub trait OperatorSpec: DeserializeOwned + JsonSchema + Send + 'static {
     fn output(&self, inputs: &[SchemaRef], names: &dyn Names) -> Result<SchemaRef, Vec<Problem>>;
 
     /// May open what it needs; starts nothing. Only called after `output` was fine.
-    fn build(self, inputs: &[SchemaRef], resources: &Resources) -> Result<Box<dyn Operator>, FlowError>;
+    fn build(
+        self,
+        inputs: &[SchemaRef],
+        resources: &Resources,
+    ) -> Result<Box<dyn Operator>, FlowError>;
 }
 
 /// The running half of an operator.
@@ -52,7 +56,12 @@ pub trait Operator: Send {
     ///
     /// Every row of `batch` must be accounted for with `cx`: emitted one to one, or reported by [`Cx::passed`] (it was
     /// turned into any number of rows, none included), [`Cx::filtered`], [`Cx::dead_letter`] or [`Cx::held`].
-    async fn on_batch(&mut self, input: usize, batch: RecordBatch, cx: &mut Cx) -> Result<(), FlowError>;
+    async fn on_batch(
+        &mut self,
+        input: usize,
+        batch: RecordBatch,
+        cx: &mut Cx,
+    ) -> Result<(), FlowError>;
 
     /// Called at every checkpoint, after all rows before the barrier and before any after it. Emit what must be part
     /// of the checkpoint; rows that were held and are now let go are reported by [`Cx::released`].
@@ -89,11 +98,16 @@ pub fn entry<S: OperatorSpec>(summary: &'static str) -> OperatorEntry {
 }
 
 fn options_of<S: DeserializeOwned>(options: &Value) -> Result<S, Vec<Problem>> {
-    serde_json::from_value(options.clone()).map_err(|error| vec![Problem::new(&[], error.to_string())])
+    serde_json::from_value(options.clone())
+        .map_err(|error| vec![Problem::new(&[], error.to_string())])
 }
 
 fn problems_text(problems: &[Problem]) -> String {
-    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    problems
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 /// Where rows came from: kept along the graph so that a dead letter can name its source.
@@ -109,7 +123,10 @@ pub struct Origin {
 /// What flows along an edge.
 #[derive(Debug, Clone)]
 pub enum Message {
-    Batch { batch: RecordBatch, origin: Option<Origin> },
+    Batch {
+        batch: RecordBatch,
+        origin: Option<Origin>,
+    },
     /// A checkpoint: everything before it belongs to the checkpoint, nothing after it does.
     Barrier(u64),
 }
@@ -186,7 +203,10 @@ impl Cx {
         self.counts.rows_out += batch.num_rows() as u64;
         (self.tap)(&batch);
         // Only the operator next to the source sees rows one to one with the log.
-        let origin = self.origin.clone().map(|origin| Origin { aligned: false, ..origin });
+        let origin = self.origin.clone().map(|origin| Origin {
+            aligned: false,
+            ..origin
+        });
         self.send(Message::Batch { batch, origin }).await
     }
 
@@ -218,11 +238,19 @@ impl Cx {
         let (partition, offset) = match &self.origin {
             Some(origin) => {
                 let step = if origin.aligned { row as u64 } else { 0 };
-                (Some(origin.partition.clone()), Some(Offset(origin.base.0 + step)))
+                (
+                    Some(origin.partition.clone()),
+                    Some(Offset(origin.base.0 + step)),
+                )
             }
             None => (None, None),
         };
-        self.dead_letters.push(DeadLetter { row: input.slice(row, 1), reason: reason.into(), partition, offset });
+        self.dead_letters.push(DeadLetter {
+            row: input.slice(row, 1),
+            reason: reason.into(),
+            partition,
+            offset,
+        });
     }
 
     /// Keyed state of this operator.
@@ -297,7 +325,13 @@ pub struct State {
 impl State {
     /// For the runtime: the state of one node.
     pub fn new(log: Arc<dyn Log>, group: GroupId, namespace: String) -> Self {
-        Self { log, group, namespace, pending: BTreeMap::new(), committing: BTreeMap::new() }
+        Self {
+            log,
+            group,
+            namespace,
+            pending: BTreeMap::new(),
+            committing: BTreeMap::new(),
+        }
     }
 
     /// The value as this operator last wrote it.
@@ -323,10 +357,17 @@ impl State {
 
     fn hand_over(&mut self) -> Vec<(StateKey, Option<Bytes>)> {
         self.committing = std::mem::take(&mut self.pending);
-        self.committing.iter().map(|(key, value)| (self.key(key.clone()), value.clone())).collect()
+        self.committing
+            .iter()
+            .map(|(key, value)| (self.key(key.clone()), value.clone()))
+            .collect()
     }
 
     fn key(&self, key: Bytes) -> StateKey {
-        StateKey { group: self.group.clone(), namespace: self.namespace.clone(), key }
+        StateKey {
+            group: self.group.clone(),
+            namespace: self.namespace.clone(),
+            key,
+        }
     }
 }

@@ -14,7 +14,7 @@ use va_catalog::ContentHash;
 use va_catalog::chunk::{column, strings};
 use va_catalog::event::{DOCUMENT_DELETED, document_uploaded_schema, parsed_schema};
 use va_connectors::flow::{FlowError, Names, Problem};
-use va_connectors::objects::{Objects, ObjectError};
+use va_connectors::objects::{ObjectError, Objects};
 use va_parse::{Input, Limits};
 
 use crate::operator::{Cx, Operator, OperatorSpec, Resources};
@@ -44,9 +44,19 @@ impl OperatorSpec for ParseSpec {
         Ok(parsed_schema())
     }
 
-    fn build(self, _inputs: &[SchemaRef], resources: &Resources) -> Result<Box<dyn Operator>, FlowError> {
-        let limits = Limits { text_bytes_max: self.text_bytes_max, ..Limits::default() };
-        Ok(Box::new(ParseTask { objects: resources.objects.clone(), limits }))
+    fn build(
+        self,
+        _inputs: &[SchemaRef],
+        resources: &Resources,
+    ) -> Result<Box<dyn Operator>, FlowError> {
+        let limits = Limits {
+            text_bytes_max: self.text_bytes_max,
+            ..Limits::default()
+        };
+        Ok(Box::new(ParseTask {
+            objects: resources.objects.clone(),
+            limits,
+        }))
     }
 }
 
@@ -65,13 +75,24 @@ struct Job {
 
 #[async_trait]
 impl Operator for ParseTask {
-    async fn on_batch(&mut self, _input: usize, batch: RecordBatch, cx: &mut Cx) -> Result<(), FlowError> {
+    async fn on_batch(
+        &mut self,
+        _input: usize,
+        batch: RecordBatch,
+        cx: &mut Cx,
+    ) -> Result<(), FlowError> {
         let mut rows: Vec<(usize, ParsedRow)> = Vec::with_capacity(batch.num_rows());
         let mut jobs = Vec::with_capacity(batch.num_rows());
         for row in 0..batch.num_rows() {
             let event = Event::of(&batch, row)?;
             if event.event_type == DOCUMENT_DELETED {
-                rows.push((row, ParsedRow { op: "delete".into(), ..event.parsed }));
+                rows.push((
+                    row,
+                    ParsedRow {
+                        op: "delete".into(),
+                        ..event.parsed
+                    },
+                ));
                 continue;
             }
             let bytes = match ContentHash::new(event.content_hash) {
@@ -83,16 +104,25 @@ impl Operator for ParseTask {
             };
             match bytes {
                 Ok(bytes) => {
-                    jobs.push(Job { row, parsed: event.parsed, content_type: event.content_type, bytes });
+                    jobs.push(Job {
+                        row,
+                        parsed: event.parsed,
+                        content_type: event.content_type,
+                        bytes,
+                    });
                 }
-                Err(error @ ObjectError::NotFound(_)) => cx.dead_letter(&batch, row, error.to_string()),
+                Err(error @ ObjectError::NotFound(_)) => {
+                    cx.dead_letter(&batch, row, error.to_string())
+                }
                 Err(error) => return Err(FlowError::retriable("parse", error)),
             }
         }
 
         let limits = self.limits.clone();
         let done = tokio::task::spawn_blocking(move || {
-            jobs.into_par_iter().map(|job| (job.row, parse_one(job, &limits))).collect::<Vec<_>>()
+            jobs.into_par_iter()
+                .map(|job| (job.row, parse_one(job, &limits)))
+                .collect::<Vec<_>>()
         })
         .await
         .map_err(|error| FlowError::fatal("parse", error))?;
@@ -110,13 +140,18 @@ impl Operator for ParseTask {
 }
 
 fn parse_one(job: Job, limits: &Limits) -> Result<ParsedRow, String> {
-    let input =
-        Input { name: &job.parsed.name, content_type: job.content_type.as_deref(), bytes: &job.bytes };
+    let input = Input {
+        name: &job.parsed.name,
+        content_type: job.content_type.as_deref(),
+        bytes: &job.bytes,
+    };
     let document = va_parse::parse(&input, limits).map_err(|error| error.to_string())?;
     for warning in &document.warnings {
         tracing::info!(document = %job.parsed.document_id, name = %job.parsed.name, warning, "parsed with a warning");
     }
-    let format = serde_json::to_value(document.format).ok().and_then(|v| v.as_str().map(str::to_owned));
+    let format = serde_json::to_value(document.format)
+        .ok()
+        .and_then(|v| v.as_str().map(str::to_owned));
     Ok(ParsedRow {
         op: "upsert".into(),
         format,
@@ -150,7 +185,9 @@ impl Event {
         Ok(Self {
             event_type: strings(batch, "event_type")?.value(row).to_owned(),
             content_hash: text("content_hash")?,
-            content_type: content_type.is_valid(0).then(|| content_type.value(0).to_owned()),
+            content_type: content_type
+                .is_valid(0)
+                .then(|| content_type.value(0).to_owned()),
             parsed: ParsedRow {
                 tenant_id: strings(batch, "tenant_id")?.value(row).to_owned(),
                 collection: text("collection")?,

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, LargeStringArray, ListArray, RecordBatch, StringArray, StructArray, UInt8Array,
-    UInt32Array, UInt64Array,
+    Array, ArrayRef, AsArray, LargeStringArray, ListArray, RecordBatch, StringArray, StructArray,
+    UInt8Array, UInt32Array, UInt64Array,
 };
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, UInt8Type, UInt32Type, UInt64Type};
@@ -38,8 +38,12 @@ pub struct ParsedRow {
 
 /// Rows as a batch of `parsed_schema`.
 pub fn to_batch(rows: &[ParsedRow]) -> Result<RecordBatch, ArrowError> {
-    let text = |f: fn(&ParsedRow) -> &str| -> ArrayRef { Arc::new(StringArray::from_iter_values(rows.iter().map(f))) };
-    let maybe = |f: fn(&ParsedRow) -> Option<&str>| -> ArrayRef { Arc::new(StringArray::from_iter(rows.iter().map(f))) };
+    let text = |f: fn(&ParsedRow) -> &str| -> ArrayRef {
+        Arc::new(StringArray::from_iter_values(rows.iter().map(f)))
+    };
+    let maybe = |f: fn(&ParsedRow) -> Option<&str>| -> ArrayRef {
+        Arc::new(StringArray::from_iter(rows.iter().map(f)))
+    };
     RecordBatch::try_new(
         parsed_schema(),
         vec![
@@ -47,7 +51,9 @@ pub fn to_batch(rows: &[ParsedRow]) -> Result<RecordBatch, ArrowError> {
             text(|r| &r.tenant_id),
             text(|r| &r.collection),
             text(|r| &r.document_id),
-            Arc::new(UInt32Array::from_iter_values(rows.iter().map(|r| r.version))),
+            Arc::new(UInt32Array::from_iter_values(
+                rows.iter().map(|r| r.version),
+            )),
             text(|r| &r.name),
             text(|r| &r.uri),
             maybe(|r| r.format.as_deref()),
@@ -55,7 +61,9 @@ pub fn to_batch(rows: &[ParsedRow]) -> Result<RecordBatch, ArrowError> {
             maybe(|r| r.title.as_deref()),
             Arc::new(UInt32Array::from_iter(rows.iter().map(|r| r.pages))),
             text(|r| &r.metadata),
-            Arc::new(LargeStringArray::from_iter_values(rows.iter().map(|r| &r.text))),
+            Arc::new(LargeStringArray::from_iter_values(
+                rows.iter().map(|r| &r.text),
+            )),
             block_lists(rows)?,
         ],
     )
@@ -68,13 +76,19 @@ fn block_lists(rows: &[ParsedRow]) -> Result<ArrayRef, ArrowError> {
     let structs = StructArray::try_new(
         fields.clone(),
         vec![
-            Arc::new(StringArray::from_iter_values(blocks().map(|b| kind_word(b.kind)))),
+            Arc::new(StringArray::from_iter_values(
+                blocks().map(|b| kind_word(b.kind)),
+            )),
             Arc::new(UInt8Array::from_iter(blocks().map(|b| match b.kind {
                 BlockKind::Heading(level) => Some(level),
                 _ => None,
             }))),
-            Arc::new(UInt64Array::from_iter_values(blocks().map(|b| b.range.start as u64))),
-            Arc::new(UInt64Array::from_iter_values(blocks().map(|b| b.range.end as u64))),
+            Arc::new(UInt64Array::from_iter_values(
+                blocks().map(|b| b.range.start as u64),
+            )),
+            Arc::new(UInt64Array::from_iter_values(
+                blocks().map(|b| b.range.end as u64),
+            )),
             Arc::new(UInt32Array::from_iter(blocks().map(|b| b.page))),
             string_lists(blocks().map(|b| b.title_path.as_slice())),
         ],
@@ -82,14 +96,20 @@ fn block_lists(rows: &[ParsedRow]) -> Result<ArrayRef, ArrowError> {
     )?;
     let item = Arc::new(Field::new("item", DataType::Struct(fields), false));
     let offsets = OffsetBuffer::from_lengths(rows.iter().map(|row| row.blocks.len()));
-    Ok(Arc::new(ListArray::try_new(item, offsets, Arc::new(structs), None)?))
+    Ok(Arc::new(ListArray::try_new(
+        item,
+        offsets,
+        Arc::new(structs),
+        None,
+    )?))
 }
 
 /// Row `row` of a batch of `parsed_schema`.
 pub fn from_batch(batch: &RecordBatch, row: usize) -> Result<ParsedRow, ArrowError> {
     let text = |name: &str| strings(batch, name).map(|array| array.value(row).to_owned());
-    let maybe =
-        |name: &str| strings(batch, name).map(|array| array.is_valid(row).then(|| array.value(row).to_owned()));
+    let maybe = |name: &str| {
+        strings(batch, name).map(|array| array.is_valid(row).then(|| array.value(row).to_owned()))
+    };
     let pages = u32s(batch, "pages")?;
     Ok(ParsedRow {
         op: text("op")?,
@@ -114,20 +134,30 @@ pub fn from_batch(batch: &RecordBatch, row: usize) -> Result<ParsedRow, ArrowErr
 }
 
 fn blocks_of(lists: &ArrayRef, row: usize) -> Result<Vec<Block>, ArrowError> {
-    let damaged = || ArrowError::SchemaError("column `blocks` does not have the schema of `parse`".into());
+    let damaged =
+        || ArrowError::SchemaError("column `blocks` does not have the schema of `parse`".into());
     let list = lists.as_list_opt::<i32>().ok_or_else(damaged)?.value(row);
     let structs = list.as_struct_opt().ok_or_else(damaged)?;
     let child = |name: &str| structs.column_by_name(name).ok_or_else(damaged);
     let kind = child("kind")?.as_string_opt::<i32>().ok_or_else(damaged)?;
-    let level = child("level")?.as_primitive_opt::<UInt8Type>().ok_or_else(damaged)?;
-    let start = child("start")?.as_primitive_opt::<UInt64Type>().ok_or_else(damaged)?;
-    let end = child("end")?.as_primitive_opt::<UInt64Type>().ok_or_else(damaged)?;
-    let page = child("page")?.as_primitive_opt::<UInt32Type>().ok_or_else(damaged)?;
+    let level = child("level")?
+        .as_primitive_opt::<UInt8Type>()
+        .ok_or_else(damaged)?;
+    let start = child("start")?
+        .as_primitive_opt::<UInt64Type>()
+        .ok_or_else(damaged)?;
+    let end = child("end")?
+        .as_primitive_opt::<UInt64Type>()
+        .ok_or_else(damaged)?;
+    let page = child("page")?
+        .as_primitive_opt::<UInt32Type>()
+        .ok_or_else(damaged)?;
     let title_path = child("title_path")?;
     (0..structs.len())
         .map(|i| {
             Ok(Block {
-                kind: kind_of(kind.value(i), level.is_valid(i).then(|| level.value(i))).ok_or_else(damaged)?,
+                kind: kind_of(kind.value(i), level.is_valid(i).then(|| level.value(i)))
+                    .ok_or_else(damaged)?,
                 range: start.value(i) as usize..end.value(i) as usize,
                 page: page.is_valid(i).then(|| page.value(i)),
                 title_path: string_items(title_path, i)?,
@@ -181,7 +211,10 @@ mod tests {
                 ],
                 ..ParsedRow::default()
             },
-            ParsedRow { op: "delete".into(), ..ParsedRow::default() },
+            ParsedRow {
+                op: "delete".into(),
+                ..ParsedRow::default()
+            },
         ];
         let batch = to_batch(&rows).expect("a batch");
         for (i, row) in rows.iter().enumerate() {

@@ -18,16 +18,24 @@ use crate::operator::{OperatorEntry, entry};
 /// Every operator that a pipeline can name.
 pub fn operators() -> Vec<OperatorEntry> {
     vec![
-        entry::<announce::AnnounceSpec>("One `document.indexed` event for each document that is complete."),
-        entry::<chunk::ChunkSpec>("Cuts documents into chunks that keep sentences, headings, tables and code whole."),
+        entry::<announce::AnnounceSpec>(
+            "One `document.indexed` event for each document that is complete.",
+        ),
+        entry::<chunk::ChunkSpec>(
+            "Cuts documents into chunks that keep sentences, headings, tables and code whole.",
+        ),
         entry::<embed::EmbedSpec>("Adds a vector to every chunk, with a local model."),
         entry::<filter::FilterSpec>("Keeps the rows for which a SQL condition is true."),
         entry::<map::MapSpec>("Computes, renames and drops columns with SQL expressions."),
-        entry::<parse::ParseSpec>("Turns uploaded documents into text with headings, tables, pages and offsets."),
+        entry::<parse::ParseSpec>(
+            "Turns uploaded documents into text with headings, tables, pages and offsets.",
+        ),
     ]
 }
 
 /// The operator of that kind.
 pub fn operator(kind: &str) -> Option<OperatorEntry> {
-    operators().into_iter().find(|entry| entry.description.kind == kind)
+    operators()
+        .into_iter()
+        .find(|entry| entry.description.kind == kind)
 }

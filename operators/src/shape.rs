@@ -8,29 +8,47 @@ pub fn expect_columns(input: &Schema, wanted: &Schema) -> Result<(), Vec<Problem
     let (mut missing, mut problems) = (Vec::new(), Vec::new());
     for field in wanted.fields() {
         match input.field_with_name(field.name()) {
-            Err(_) => missing.push(format!("`{}` ({})", field.name(), type_name(field.data_type()))),
-            Ok(found) if !same_type(found.data_type(), field.data_type()) => problems.push(Problem::new(
-                &["input"],
-                format!(
-                    "column `{}` is {} in the input, {} is needed",
-                    field.name(),
-                    type_name(found.data_type()),
-                    type_name(field.data_type())
-                ),
+            Err(_) => missing.push(format!(
+                "`{}` ({})",
+                field.name(),
+                type_name(field.data_type())
             )),
+            Ok(found) if !same_type(found.data_type(), field.data_type()) => {
+                problems.push(Problem::new(
+                    &["input"],
+                    format!(
+                        "column `{}` is {} in the input, {} is needed",
+                        field.name(),
+                        type_name(found.data_type()),
+                        type_name(field.data_type())
+                    ),
+                ))
+            }
             Ok(_) => {}
         }
     }
     if !missing.is_empty() {
         let message = format!("missing from the input: {}", missing.join(", "));
-        problems.push(Problem::new(&["input"], message).hint(format!("the input has {}", column_names(input))));
+        problems.push(
+            Problem::new(&["input"], message)
+                .hint(format!("the input has {}", column_names(input))),
+        );
     }
-    if problems.is_empty() { Ok(()) } else { Err(problems) }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(problems)
+    }
 }
 
 /// The column names of a schema, quoted, for messages.
 pub fn column_names(schema: &Schema) -> String {
-    schema.fields().iter().map(|field| format!("`{}`", field.name())).collect::<Vec<_>>().join(", ")
+    schema
+        .fields()
+        .iter()
+        .map(|field| format!("`{}`", field.name()))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// The same type but for nullability inside and the names of list items.

@@ -7,5 +7,8 @@ pub const DOCUMENT_STATE: &str = include_str!("../definitions/document_state.yam
 
 /// File name and text of every built-in pipeline.
 pub fn builtin() -> [(&'static str, &'static str); 2] {
-    [("index.yaml", INDEX), ("document_state.yaml", DOCUMENT_STATE)]
+    [
+        ("index.yaml", INDEX),
+        ("document_state.yaml", DOCUMENT_STATE),
+    ]
 }

@@ -36,7 +36,12 @@ pub fn dot(plan: &Plan) -> String {
             Role::Operator => "box",
             Role::Sink => "cylinder",
         };
-        let _ = writeln!(out, "  n{i} [shape={shape}, label=\"{}\\n{}\"];", node.node.name, detail(node));
+        let _ = writeln!(
+            out,
+            "  n{i} [shape={shape}, label=\"{}\\n{}\"];",
+            node.node.name,
+            detail(node)
+        );
     }
     for (i, node) in plan.nodes.iter().enumerate() {
         for input in &node.inputs {
@@ -48,7 +53,12 @@ pub fn dot(plan: &Plan) -> String {
 }
 
 fn detail(node: &PlannedNode) -> String {
-    match node.node.options.get("topic").and_then(|topic| topic.as_str()) {
+    match node
+        .node
+        .options
+        .get("topic")
+        .and_then(|topic| topic.as_str())
+    {
         Some(topic) => format!("{} {topic}", node.node.kind),
         None => node.node.kind.clone(),
     }
@@ -77,7 +87,12 @@ pub fn explain(plan: &Plan) -> String {
             Role::Sink => "sink",
         };
         let _ = write!(out, "\n{role} {} ({})", node.node.name, node.node.kind);
-        let inputs: Vec<&str> = node.node.inputs.iter().map(|input| input.as_str()).collect();
+        let inputs: Vec<&str> = node
+            .node
+            .inputs
+            .iter()
+            .map(|input| input.as_str())
+            .collect();
         if !inputs.is_empty() {
             let _ = write!(out, " <- {}", inputs.join(", "));
         }

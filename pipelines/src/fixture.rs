@@ -11,7 +11,9 @@ use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use va_catalog::{Graph, Node, NodeName, Offset, Partition, PipelineName, Role, TopicName, TopicPartition};
+use va_catalog::{
+    Graph, Node, NodeName, Offset, Partition, PipelineName, Role, TopicName, TopicPartition,
+};
 use va_connectors::log::{FetchLimit, Log, Target, TopicConfig};
 
 use crate::plan::{BuiltinNames, ChainedNames, Plan};
@@ -56,7 +58,8 @@ impl Fixture {
             .iter()
             .enumerate()
             .map(|(i, item)| {
-                serde_json::from_value(item.clone()).map_err(|error| (vec![i.to_string()], format!("test: {error}")))
+                serde_json::from_value(item.clone())
+                    .map_err(|error| (vec![i.to_string()], format!("test: {error}")))
             })
             .collect()
     }
@@ -76,10 +79,17 @@ pub async fn run(plan: &Plan, fixture: &Fixture, config: RuntimeConfig) -> Outco
         Ok(differences) => differences,
         Err(error) => vec![error],
     };
-    Outcome { name: fixture.name.clone(), differences }
+    Outcome {
+        name: fixture.name.clone(),
+        differences,
+    }
 }
 
-async fn try_run(plan: &Plan, fixture: &Fixture, config: RuntimeConfig) -> Result<Vec<String>, String> {
+async fn try_run(
+    plan: &Plan,
+    fixture: &Fixture,
+    config: RuntimeConfig,
+) -> Result<Vec<String>, String> {
     let log = config.log.clone();
     for object in &fixture.objects {
         config
@@ -96,12 +106,17 @@ async fn try_run(plan: &Plan, fixture: &Fixture, config: RuntimeConfig) -> Resul
             .find(|node| &node.node.name == source)
             .and_then(|node| node.source.as_ref())
             .ok_or_else(|| format!("`input` names `{source}`, which is not a source"))?;
-        append(log.as_ref(), &node.topic, &node.schema, rows).await.map_err(|error| format!("input of `{source}`: {error}"))?;
+        append(log.as_ref(), &node.topic, &node.schema, rows)
+            .await
+            .map_err(|error| format!("input of `{source}`: {error}"))?;
     }
     let collected = collecting(plan, fixture)?;
     let runtime = Runtime::new(config);
     let name = collected.graph.name.clone();
-    runtime.start(collected.clone()).await.map_err(|error| error.to_string())?;
+    runtime
+        .start(collected.clone())
+        .await
+        .map_err(|error| error.to_string())?;
     let ran = until_caught_up(&runtime, &name).await;
     let stopped = runtime.stop(&name).await.map_err(|error| error.to_string());
     ran.and(stopped)?;
@@ -118,28 +133,62 @@ async fn try_run(plan: &Plan, fixture: &Fixture, config: RuntimeConfig) -> Resul
 
 /// The plan with its sinks replaced by topics behind the nodes that the test looks at.
 fn collecting(plan: &Plan, fixture: &Fixture) -> Result<Plan, String> {
-    let mut nodes: Vec<Node> = plan.graph.nodes.iter().filter(|node| node.role != Role::Sink).cloned().collect();
+    let mut nodes: Vec<Node> = plan
+        .graph
+        .nodes
+        .iter()
+        .filter(|node| node.role != Role::Sink)
+        .cloned()
+        .collect();
     let known = nodes.len();
     for expected in fixture.expect.keys() {
-        let node = plan.graph.node(expected).ok_or_else(|| format!("`expect` names `{expected}`, which does not exist"))?;
-        let input = if node.role == Role::Sink { node.inputs[0].clone() } else { node.name.clone() };
-        let name = NodeName::new(format!("collect.{expected}")).map_err(|error| error.to_string())?;
+        let node = plan
+            .graph
+            .node(expected)
+            .ok_or_else(|| format!("`expect` names `{expected}`, which does not exist"))?;
+        let input = if node.role == Role::Sink {
+            node.inputs[0].clone()
+        } else {
+            node.name.clone()
+        };
+        let name =
+            NodeName::new(format!("collect.{expected}")).map_err(|error| error.to_string())?;
         let options = json!({"topic": collecting_topic(expected)?.as_str()});
-        nodes.push(Node { name, role: Role::Sink, kind: "topic".into(), inputs: vec![input], options });
+        nodes.push(Node {
+            name,
+            role: Role::Sink,
+            kind: "topic".into(),
+            inputs: vec![input],
+            options,
+        });
     }
     // Operators must still run when nothing is expected of them: what they dead-letter is.
     for node in &plan.graph.nodes[..] {
         if node.role == Role::Sink && nodes[known..].iter().all(|sink| sink.inputs != node.inputs) {
-            let name = NodeName::new(format!("discard.{}", node.name)).map_err(|error| error.to_string())?;
+            let name = NodeName::new(format!("discard.{}", node.name))
+                .map_err(|error| error.to_string())?;
             let options = json!({"topic": format!("discard.{}", node.name)});
-            nodes.push(Node { name, role: Role::Sink, kind: "topic".into(), inputs: node.inputs.clone(), options });
+            nodes.push(Node {
+                name,
+                role: Role::Sink,
+                kind: "topic".into(),
+                inputs: node.inputs.clone(),
+                options,
+            });
         }
     }
-    let graph = Graph { nodes, ..plan.graph.clone() };
+    let graph = Graph {
+        nodes,
+        ..plan.graph.clone()
+    };
     let declared: Vec<_> = plan.topics.clone();
     let names = ChainedNames(vec![Arc::new(BuiltinNames), Arc::new(Declared(declared))]);
     Plan::new(graph, &names).map_err(|problems| {
-        problems.iter().map(|found| format!("{}: {}", found.node, found.problem)).collect::<Vec<_>>().join("; ")
+        problems
+            .iter()
+            .map(|found| format!("{}: {}", found.node, found.problem))
+            .collect::<Vec<_>>()
+            .join("; ")
     })
 }
 
@@ -148,7 +197,10 @@ struct Declared(Vec<(TopicName, SchemaRef)>);
 
 impl va_connectors::flow::Names for Declared {
     fn topic_schema(&self, topic: &TopicName) -> Option<SchemaRef> {
-        self.0.iter().find(|(name, _)| name == topic).map(|(_, schema)| schema.clone())
+        self.0
+            .iter()
+            .find(|(name, _)| name == topic)
+            .map(|(_, schema)| schema.clone())
     }
 
     fn topics(&self) -> Vec<TopicName> {
@@ -166,17 +218,37 @@ async fn append(
     schema: &SchemaRef,
     rows: &[Map<String, Value>],
 ) -> Result<(), String> {
-    log.create_topic(topic, TopicConfig { partitions: 1, ..TopicConfig::default() })
-        .await
-        .map_err(|error| error.to_string())?;
+    log.create_topic(
+        topic,
+        TopicConfig {
+            partitions: 1,
+            ..TopicConfig::default()
+        },
+    )
+    .await
+    .map_err(|error| error.to_string())?;
     let mut commit = log.begin();
-    commit.append(topic, Target::Partition(Partition(0)), rows_to_batch(schema, rows)?);
-    commit.finish().await.map(|_| ()).map_err(|error| error.to_string())
+    commit.append(
+        topic,
+        Target::Partition(Partition(0)),
+        rows_to_batch(schema, rows)?,
+    );
+    commit
+        .finish()
+        .await
+        .map(|_| ())
+        .map_err(|error| error.to_string())
 }
 
 /// JSON objects as a batch; a field that the schema does not have is an error.
-pub fn rows_to_batch(schema: &SchemaRef, rows: &[Map<String, Value>]) -> Result<RecordBatch, String> {
-    let text: String = rows.iter().map(|row| format!("{}\n", Value::Object(row.clone()))).collect();
+pub fn rows_to_batch(
+    schema: &SchemaRef,
+    rows: &[Map<String, Value>],
+) -> Result<RecordBatch, String> {
+    let text: String = rows
+        .iter()
+        .map(|row| format!("{}\n", Value::Object(row.clone())))
+        .collect();
     let mut reader = arrow::json::ReaderBuilder::new(schema.clone())
         .with_strict_mode(true)
         .with_batch_size(rows.len().max(1))
@@ -193,7 +265,10 @@ pub fn batch_to_rows(batch: &RecordBatch) -> Result<Vec<Map<String, Value>>, Str
     let mut writer = arrow::json::WriterBuilder::new()
         .with_explicit_nulls(true)
         .build::<_, arrow::json::writer::JsonArray>(Vec::new());
-    writer.write(batch).and_then(|()| writer.finish()).map_err(|error| error.to_string())?;
+    writer
+        .write(batch)
+        .and_then(|()| writer.finish())
+        .map_err(|error| error.to_string())?;
     let bytes = writer.into_inner();
     if bytes.is_empty() {
         return Ok(Vec::new());
@@ -202,36 +277,62 @@ pub fn batch_to_rows(batch: &RecordBatch) -> Result<Vec<Map<String, Value>>, Str
 }
 
 async fn until_caught_up(runtime: &Runtime, name: &PipelineName) -> Result<(), String> {
-    let mut checkpoints = runtime.checkpoints(name).map_err(|error| error.to_string())?;
+    let mut checkpoints = runtime
+        .checkpoints(name)
+        .map_err(|error| error.to_string())?;
     loop {
         checkpoints.borrow_and_update();
-        let status = runtime.status(name).await.map_err(|error| error.to_string())?;
+        let status = runtime
+            .status(name)
+            .await
+            .map_err(|error| error.to_string())?;
         match status.state {
-            PipelineState::Failed { reason } | PipelineState::Restarting { reason } => return Err(reason),
-            PipelineState::Running | PipelineState::Stopped if status.lag_rows == 0 => return Ok(()),
+            PipelineState::Failed { reason } | PipelineState::Restarting { reason } => {
+                return Err(reason);
+            }
+            PipelineState::Running | PipelineState::Stopped if status.lag_rows == 0 => {
+                return Ok(());
+            }
             PipelineState::Running | PipelineState::Stopped => {}
         }
         // A failure makes no checkpoint, so the state is looked at now and then as well.
-        let _ = tokio::time::timeout(std::time::Duration::from_millis(200), checkpoints.changed()).await;
+        let _ = tokio::time::timeout(std::time::Duration::from_millis(200), checkpoints.changed())
+            .await;
     }
 }
 
 async fn rows_of(log: &dyn Log, topic: &TopicName) -> Result<Vec<Map<String, Value>>, String> {
     let topics = log.topics().await.map_err(|error| error.to_string())?;
-    let partitions = topics.iter().find(|(name, _)| name == topic).map_or(0, |(_, config)| config.partitions);
+    let partitions = topics
+        .iter()
+        .find(|(name, _)| name == topic)
+        .map_or(0, |(_, config)| config.partitions);
     let mut batches: Vec<(i64, Offset, RecordBatch)> = Vec::new();
     for partition in (0..partitions).map(Partition) {
-        let partition = TopicPartition { topic: topic.clone(), partition };
+        let partition = TopicPartition {
+            topic: topic.clone(),
+            partition,
+        };
         let mut from = Offset(0);
         loop {
             let fetched = log
-                .fetch(&partition, from, FetchLimit::default(), std::time::Duration::ZERO)
+                .fetch(
+                    &partition,
+                    from,
+                    FetchLimit::default(),
+                    std::time::Duration::ZERO,
+                )
                 .await
                 .map_err(|error| error.to_string())?;
             if fetched.batches.is_empty() {
                 break;
             }
-            batches.extend(fetched.batches.into_iter().map(|b| (b.appended_at_ms, b.base, b.batch)));
+            batches.extend(
+                fetched
+                    .batches
+                    .into_iter()
+                    .map(|b| (b.appended_at_ms, b.base, b.batch)),
+            );
             from = fetched.next;
         }
     }
@@ -243,24 +344,41 @@ async fn rows_of(log: &dyn Log, topic: &TopicName) -> Result<Vec<Map<String, Val
     Ok(rows)
 }
 
-fn compare(node: &str, expected: &[Map<String, Value>], actual: &[Map<String, Value>], out: &mut Vec<String>) {
+fn compare(
+    node: &str,
+    expected: &[Map<String, Value>],
+    actual: &[Map<String, Value>],
+    out: &mut Vec<String>,
+) {
     if expected.len() != actual.len() {
-        out.push(format!("`{node}`: {} rows expected, {} came", expected.len(), actual.len()));
+        out.push(format!(
+            "`{node}`: {} rows expected, {} came",
+            expected.len(),
+            actual.len()
+        ));
     }
     for (i, row) in expected.iter().enumerate() {
         let Some(got) = actual.get(i) else {
-            out.push(format!("`{node}` row {i}: {} is missing", Value::Object(row.clone())));
+            out.push(format!(
+                "`{node}` row {i}: {} is missing",
+                Value::Object(row.clone())
+            ));
             continue;
         };
         for (column, value) in row {
             let found = got.get(column).unwrap_or(&Value::Null);
             if !same(value, found) {
-                out.push(format!("`{node}` row {i}, `{column}`: {value} expected, {found} came"));
+                out.push(format!(
+                    "`{node}` row {i}, `{column}`: {value} expected, {found} came"
+                ));
             }
         }
     }
     for row in actual.iter().skip(expected.len()) {
-        out.push(format!("`{node}`: unexpected {}", Value::Object(row.clone())));
+        out.push(format!(
+            "`{node}`: unexpected {}",
+            Value::Object(row.clone())
+        ));
     }
 }
 
@@ -268,15 +386,21 @@ fn compare(node: &str, expected: &[Map<String, Value>], actual: &[Map<String, Va
 fn same(expected: &Value, found: &Value) -> bool {
     match (expected, found) {
         (Value::Number(a), Value::Number(b)) => a == b || a.as_f64() == b.as_f64(),
-        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
-        (Value::Object(a), Value::Object(b)) => {
-            a.iter().all(|(key, value)| same(value, b.get(key).unwrap_or(&Value::Null)))
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))
         }
+        (Value::Object(a), Value::Object(b)) => a
+            .iter()
+            .all(|(key, value)| same(value, b.get(key).unwrap_or(&Value::Null))),
         (a, b) => a == b,
     }
 }
 
-fn compare_dead_letters(expected: &[ExpectedDeadLetter], actual: &[Map<String, Value>], out: &mut Vec<String>) {
+fn compare_dead_letters(
+    expected: &[ExpectedDeadLetter],
+    actual: &[Map<String, Value>],
+    out: &mut Vec<String>,
+) {
     let found: Vec<(&str, &str)> = actual
         .iter()
         .map(|row| {
@@ -285,7 +409,11 @@ fn compare_dead_letters(expected: &[ExpectedDeadLetter], actual: &[Map<String, V
         })
         .collect();
     if expected.len() != found.len() {
-        out.push(format!("{} dead letters expected, {} came: {found:?}", expected.len(), found.len()));
+        out.push(format!(
+            "{} dead letters expected, {} came: {found:?}",
+            expected.len(),
+            found.len()
+        ));
         return;
     }
     for (expected, (operator, reason)) in expected.iter().zip(found) {

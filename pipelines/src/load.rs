@@ -32,13 +32,24 @@ pub struct Diagnostic {
 
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}:{}:{}: {}", self.file, self.line, self.column, self.message)?;
+        writeln!(
+            f,
+            "{}:{}:{}: {}",
+            self.file, self.line, self.column, self.message
+        )?;
         let number = self.line.to_string();
         writeln!(f, "  {number} | {}", self.text)?;
         // As wide as the text before it, so that the mark stands below the place also after Chinese text.
-        let before: String = self.text.chars().take(self.column.saturating_sub(1)).map(blank).collect();
+        let before: String = self
+            .text
+            .chars()
+            .take(self.column.saturating_sub(1))
+            .map(blank)
+            .collect();
         write!(f, "  {} | {before}^", " ".repeat(number.len()))?;
-        self.hint.as_ref().map_or(Ok(()), |hint| write!(f, "\n  {} = help: {hint}", " ".repeat(number.len())))
+        self.hint.as_ref().map_or(Ok(()), |hint| {
+            write!(f, "\n  {} = help: {hint}", " ".repeat(number.len()))
+        })
     }
 }
 
@@ -59,7 +70,12 @@ impl fmt::Display for Diagnostics {
         for diagnostic in &self.0 {
             writeln!(f, "{diagnostic}")?;
         }
-        write!(f, "{} problem{}", self.0.len(), if self.0.len() == 1 { "" } else { "s" })
+        write!(
+            f,
+            "{} problem{}",
+            self.0.len(),
+            if self.0.len() == 1 { "" } else { "s" }
+        )
     }
 }
 
@@ -70,14 +86,31 @@ pub struct Loaded {
     pub tests: Vec<Fixture>,
 }
 
-const TOP_FIELDS: [&str; 8] =
-    ["pipeline", "description", "checkpoint", "tasks", "sources", "operators", "sinks", "tests"];
-const SECTIONS: [(&str, Role); 3] =
-    [("sources", Role::Source), ("operators", Role::Operator), ("sinks", Role::Sink)];
+const TOP_FIELDS: [&str; 8] = [
+    "pipeline",
+    "description",
+    "checkpoint",
+    "tasks",
+    "sources",
+    "operators",
+    "sinks",
+    "tests",
+];
+const SECTIONS: [(&str, Role); 3] = [
+    ("sources", Role::Source),
+    ("operators", Role::Operator),
+    ("sinks", Role::Sink),
+];
 
 /// Reads and checks a pipeline. `file` is only used in messages.
 pub fn load(file: &str, text: &str, names: &dyn Names) -> Result<Loaded, Diagnostics> {
-    let mut loader = Loader { file, text, source: SourceText::default(), problems: Vec::new(), nodes: BTreeMap::new() };
+    let mut loader = Loader {
+        file,
+        text,
+        source: SourceText::default(),
+        problems: Vec::new(),
+        nodes: BTreeMap::new(),
+    };
     match SourceText::parse(text) {
         Ok(source) => loader.source = source,
         Err((position, message)) => {
@@ -100,11 +133,19 @@ struct Loader<'a> {
 impl Loader<'_> {
     fn load(&mut self, names: &dyn Names) -> Option<Loaded> {
         let Value::Object(top) = std::mem::take(&mut self.source.value) else {
-            self.report_at(&[], "a pipeline is a mapping", Some("begin with `pipeline: <name>`".into()));
+            self.report_at(
+                &[],
+                "a pipeline is a mapping",
+                Some("begin with `pipeline: <name>`".into()),
+            );
             return None;
         };
-        for field in top.keys().filter(|field| !TOP_FIELDS.contains(&field.as_str())) {
-            let hint = suggest(field, TOP_FIELDS).unwrap_or_else(|| format!("the fields are {}", quoted(TOP_FIELDS)));
+        for field in top
+            .keys()
+            .filter(|field| !TOP_FIELDS.contains(&field.as_str()))
+        {
+            let hint = suggest(field, TOP_FIELDS)
+                .unwrap_or_else(|| format!("the fields are {}", quoted(TOP_FIELDS)));
             self.report_key(&[field], format!("unknown field `{field}`"), Some(hint));
         }
         let name = self.name_of(&top);
@@ -124,11 +165,16 @@ impl Loader<'_> {
                 Some(_) => self.report_at(
                     &[section],
                     &format!("`{section}` is not a mapping"),
-                    Some(format!("write `{section}:` and below it `<name>: {{type: ...}}`")),
+                    Some(format!(
+                        "write `{section}:` and below it `<name>: {{type: ...}}`"
+                    )),
                 ),
             }
         }
-        for (section, what) in [("sources", "nothing to read from"), ("sinks", "nowhere to write to")] {
+        for (section, what) in [
+            ("sources", "nothing to read from"),
+            ("sinks", "nowhere to write to"),
+        ] {
             if top.get(section).is_none_or(Value::is_null) {
                 self.report_at(&[], &format!("no `{section}`: there is {what}"), None);
             }
@@ -144,7 +190,13 @@ impl Loader<'_> {
             }
         };
 
-        let graph = Graph { name: name.clone()?, description, checkpoint, tasks, nodes };
+        let graph = Graph {
+            name: name.clone()?,
+            description,
+            checkpoint,
+            tasks,
+            nodes,
+        };
         let plan = match Plan::new(graph, names) {
             Ok(plan) => Some(plan),
             Err(problems) => {
@@ -157,36 +209,66 @@ impl Loader<'_> {
                 None
             }
         };
-        if self.problems.is_empty() { Some(Loaded { plan: plan?, tests }) } else { None }
+        if self.problems.is_empty() {
+            Some(Loaded { plan: plan?, tests })
+        } else {
+            None
+        }
     }
 
     fn name_of(&mut self, top: &Map<String, Value>) -> Option<PipelineName> {
         let Some(text) = top.get("pipeline") else {
-            self.report_at(&[], "the field `pipeline` is missing", Some("begin with `pipeline: <name>`".into()));
+            self.report_at(
+                &[],
+                "the field `pipeline` is missing",
+                Some("begin with `pipeline: <name>`".into()),
+            );
             // The rest is checked under some name.
             return PipelineName::new("unnamed").ok();
         };
-        let name = text.as_str().map(ToOwned::to_owned).unwrap_or_else(|| text.to_string());
-        PipelineName::new(name).map_err(|error| self.report_at(&["pipeline"], &error.to_string(), None)).ok()
+        let name = text
+            .as_str()
+            .map(ToOwned::to_owned)
+            .unwrap_or_else(|| text.to_string());
+        PipelineName::new(name)
+            .map_err(|error| self.report_at(&["pipeline"], &error.to_string(), None))
+            .ok()
     }
 
     fn text_field(&mut self, top: &Map<String, Value>, field: &str) -> Option<String> {
         match top.get(field)? {
             Value::String(text) => Some(text.clone()),
             other => {
-                self.report_at(&[field], &format!("`{field}` is {}, not text", type_word(other)), None);
+                self.report_at(
+                    &[field],
+                    &format!("`{field}` is {}, not text", type_word(other)),
+                    None,
+                );
                 None
             }
         }
     }
 
-    fn number(&mut self, fields: &Map<String, Value>, field: &str, min: u64, max: u64) -> Option<u64> {
+    fn number(
+        &mut self,
+        fields: &Map<String, Value>,
+        field: &str,
+        min: u64,
+        max: u64,
+    ) -> Option<u64> {
         let value = fields.get(field)?;
         let number = value.as_u64().filter(|number| (min..=max).contains(number));
         if number.is_none() {
-            let path: Vec<&str> =
-                if ["interval_ms", "rows_max"].contains(&field) { vec!["checkpoint", field] } else { vec![field] };
-            self.report_at(&path, &format!("`{field}` is {value}"), Some(format!("use a whole number from {min} to {max}")));
+            let path: Vec<&str> = if ["interval_ms", "rows_max"].contains(&field) {
+                vec!["checkpoint", field]
+            } else {
+                vec![field]
+            };
+            self.report_at(
+                &path,
+                &format!("`{field}` is {value}"),
+                Some(format!("use a whole number from {min} to {max}")),
+            );
         }
         number
     }
@@ -197,16 +279,32 @@ impl Loader<'_> {
             None | Some(Value::Null) => {}
             Some(Value::Object(fields)) => {
                 let known = ["interval_ms", "rows_max"];
-                for field in fields.keys().filter(|field| !known.contains(&field.as_str())) {
-                    let hint = suggest(field, known).unwrap_or_else(|| format!("the fields are {}", quoted(known)));
-                    self.report_key(&["checkpoint", field], format!("unknown field `{field}` in `checkpoint`"), Some(hint));
+                for field in fields
+                    .keys()
+                    .filter(|field| !known.contains(&field.as_str()))
+                {
+                    let hint = suggest(field, known)
+                        .unwrap_or_else(|| format!("the fields are {}", quoted(known)));
+                    self.report_key(
+                        &["checkpoint", field],
+                        format!("unknown field `{field}` in `checkpoint`"),
+                        Some(hint),
+                    );
                 }
-                spec.interval_ms = self.number(fields, "interval_ms", 1, 3_600_000).unwrap_or(spec.interval_ms);
-                spec.rows_max = self.number(fields, "rows_max", 1, 100_000_000).unwrap_or(spec.rows_max);
+                spec.interval_ms = self
+                    .number(fields, "interval_ms", 1, 3_600_000)
+                    .unwrap_or(spec.interval_ms);
+                spec.rows_max = self
+                    .number(fields, "rows_max", 1, 100_000_000)
+                    .unwrap_or(spec.rows_max);
             }
             Some(other) => {
                 let message = format!("`checkpoint` is {}, not a mapping", type_word(other));
-                self.report_at(&["checkpoint"], &message, Some("write `checkpoint: {interval_ms: 100}`".into()));
+                self.report_at(
+                    &["checkpoint"],
+                    &message,
+                    Some("write `checkpoint: {interval_ms: 100}`".into()),
+                );
             }
         }
         spec
@@ -224,12 +322,23 @@ impl Loader<'_> {
         };
         if let Some(other) = self.nodes.get(&node_name) {
             let message = format!("`{name}` is declared in `{}` already", other[0]);
-            self.report_key(&path, message, Some("names are unique in a pipeline".into()));
+            self.report_key(
+                &path,
+                message,
+                Some("names are unique in a pipeline".into()),
+            );
             return None;
         }
-        self.nodes.insert(node_name.clone(), path.iter().map(|&part| part.to_owned()).collect());
+        self.nodes.insert(
+            node_name.clone(),
+            path.iter().map(|&part| part.to_owned()).collect(),
+        );
         let Value::Object(fields) = body else {
-            self.report_at(&path, &format!("`{name}` is {}, not a mapping", type_word(body)), Some("write `{type: ...}`".into()));
+            self.report_at(
+                &path,
+                &format!("`{name}` is {}, not a mapping", type_word(body)),
+                Some("write `{type: ...}`".into()),
+            );
             return None;
         };
         let kind = self.kind_of(role, &path, fields);
@@ -246,37 +355,72 @@ impl Loader<'_> {
         if self.problems.len() > before {
             return None;
         }
-        Some(Node { name: node_name, role, kind, inputs, options: Value::Object(options) })
+        Some(Node {
+            name: node_name,
+            role,
+            kind,
+            inputs,
+            options: Value::Object(options),
+        })
     }
 
-    fn kind_of(&mut self, role: Role, path: &[&str], fields: &Map<String, Value>) -> Option<String> {
-        let kinds: Vec<&str> = components().iter().filter(|c| c.role == role).map(|c| c.kind).collect();
+    fn kind_of(
+        &mut self,
+        role: Role,
+        path: &[&str],
+        fields: &Map<String, Value>,
+    ) -> Option<String> {
+        let kinds: Vec<&str> = components()
+            .iter()
+            .filter(|c| c.role == role)
+            .map(|c| c.kind)
+            .collect();
         let Some(kind) = fields.get("type") else {
-            self.report_key(path, format!("`{}` has no `type`", path[1]), Some(format!("use {}", quoted(kinds))));
+            self.report_key(
+                path,
+                format!("`{}` has no `type`", path[1]),
+                Some(format!("use {}", quoted(kinds))),
+            );
             return None;
         };
         let Some(kind) = kind.as_str() else {
-            self.report_at(&[path[0], path[1], "type"], &format!("`type` is {}, not a word", type_word(kind)), None);
+            self.report_at(
+                &[path[0], path[1], "type"],
+                &format!("`type` is {}, not a word", type_word(kind)),
+                None,
+            );
             return None;
         };
         if component(role, kind).is_none() {
-            let elsewhere = SECTIONS.iter().find(|(_, other)| *other != role && component(*other, kind).is_some());
+            let elsewhere = SECTIONS
+                .iter()
+                .find(|(_, other)| *other != role && component(*other, kind).is_some());
             let hint = match elsewhere {
                 Some((section, _)) => format!("`{kind}` belongs under `{section}`"),
-                None => suggest(kind, kinds.iter().copied()).unwrap_or_else(|| format!("use {}", quoted(kinds))),
+                None => suggest(kind, kinds.iter().copied())
+                    .unwrap_or_else(|| format!("use {}", quoted(kinds))),
             };
             let word = match role {
                 Role::Source => "source",
                 Role::Operator => "operator",
                 Role::Sink => "sink",
             };
-            self.report_at(&[path[0], path[1], "type"], &format!("unknown {word} `{kind}`"), Some(hint));
+            self.report_at(
+                &[path[0], path[1], "type"],
+                &format!("unknown {word} `{kind}`"),
+                Some(hint),
+            );
             return None;
         }
         Some(kind.to_owned())
     }
 
-    fn inputs_of(&mut self, role: Role, path: &[&str], fields: &Map<String, Value>) -> Option<Vec<NodeName>> {
+    fn inputs_of(
+        &mut self,
+        role: Role,
+        path: &[&str],
+        fields: &Map<String, Value>,
+    ) -> Option<Vec<NodeName>> {
         if role == Role::Source {
             return Some(Vec::new());
         }
@@ -284,7 +428,11 @@ impl Loader<'_> {
         let words: Vec<&Value> = match fields.get("input") {
             None | Some(Value::Null) => {
                 let hint = "name the source or operator that it reads from: `input: <name>`";
-                self.report_key(path, format!("`{}` has no `input`", path[1]), Some(hint.into()));
+                self.report_key(
+                    path,
+                    format!("`{}` has no `input`", path[1]),
+                    Some(hint.into()),
+                );
                 return None;
             }
             Some(Value::Array(words)) => words.iter().collect(),
@@ -292,7 +440,11 @@ impl Loader<'_> {
         };
         // No operator has several inputs yet; a union is several operators into one topic.
         if words.len() != 1 {
-            self.report_at(&at, &format!("`{}` takes one input, not {}", path[1], words.len()), None);
+            self.report_at(
+                &at,
+                &format!("`{}` takes one input, not {}", path[1], words.len()),
+                None,
+            );
             return None;
         }
         let mut names = Vec::new();
@@ -300,17 +452,34 @@ impl Loader<'_> {
             match word.as_str().map(NodeName::new) {
                 Some(Ok(name)) => names.push(name),
                 Some(Err(error)) => self.report_at(&at, &error.to_string(), None),
-                None => self.report_at(&at, &format!("`input` is {}, not a name", type_word(word)), None),
+                None => self.report_at(
+                    &at,
+                    &format!("`input` is {}, not a name", type_word(word)),
+                    None,
+                ),
             }
         }
         (!names.is_empty()).then_some(names)
     }
 
-    fn check_options(&mut self, role: Role, kind: &str, path: &[&str], options: &Map<String, Value>) {
-        let Some(description) = component(role, kind) else { return };
+    fn check_options(
+        &mut self,
+        role: Role,
+        kind: &str,
+        path: &[&str],
+        options: &Map<String, Value>,
+    ) {
+        let Some(description) = component(role, kind) else {
+            return;
+        };
         let schema = (description.options)();
-        let Ok(validator) = jsonschema::validator_for(&schema) else { return };
-        let known: Vec<String> = schema["properties"].as_object().map(|p| p.keys().cloned().collect()).unwrap_or_default();
+        let Ok(validator) = jsonschema::validator_for(&schema) else {
+            return;
+        };
+        let known: Vec<String> = schema["properties"]
+            .as_object()
+            .map(|p| p.keys().cloned().collect())
+            .unwrap_or_default();
         let instance = Value::Object(options.clone());
         let mut found: Vec<(Vec<String>, bool, String, Option<String>)> = Vec::new();
         for error in validator.iter_errors(&instance) {
@@ -322,46 +491,79 @@ impl Loader<'_> {
                 .map(|part| part.replace("~1", "/").replace("~0", "~"))
                 .collect();
             let at = |more: &[String]| -> Vec<String> {
-                path.iter().map(|&p| p.to_owned()).chain(inner.iter().cloned()).chain(more.iter().cloned()).collect()
+                path.iter()
+                    .map(|&p| p.to_owned())
+                    .chain(inner.iter().cloned())
+                    .chain(more.iter().cloned())
+                    .collect()
             };
             match error.kind() {
                 ValidationErrorKind::AdditionalProperties { unexpected } => {
                     for field in unexpected {
-                        let hint = suggest(field, known.iter().map(String::as_str)).unwrap_or_else(|| {
-                            if known.is_empty() {
-                                format!("`{kind}` has no options")
-                            } else {
-                                format!("the options are {}", quoted(known.iter().map(String::as_str)))
-                            }
-                        });
+                        let hint =
+                            suggest(field, known.iter().map(String::as_str)).unwrap_or_else(|| {
+                                if known.is_empty() {
+                                    format!("`{kind}` has no options")
+                                } else {
+                                    format!(
+                                        "the options are {}",
+                                        quoted(known.iter().map(String::as_str))
+                                    )
+                                }
+                            });
                         let message = format!("unknown field `{field}` in `{kind}`");
                         found.push((at(std::slice::from_ref(field)), true, message, Some(hint)));
                     }
                 }
                 ValidationErrorKind::Required { property } => {
                     let property = property.as_str().unwrap_or_default();
-                    let says = schema["properties"][property]["description"].as_str().map(first_sentence);
-                    found.push((at(&[]), true, format!("`{}` needs the field `{property}`", path[1]), says));
+                    let says = schema["properties"][property]["description"]
+                        .as_str()
+                        .map(first_sentence);
+                    found.push((
+                        at(&[]),
+                        true,
+                        format!("`{}` needs the field `{property}`", path[1]),
+                        says,
+                    ));
                 }
                 _ => {
                     let field = inner.join(".");
-                    let says = inner.first().and_then(|first| schema["properties"][first]["description"].as_str());
-                    found.push((at(&[]), false, format!("`{field}`: {error}"), says.map(first_sentence)));
+                    let says = inner
+                        .first()
+                        .and_then(|first| schema["properties"][first]["description"].as_str());
+                    found.push((
+                        at(&[]),
+                        false,
+                        format!("`{field}`: {error}"),
+                        says.map(first_sentence),
+                    ));
                 }
             }
         }
         for (path, key, message, hint) in found {
-            let position = if key { self.source.key(&path) } else { self.source.value_at(&path) };
+            let position = if key {
+                self.source.key(&path)
+            } else {
+                self.source.value_at(&path)
+            };
             self.report(position, message, hint);
         }
     }
 
     /// Inputs that do not exist, cycles, rows that reach no sink. Nodes that cannot be planned are taken out.
     fn check_structure(&mut self, nodes: &mut Vec<Node>) {
-        let sinks: BTreeSet<NodeName> =
-            nodes.iter().filter(|node| node.role == Role::Sink).map(|node| node.name.clone()).collect();
-        let readable: Vec<String> =
-            self.nodes.iter().filter(|(_, path)| path[0] != "sinks").map(|(name, _)| name.to_string()).collect();
+        let sinks: BTreeSet<NodeName> = nodes
+            .iter()
+            .filter(|node| node.role == Role::Sink)
+            .map(|node| node.name.clone())
+            .collect();
+        let readable: Vec<String> = self
+            .nodes
+            .iter()
+            .filter(|(_, path)| path[0] != "sinks")
+            .map(|(name, _)| name.to_string())
+            .collect();
         for node in nodes.iter() {
             for input in &node.inputs {
                 let mut path = self.nodes[&node.name].clone();
@@ -369,11 +571,20 @@ impl Loader<'_> {
                 let position = self.source.value_at(&path);
                 if sinks.contains(input) {
                     let hint = "a sink has no output; read from what it reads";
-                    self.report(position, format!("`{}` reads from the sink `{input}`", node.name), Some(hint.into()));
+                    self.report(
+                        position,
+                        format!("`{}` reads from the sink `{input}`", node.name),
+                        Some(hint.into()),
+                    );
                 } else if !self.nodes.contains_key(input) {
                     let known = || readable.iter().map(String::as_str);
-                    let hint = suggest(input.as_str(), known()).unwrap_or_else(|| format!("there is {}", quoted(known())));
-                    self.report(position, format!("`{}` reads from `{input}`, which does not exist", node.name), Some(hint));
+                    let hint = suggest(input.as_str(), known())
+                        .unwrap_or_else(|| format!("there is {}", quoted(known())));
+                    self.report(
+                        position,
+                        format!("`{}` reads from `{input}`, which does not exist", node.name),
+                        Some(hint),
+                    );
                 }
             }
         }
@@ -383,7 +594,11 @@ impl Loader<'_> {
             let names: Vec<&str> = cyclic.iter().map(NodeName::as_str).collect();
             let first = self.nodes[&cyclic[0]].clone();
             let position = self.source.key(&first);
-            self.report(position, format!("a cycle: {} read from each other", quoted(names)), Some("break it; a loop goes through a topic".into()));
+            self.report(
+                position,
+                format!("a cycle: {} read from each other", quoted(names)),
+                Some("break it; a loop goes through a topic".into()),
+            );
         }
 
         // A node reaches a sink when one of its consumers does.
@@ -401,7 +616,10 @@ impl Loader<'_> {
             }
             reaches.extend(more);
         }
-        for node in nodes.iter().filter(|node| !reaches.contains(&node.name) && !cyclic.contains(&node.name)) {
+        for node in nodes
+            .iter()
+            .filter(|node| !reaches.contains(&node.name) && !cyclic.contains(&node.name))
+        {
             // Silent when a consumer was taken out for another problem: the file says that it is read.
             if self.read_by_broken(&node.name, nodes) {
                 continue;
@@ -418,7 +636,9 @@ impl Loader<'_> {
 
     /// Whether a node that was declared, but has problems of its own, may read from `name`.
     fn read_by_broken(&self, _name: &NodeName, nodes: &[Node]) -> bool {
-        self.nodes.keys().any(|declared| nodes.iter().all(|node| &node.name != declared))
+        self.nodes
+            .keys()
+            .any(|declared| nodes.iter().all(|node| &node.name != declared))
     }
 
     fn report_key(&mut self, path: &[&str], message: String, hint: Option<String>) {
@@ -434,7 +654,13 @@ impl Loader<'_> {
     }
 
     fn report(&mut self, position: Position, message: String, hint: Option<String>) {
-        let text = self.text.lines().nth(position.line.saturating_sub(1)).unwrap_or_default().trim_end().to_owned();
+        let text = self
+            .text
+            .lines()
+            .nth(position.line.saturating_sub(1))
+            .unwrap_or_default()
+            .trim_end()
+            .to_owned();
         self.problems.push(Diagnostic {
             file: self.file.to_owned(),
             line: position.line,
@@ -484,7 +710,11 @@ fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<S
 }
 
 fn quoted<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
-    words.into_iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
+    words
+        .into_iter()
+        .map(|word| format!("`{word}`"))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn type_word(value: &Value) -> &'static str {
@@ -500,6 +730,13 @@ fn type_word(value: &Value) -> &'static str {
 
 /// Up to the first full stop that is not part of `e.g.`.
 fn first_sentence(text: &str) -> String {
-    let end = text.match_indices(". ").map(|(at, _)| at).find(|&at| !text[..at].ends_with("e.g")).unwrap_or(text.len());
-    text[..end].replace('\n', " ").trim_end_matches('.').to_owned()
+    let end = text
+        .match_indices(". ")
+        .map(|(at, _)| at)
+        .find(|&at| !text[..at].ends_with("e.g"))
+        .unwrap_or(text.len());
+    text[..end]
+        .replace('\n', " ")
+        .trim_end_matches('.')
+        .to_owned()
 }

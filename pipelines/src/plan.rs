@@ -50,13 +50,19 @@ impl Plan {
         let mut positions: HashMap<NodeName, usize> = HashMap::new();
         let mut topics = vec![(graph.dead_letter_topic(), dead_letter_schema())];
         for node in in_order(&graph) {
-            let inputs: Vec<usize> = node.inputs.iter().filter_map(|name| positions.get(name).copied()).collect();
+            let inputs: Vec<usize> = node
+                .inputs
+                .iter()
+                .filter_map(|name| positions.get(name).copied())
+                .collect();
             // A node above has a problem; what flows in here is not known, and saying so again would be noise.
             if inputs.len() != node.inputs.len() {
                 continue;
             }
-            let input_schemas: Vec<SchemaRef> =
-                inputs.iter().filter_map(|&at| nodes[at].output.clone()).collect();
+            let input_schemas: Vec<SchemaRef> = inputs
+                .iter()
+                .filter_map(|&at| nodes[at].output.clone())
+                .collect();
             // Reading from a sink; `load` has said so.
             if input_schemas.len() != inputs.len() {
                 continue;
@@ -65,28 +71,63 @@ impl Plan {
                 Ok((output, source, topic)) => {
                     topics.extend(topic);
                     positions.insert(node.name.clone(), nodes.len());
-                    nodes.push(PlannedNode { node: node.clone(), inputs, input_schemas, output, source });
+                    nodes.push(PlannedNode {
+                        node: node.clone(),
+                        inputs,
+                        input_schemas,
+                        output,
+                        source,
+                    });
                 }
-                Err(found) => problems.extend(
-                    found.into_iter().map(|problem| NodeProblem { node: node.name.clone(), problem }),
-                ),
+                Err(found) => problems.extend(found.into_iter().map(|problem| NodeProblem {
+                    node: node.name.clone(),
+                    problem,
+                })),
             }
         }
-        if problems.is_empty() { Ok(Self { graph, nodes, topics }) } else { Err(problems) }
+        if problems.is_empty() {
+            Ok(Self {
+                graph,
+                nodes,
+                topics,
+            })
+        } else {
+            Err(problems)
+        }
     }
 
     /// Positions of the nodes that read from node number `at`, and which of their inputs it is.
     pub fn consumers(&self, at: usize) -> impl Iterator<Item = (usize, usize)> + '_ {
-        self.nodes.iter().enumerate().flat_map(move |(consumer, node)| {
-            node.inputs.iter().enumerate().filter(move |(_, input)| **input == at).map(move |(i, _)| (consumer, i))
-        })
+        self.nodes
+            .iter()
+            .enumerate()
+            .flat_map(move |(consumer, node)| {
+                node.inputs
+                    .iter()
+                    .enumerate()
+                    .filter(move |(_, input)| **input == at)
+                    .map(move |(i, _)| (consumer, i))
+            })
     }
 }
 
-type Planned = (Option<SchemaRef>, Option<SourcePlan>, Option<(TopicName, SchemaRef)>);
+type Planned = (
+    Option<SchemaRef>,
+    Option<SourcePlan>,
+    Option<(TopicName, SchemaRef)>,
+);
 
-fn plan_node(node: &Node, inputs: &[SchemaRef], names: &dyn Names) -> Result<Planned, Vec<Problem>> {
-    let unknown = || vec![Problem::new(&["type"], format!("`{}` is not registered", node.kind))];
+fn plan_node(
+    node: &Node,
+    inputs: &[SchemaRef],
+    names: &dyn Names,
+) -> Result<Planned, Vec<Problem>> {
+    let unknown = || {
+        vec![Problem::new(
+            &["type"],
+            format!("`{}` is not registered", node.kind),
+        )]
+    };
     match node.role {
         Role::Source => {
             let entry = va_endpoints::registry::source_entry(&node.kind).ok_or_else(unknown)?;
@@ -96,7 +137,11 @@ fn plan_node(node: &Node, inputs: &[SchemaRef], names: &dyn Names) -> Result<Pla
         }
         Role::Operator => {
             let entry = va_operators::registry::operator(&node.kind).ok_or_else(unknown)?;
-            Ok((Some((entry.output)(&node.options, inputs, names)?), None, None))
+            Ok((
+                Some((entry.output)(&node.options, inputs, names)?),
+                None,
+                None,
+            ))
         }
         Role::Sink => {
             let entry = va_endpoints::registry::sink_entry(&node.kind).ok_or_else(unknown)?;
@@ -112,7 +157,10 @@ fn in_order(graph: &Graph) -> Vec<&Node> {
     loop {
         let next = graph.nodes.iter().find(|node| {
             placed.iter().all(|done| done.name != node.name)
-                && node.inputs.iter().all(|input| placed.iter().any(|done| &done.name == input))
+                && node
+                    .inputs
+                    .iter()
+                    .all(|input| placed.iter().any(|done| &done.name == input))
         });
         match next {
             Some(node) => placed.push(node),
@@ -135,7 +183,10 @@ impl Names for BuiltinNames {
     }
 
     fn topics(&self) -> Vec<TopicName> {
-        [DOCUMENT_UPLOADED, DOCUMENT_INDEXED].into_iter().filter_map(|name| TopicName::new(name).ok()).collect()
+        [DOCUMENT_UPLOADED, DOCUMENT_INDEXED]
+            .into_iter()
+            .filter_map(|name| TopicName::new(name).ok())
+            .collect()
     }
 }
 

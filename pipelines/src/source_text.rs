@@ -25,7 +25,13 @@ impl SourceText {
     pub fn parse(text: &str) -> Result<Self, (Position, String)> {
         let documents = MarkedYamlOwned::load_from_str(text).map_err(|error| {
             let marker = error.marker();
-            (Position { line: marker.line(), column: marker.col() + 1 }, error.info().to_owned())
+            (
+                Position {
+                    line: marker.line(),
+                    column: marker.col() + 1,
+                },
+                error.info().to_owned(),
+            )
         })?;
         let mut parsed = Self::default();
         match documents.len() {
@@ -36,7 +42,10 @@ impl SourceText {
             }
             n => {
                 let start = position(&documents[1]);
-                return Err((start, format!("the file holds {n} documents; put each pipeline in a file of its own")));
+                return Err((
+                    start,
+                    format!("the file holds {n} documents; put each pipeline in a file of its own"),
+                ));
             }
         }
         Ok(parsed)
@@ -60,12 +69,18 @@ impl SourceText {
             .rev()
             .find_map(|length| self.positions.get(&path[..length]))
             .copied()
-            .unwrap_or((Position { line: 1, column: 1 }, Position { line: 1, column: 1 }))
+            .unwrap_or((
+                Position { line: 1, column: 1 },
+                Position { line: 1, column: 1 },
+            ))
     }
 }
 
 fn position(node: &MarkedYamlOwned) -> Position {
-    Position { line: node.span.start.line(), column: node.span.start.col() + 1 }
+    Position {
+        line: node.span.start.line(),
+        column: node.span.start.col() + 1,
+    }
 }
 
 fn convert(

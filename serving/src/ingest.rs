@@ -8,13 +8,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, RecordBatch, StringArray, StructArray, TimestampMillisecondArray, UInt32Array, UInt64Array,
+    ArrayRef, RecordBatch, StringArray, StructArray, TimestampMillisecondArray, UInt32Array,
+    UInt64Array,
 };
 use arrow::datatypes::DataType;
 use bytes::Bytes;
 use futures::Stream;
 use va_catalog::event::{DOCUMENT_DELETED, DOCUMENT_UPLOADED, document_uploaded_schema};
-use va_catalog::store::{BeginOutcome, Begun, CatalogError, DocumentInfo, DocumentState, NewVersion};
+use va_catalog::store::{
+    BeginOutcome, Begun, CatalogError, DocumentInfo, DocumentState, NewVersion,
+};
 use va_catalog::{CollectionRef, DocumentId, PipelineName, TopicName, Version};
 use va_connectors::log::{LogError, Target};
 use va_connectors::objects::ObjectError;
@@ -60,7 +63,10 @@ where
     S: Stream<Item = std::io::Result<Bytes>> + Send + Unpin + 'static,
 {
     platform.catalog.collection(collection).await?;
-    let stored = platform.objects.put_stream(bytes, platform.settings.limits.upload_bytes_max).await?;
+    let stored = platform
+        .objects
+        .put_stream(bytes, platform.settings.limits.upload_bytes_max)
+        .await?;
     let new = NewVersion {
         uri: document.uri,
         name: document.name,
@@ -70,7 +76,8 @@ where
         metadata: document.metadata,
     };
     let begun = platform.catalog.begin_version(collection, &new).await?;
-    metrics::counter!("va_documents_taken_total", "outcome" => outcome_word(begun.outcome)).increment(1);
+    metrics::counter!("va_documents_taken_total", "outcome" => outcome_word(begun.outcome))
+        .increment(1);
     if begun.state == DocumentState::Uploading {
         let event = Event {
             event_type: DOCUMENT_UPLOADED,
@@ -84,7 +91,10 @@ where
             metadata: new.metadata,
         };
         append(platform, collection, event).await?;
-        platform.catalog.set_processing(collection, begun.id, begun.version).await?;
+        platform
+            .catalog
+            .set_processing(collection, begun.id, begun.version)
+            .await?;
     }
     Ok(begun)
 }
@@ -96,7 +106,9 @@ pub async fn delete(
     id: DocumentId,
 ) -> Result<Option<DocumentInfo>, IngestError> {
     let deleted = platform.catalog.delete_documents(collection, &[id]).await?;
-    let Some(document) = deleted.into_iter().next() else { return Ok(None) };
+    let Some(document) = deleted.into_iter().next() else {
+        return Ok(None);
+    };
     append(platform, collection, Event::of(&document, DOCUMENT_DELETED)).await?;
     Ok(Some(document))
 }
@@ -109,7 +121,11 @@ pub async fn resume(platform: &Platform) -> Result<(), IngestError> {
     for collection in platform.catalog.deleting_collections_all_tenants().await? {
         remove_collection(platform, &collection).await?;
     }
-    for (collection, id, version, state) in platform.catalog.pending_documents_all_tenants(RESUME_MAX).await? {
+    for (collection, id, version, state) in platform
+        .catalog
+        .pending_documents_all_tenants(RESUME_MAX)
+        .await?
+    {
         let event = match state {
             DocumentState::Uploading => {
                 let document = platform.catalog.document(&collection, id).await?;
@@ -120,7 +136,12 @@ pub async fn resume(platform: &Platform) -> Result<(), IngestError> {
                 Event::of(&document, DOCUMENT_UPLOADED)
             }
             DocumentState::Deleting => {
-                match platform.catalog.delete_documents(&collection, &[id]).await?.first() {
+                match platform
+                    .catalog
+                    .delete_documents(&collection, &[id])
+                    .await?
+                    .first()
+                {
                     Some(document) => Event::of(document, DOCUMENT_DELETED),
                     None => continue,
                 }
@@ -130,16 +151,30 @@ pub async fn resume(platform: &Platform) -> Result<(), IngestError> {
         tracing::info!(document = %id, name = event.name, event_type = event.event_type, "taken up again after a restart");
         append(platform, &collection, event).await?;
         if state == DocumentState::Uploading {
-            platform.catalog.set_processing(&collection, id, version).await?;
+            platform
+                .catalog
+                .set_processing(&collection, id, version)
+                .await?;
         }
     }
     Ok(())
 }
 
 /// Removes a collection: hidden first, so that nothing finds it while its indexes go. May be repeated.
-pub async fn remove_collection(platform: &Platform, collection: &CollectionRef) -> Result<(), IngestError> {
-    platform.vectors.drop_collection(collection).await.map_err(|error| IngestError::Index(error.to_string()))?;
-    platform.texts.drop_collection(collection).await.map_err(|error| IngestError::Index(error.to_string()))?;
+pub async fn remove_collection(
+    platform: &Platform,
+    collection: &CollectionRef,
+) -> Result<(), IngestError> {
+    platform
+        .vectors
+        .drop_collection(collection)
+        .await
+        .map_err(|error| IngestError::Index(error.to_string()))?;
+    platform
+        .texts
+        .drop_collection(collection)
+        .await
+        .map_err(|error| IngestError::Index(error.to_string()))?;
     platform.catalog.drop_collection(collection).await?;
     Ok(())
 }
@@ -151,7 +186,8 @@ pub async fn wait_until_done(
     id: DocumentId,
     version: Version,
 ) -> Result<DocumentInfo, IngestError> {
-    let pipeline = PipelineName::new("document_state").map_err(|error| CatalogError::Invalid(error.to_string()))?;
+    let pipeline = PipelineName::new("document_state")
+        .map_err(|error| CatalogError::Invalid(error.to_string()))?;
     let mut checkpoints = platform.runtime.checkpoints(&pipeline).ok();
     loop {
         if let Some(checkpoints) = &mut checkpoints {
@@ -210,8 +246,13 @@ impl Event {
     }
 }
 
-async fn append(platform: &Platform, collection: &CollectionRef, event: Event) -> Result<(), IngestError> {
-    let topic = TopicName::new(DOCUMENT_UPLOADED).map_err(|error| CatalogError::Invalid(error.to_string()))?;
+async fn append(
+    platform: &Platform,
+    collection: &CollectionRef,
+    event: Event,
+) -> Result<(), IngestError> {
+    let topic = TopicName::new(DOCUMENT_UPLOADED)
+        .map_err(|error| CatalogError::Invalid(error.to_string()))?;
     let key = Bytes::from(event.id.to_string().into_bytes());
     let batch = batch_of(collection, &event)?;
     let mut commit = platform.log.begin();
@@ -220,11 +261,16 @@ async fn append(platform: &Platform, collection: &CollectionRef, event: Event) -
     Ok(())
 }
 
-fn batch_of(collection: &CollectionRef, event: &Event) -> Result<RecordBatch, arrow::error::ArrowError> {
+fn batch_of(
+    collection: &CollectionRef,
+    event: &Event,
+) -> Result<RecordBatch, arrow::error::ArrowError> {
     let text = |value: &str| -> ArrayRef { Arc::new(StringArray::from(vec![value])) };
     let schema = document_uploaded_schema();
     let DataType::Struct(fields) = schema.field(5).data_type() else {
-        return Err(arrow::error::ArrowError::SchemaError("`document.uploaded` has no struct payload".into()));
+        return Err(arrow::error::ArrowError::SchemaError(
+            "`document.uploaded` has no struct payload".into(),
+        ));
     };
     let metadata = serde_json::to_string(&event.metadata)
         .map_err(|error| arrow::error::ArrowError::JsonError(error.to_string()))?;

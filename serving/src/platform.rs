@@ -13,7 +13,9 @@ use arrow::datatypes::SchemaRef;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use va_catalog::settings::{Durability, Settings};
-use va_catalog::store::{Catalog, DesiredState, Page, Retention, Topic, WireFormat, built_in_topics};
+use va_catalog::store::{
+    Catalog, DesiredState, Page, Retention, Topic, WireFormat, built_in_topics,
+};
 use va_catalog::{PipelineName, TenantId, TopicName};
 use va_connectors::flow::Names;
 use va_connectors::log::embedded::{EmbeddedLog, Options as LogOptions};
@@ -52,10 +54,15 @@ pub struct Platform {
 /// Why the platform did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("`{0}` is in use by another `va` process; talk to that one (commands find it by themselves) or stop it first")]
+    #[error(
+        "`{0}` is in use by another `va` process; talk to that one (commands find it by themselves) or stop it first"
+    )]
     InUse(PathBuf),
     #[error("open `{path}`: {source}")]
-    Io { path: PathBuf, source: std::io::Error },
+    Io {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("open the {part}: {message}")]
     Part { part: &'static str, message: String },
     #[error("built-in pipeline: {0}")]
@@ -63,12 +70,17 @@ pub enum OpenError {
 }
 
 fn part<E: std::fmt::Display>(part: &'static str) -> impl FnOnce(E) -> OpenError {
-    move |error| OpenError::Part { part, message: error.to_string() }
+    move |error| OpenError::Part {
+        part,
+        message: error.to_string(),
+    }
 }
 
 /// UTC milliseconds.
 pub fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as i64)
 }
 
 impl Platform {
@@ -83,32 +95,56 @@ impl Platform {
         let data = data.canonicalize().map_err(io(&data))?;
         let lock = lock(&data)?;
 
-        let catalog = Catalog::open(data.join("catalog.db")).await.map_err(part("catalog"))?;
-        let admin_key = catalog.ensure_admin_key(&data).await.map_err(part("catalog"))?;
+        let catalog = Catalog::open(data.join("catalog.db"))
+            .await
+            .map_err(part("catalog"))?;
+        let admin_key = catalog
+            .ensure_admin_key(&data)
+            .await
+            .map_err(part("catalog"))?;
         let durability = match settings.log.durability {
             Durability::EveryCommit => va_connectors::log::embedded::Durability::EveryCommit,
-            Durability::Interval => {
-                va_connectors::log::embedded::Durability::Interval(Duration::from_millis(settings.log.interval_ms))
-            }
+            Durability::Interval => va_connectors::log::embedded::Durability::Interval(
+                Duration::from_millis(settings.log.interval_ms),
+            ),
         };
         let log_dir = data.join("log");
         let log: Arc<dyn Log> = tokio::task::spawn_blocking(move || {
-            EmbeddedLog::open(&log_dir, LogOptions { durability, ..LogOptions::default() })
+            EmbeddedLog::open(
+                &log_dir,
+                LogOptions {
+                    durability,
+                    ..LogOptions::default()
+                },
+            )
         })
         .await
         .map_err(part("log"))?
         .map_err(part("log"))?;
         let objects = Objects::local(&data.join("objects")).map_err(part("object store"))?;
-        let vectors: Arc<dyn VectorStore> =
-            Arc::new(LanceStore::open(data.join("vectors")).await.map_err(part("vector store"))?);
+        let vectors: Arc<dyn VectorStore> = Arc::new(
+            LanceStore::open(data.join("vectors"))
+                .await
+                .map_err(part("vector store"))?,
+        );
         let texts: Arc<dyn TextIndex> =
             Arc::new(TantivyIndex::open(data.join("texts")).map_err(part("full-text index"))?);
-        let models = ModelStore::open(settings.models.dir.clone().unwrap_or_else(va_models::default_model_dir)).map_err(part("model store"))?;
+        let models = ModelStore::open(
+            settings
+                .models
+                .dir
+                .clone()
+                .unwrap_or_else(va_models::default_model_dir),
+        )
+        .map_err(part("model store"))?;
         let embedders = Arc::new(Embedders::new(models));
 
         let runtime = Runtime::new(RuntimeConfig {
             log: log.clone(),
-            operators: va_operators::Resources { objects: objects.clone(), embedders: embedders.clone() },
+            operators: va_operators::Resources {
+                objects: objects.clone(),
+                embedders: embedders.clone(),
+            },
             endpoints: va_endpoints::Resources {
                 log: log.clone(),
                 catalog: catalog.clone(),
@@ -143,7 +179,10 @@ impl Platform {
                 retention_ms: topic.retention.ms,
                 retention_bytes: topic.retention.bytes,
             };
-            self.log.create_topic(&topic.name, config).await.map_err(part("log"))?;
+            self.log
+                .create_topic(&topic.name, config)
+                .await
+                .map_err(part("log"))?;
         }
         for (file, text) in va_pipelines::definitions::builtin() {
             let loaded = va_pipelines::load(file, text, &BuiltinNames)?;
@@ -152,10 +191,22 @@ impl Platform {
         let names = self.names().await.map_err(part("catalog"))?;
         let mut page = Page::first(500);
         loop {
-            let listing = self.catalog.pipelines(&self.tenant, &page).await.map_err(part("catalog"))?;
-            for pipeline in listing.items.iter().filter(|p| p.desired_state == DesiredState::Running) {
+            let listing = self
+                .catalog
+                .pipelines(&self.tenant, &page)
+                .await
+                .map_err(part("catalog"))?;
+            for pipeline in listing
+                .items
+                .iter()
+                .filter(|p| p.desired_state == DesiredState::Running)
+            {
                 // A pipeline that does not start must not keep the platform down; its status says why.
-                match va_pipelines::load(pipeline.name.as_str(), &pipeline.definition, names.as_ref()) {
+                match va_pipelines::load(
+                    pipeline.name.as_str(),
+                    &pipeline.definition,
+                    names.as_ref(),
+                ) {
                     Ok(loaded) => {
                         if let Err(error) = self.run(loaded.plan).await {
                             tracing::error!(pipeline = %pipeline.name, %error, "a pipeline did not start");
@@ -181,10 +232,16 @@ impl Platform {
         for (name, schema) in &plan.topics {
             if self.catalog.topic(&self.tenant, name).await.is_err() {
                 let topic = new_topic(name.clone(), schema.clone());
-                self.catalog.create_topic(&self.tenant, &topic).await.map_err(|error| error.to_string())?;
+                self.catalog
+                    .create_topic(&self.tenant, &topic)
+                    .await
+                    .map_err(|error| error.to_string())?;
             }
         }
-        self.runtime.start(plan).await.map_err(|error| error.to_string())
+        self.runtime
+            .start(plan)
+            .await
+            .map_err(|error| error.to_string())
     }
 
     /// What pipelines can name: built-in topics and those of the catalog, as of now.
@@ -193,13 +250,21 @@ impl Platform {
         let mut page = Page::first(500);
         loop {
             let listing = self.catalog.topics(&self.tenant, &page).await?;
-            topics.extend(listing.items.into_iter().filter_map(|topic| Some((topic.name, topic.schema?))));
+            topics.extend(
+                listing
+                    .items
+                    .into_iter()
+                    .filter_map(|topic| Some((topic.name, topic.schema?))),
+            );
             match listing.next {
                 Some(cursor) => page.cursor = Some(cursor),
                 None => break,
             }
         }
-        Ok(Arc::new(ChainedNames(vec![Arc::new(CatalogNames(topics)), Arc::new(BuiltinNames)])))
+        Ok(Arc::new(ChainedNames(vec![
+            Arc::new(CatalogNames(topics)),
+            Arc::new(BuiltinNames),
+        ])))
     }
 
     /// Fires when the platform goes down.
@@ -225,7 +290,10 @@ pub fn new_topic(name: TopicName, schema: SchemaRef) -> Topic {
     Topic {
         name,
         partitions: config.partitions,
-        retention: Retention { ms: config.retention_ms, bytes: config.retention_bytes },
+        retention: Retention {
+            ms: config.retention_ms,
+            bytes: config.retention_bytes,
+        },
         wire_format: WireFormat::ArrowIpc,
         schema: Some(schema),
         description: String::new(),
@@ -236,7 +304,10 @@ struct CatalogNames(Vec<(TopicName, SchemaRef)>);
 
 impl Names for CatalogNames {
     fn topic_schema(&self, topic: &TopicName) -> Option<SchemaRef> {
-        self.0.iter().find(|(name, _)| name == topic).map(|(_, schema)| schema.clone())
+        self.0
+            .iter()
+            .find(|(name, _)| name == topic)
+            .map(|(_, schema)| schema.clone())
     }
 
     fn topics(&self) -> Vec<TopicName> {
@@ -251,7 +322,10 @@ fn lock(data: &Path) -> Result<File, OpenError> {
         .truncate(false)
         .write(true)
         .open(&path)
-        .map_err(|source| OpenError::Io { path: path.clone(), source })?;
+        .map_err(|source| OpenError::Io {
+            path: path.clone(),
+            source,
+        })?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse(data.to_owned())),

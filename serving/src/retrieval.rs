@@ -9,7 +9,9 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use va_catalog::store::CatalogError;
-use va_catalog::{ChunkId, ChunkRecord, CollectionName, CollectionRef, DocumentRef, Filter, TenantId};
+use va_catalog::{
+    ChunkId, ChunkRecord, CollectionName, CollectionRef, DocumentRef, Filter, TenantId,
+};
 use va_fulltext::{highlights, snippet};
 use va_models::Role;
 use va_vector::Metric;
@@ -154,17 +156,27 @@ pub enum SearchError {
 type Side = Result<(Vec<(ChunkRecord, f32)>, f64), String>;
 
 /// Answers a search.
-pub async fn search(platform: &Platform, tenant: &TenantId, request: &SearchRequest) -> Result<SearchReply, SearchError> {
+pub async fn search(
+    platform: &Platform,
+    tenant: &TenantId,
+    request: &SearchRequest,
+) -> Result<SearchReply, SearchError> {
     let started = Instant::now();
     let limits = &platform.settings.search;
     let k = request.k.unwrap_or(limits.k);
     if !(1..=limits.k_max).contains(&k) {
-        return Err(SearchError::Invalid(format!("`k` is {k}; use 1 to {}", limits.k_max)));
+        return Err(SearchError::Invalid(format!(
+            "`k` is {k}; use 1 to {}",
+            limits.k_max
+        )));
     }
     if request.query.trim().is_empty() {
         return Err(SearchError::Invalid("`query` is empty".into()));
     }
-    let collection = CollectionRef { tenant: tenant.clone(), collection: request.collection.clone() };
+    let collection = CollectionRef {
+        tenant: tenant.clone(),
+        collection: request.collection.clone(),
+    };
     let config = platform.catalog.collection(&collection).await?.config;
     let candidates = limits.candidates.max(k) as usize;
 
@@ -172,7 +184,16 @@ pub async fn search(platform: &Platform, tenant: &TenantId, request: &SearchRequ
         if request.mode == Mode::Keyword {
             return None;
         }
-        Some(vector_side(platform, &collection, config.model.as_deref(), request, candidates).await)
+        Some(
+            vector_side(
+                platform,
+                &collection,
+                config.model.as_deref(),
+                request,
+                candidates,
+            )
+            .await,
+        )
     };
     let keyword = async {
         if request.mode == Mode::Vector {
@@ -184,34 +205,45 @@ pub async fn search(platform: &Platform, tenant: &TenantId, request: &SearchRequ
 
     let mut degraded = Vec::new();
     let mut asked = 0;
-    let mut answer = |retriever: &'static str, side: Option<Side>| -> Option<(Vec<(ChunkRecord, f32)>, f64)> {
-        asked += 1;
-        match side? {
-            Ok(found) => Some(found),
-            Err(reason) => {
-                metrics::counter!("va_search_degraded_total", "retriever" => retriever).increment(1);
-                tracing::error!(retriever, reason, %collection, "a retriever could not answer");
-                degraded.push(Degraded { retriever, reason });
-                None
+    let mut answer =
+        |retriever: &'static str, side: Option<Side>| -> Option<(Vec<(ChunkRecord, f32)>, f64)> {
+            asked += 1;
+            match side? {
+                Ok(found) => Some(found),
+                Err(reason) => {
+                    metrics::counter!("va_search_degraded_total", "retriever" => retriever)
+                        .increment(1);
+                    tracing::error!(retriever, reason, %collection, "a retriever could not answer");
+                    degraded.push(Degraded { retriever, reason });
+                    None
+                }
             }
-        }
-    };
+        };
     let vector = answer("vector", vector);
     let keyword = answer("keyword", keyword);
     if vector.is_none() && keyword.is_none() {
-        let reasons: Vec<String> = degraded.iter().map(|d| format!("{}: {}", d.retriever, d.reason)).collect();
+        let reasons: Vec<String> = degraded
+            .iter()
+            .map(|d| format!("{}: {}", d.retriever, d.reason))
+            .collect();
         return Err(SearchError::Unavailable(reasons.join("; ")));
     }
 
     let explain = request.explain.then(|| {
         let side = |found: &Option<(Vec<(ChunkRecord, f32)>, f64)>| {
-            found.as_ref().map(|(found, took_ms)| RetrieverExplain { candidates: found.len(), took_ms: *took_ms })
+            found.as_ref().map(|(found, took_ms)| RetrieverExplain {
+                candidates: found.len(),
+                took_ms: *took_ms,
+            })
         };
         Explain {
             fusion: format!("sum over retrievers of 1 / ({} + rank)", limits.rrf_k),
             vector: side(&vector),
             keyword: side(&keyword),
-            model: config.model.clone().unwrap_or_else(|| va_models::DEFAULT_EMBEDDER.to_owned()),
+            model: config
+                .model
+                .clone()
+                .unwrap_or_else(|| va_models::DEFAULT_EMBEDDER.to_owned()),
         }
     });
     let vector = vector.map(|(found, _)| found).unwrap_or_default();
@@ -220,13 +252,23 @@ pub async fn search(platform: &Platform, tenant: &TenantId, request: &SearchRequ
     let query = request.query.clone();
     // The segmenter is fast but not free; a thousand hits would hold up the executor.
     let hits = tokio::task::spawn_blocking(move || {
-        fused.into_iter().enumerate().map(|(i, fused)| hit(i as u32 + 1, fused, &query)).collect()
+        fused
+            .into_iter()
+            .enumerate()
+            .map(|(i, fused)| hit(i as u32 + 1, fused, &query))
+            .collect()
     })
     .await
     .map_err(|error| SearchError::Unavailable(error.to_string()))?;
     let took_ms = started.elapsed().as_secs_f64() * 1_000.0;
     metrics::histogram!("va_search_seconds").record(took_ms / 1_000.0);
-    Ok(SearchReply { hits, degraded, as_of: as_of(platform).await, took_ms, explain })
+    Ok(SearchReply {
+        hits,
+        degraded,
+        as_of: as_of(platform).await,
+        took_ms,
+        explain,
+    })
 }
 
 async fn as_of(platform: &Platform) -> AsOf {
@@ -236,7 +278,9 @@ async fn as_of(platform: &Platform) -> AsOf {
         Err(_) => None,
     };
     AsOf {
-        indexed_at_ms: status.as_ref().and_then(|status| status.last_checkpoint_at_ms),
+        indexed_at_ms: status
+            .as_ref()
+            .and_then(|status| status.last_checkpoint_at_ms),
         pending: status.map_or(0, |status| status.lag_rows),
     }
 }
@@ -259,13 +303,25 @@ async fn vector_side(
     .await
     .map_err(|error| error.to_string())?
     .map_err(|error| error.to_string())?;
-    let vector = vector.into_iter().next().ok_or("the model gave no vector")?;
+    let vector = vector
+        .into_iter()
+        .next()
+        .ok_or("the model gave no vector")?;
     let hits = platform
         .vectors
-        .search(collection, &vector, candidates, Metric::Cosine, &request.filter)
+        .search(
+            collection,
+            &vector,
+            candidates,
+            Metric::Cosine,
+            &request.filter,
+        )
         .await
         .map_err(|error| error.to_string())?;
-    Ok((hits.into_iter().map(|hit| (hit.chunk, hit.score)).collect(), started.elapsed().as_secs_f64() * 1_000.0))
+    Ok((
+        hits.into_iter().map(|hit| (hit.chunk, hit.score)).collect(),
+        started.elapsed().as_secs_f64() * 1_000.0,
+    ))
 }
 
 async fn keyword_side(
@@ -280,7 +336,10 @@ async fn keyword_side(
         .search(collection, &request.query, candidates, &request.filter)
         .await
         .map_err(|error| error.to_string())?;
-    Ok((hits.into_iter().map(|hit| (hit.chunk, hit.score)).collect(), started.elapsed().as_secs_f64() * 1_000.0))
+    Ok((
+        hits.into_iter().map(|hit| (hit.chunk, hit.score)).collect(),
+        started.elapsed().as_secs_f64() * 1_000.0,
+    ))
 }
 
 /// A chunk with its place in each list and its fused score.
@@ -323,14 +382,21 @@ pub fn fuse(
     };
     let mut fused: Vec<Fused> = fused.into_values().collect();
     fused.sort_by(|a, b| {
-        b.score.total_cmp(&a.score).then_with(|| best(a).cmp(&best(b))).then_with(|| a.chunk.id.cmp(&b.chunk.id))
+        b.score
+            .total_cmp(&a.score)
+            .then_with(|| best(a).cmp(&best(b)))
+            .then_with(|| a.chunk.id.cmp(&b.chunk.id))
     });
     fused.truncate(k);
     fused
 }
 
 fn hit(rank: u32, fused: Fused, query: &str) -> Hit {
-    let Fused { chunk, score, retrievers } = fused;
+    let Fused {
+        chunk,
+        score,
+        retrievers,
+    } = fused;
     let marks = highlights(&chunk.text, query);
     let (start, end) = snippet(&chunk.text, &marks, SNIPPET_CHARS);
     let shown = Snippet {
@@ -372,7 +438,13 @@ mod tests {
         let id = DocumentId::of(&collection, name);
         ChunkRecord {
             id: ChunkId::of(&collection, id, Version(1), 0),
-            document: DocumentRef { id, name: name.into(), uri: name.into(), title: None, version: Version(1) },
+            document: DocumentRef {
+                id,
+                name: name.into(),
+                uri: name.into(),
+                title: None,
+                version: Version(1),
+            },
             index: 0,
             count: 1,
             title_path: vec![],
@@ -397,7 +469,11 @@ mod tests {
         assert_eq!(fused[0].retrievers.vector.map(|r| r.rank), Some(3));
         // `a` and `d` are both first in one list; the order is fixed by the id.
         assert_eq!(
-            { let mut rest = vec![names[1], names[2]]; rest.sort(); rest },
+            {
+                let mut rest = vec![names[1], names[2]];
+                rest.sort();
+                rest
+            },
             ["a", "d"]
         );
     }

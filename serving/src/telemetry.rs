@@ -13,12 +13,25 @@ pub fn init_logs(settings: &TelemetrySettings) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
         // Our own crates at the configured level, libraries only when something is wrong.
         let level = settings.level.as_str();
-        let ours = ["va_catalog", "va_connectors", "va_endpoints", "va_fulltext", "va_models", "va_operators",
-            "va_parse", "va_pipelines", "va_serving", "va_sql", "va_vector"];
+        let ours = [
+            "va_catalog",
+            "va_connectors",
+            "va_endpoints",
+            "va_fulltext",
+            "va_models",
+            "va_operators",
+            "va_parse",
+            "va_pipelines",
+            "va_serving",
+            "va_sql",
+            "va_vector",
+        ];
         let ours: Vec<String> = ours.iter().map(|name| format!("{name}={level}")).collect();
         EnvFilter::new(format!("warn,{}", ours.join(",")))
     });
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     // A second call in one process (tests) keeps the first subscriber.
     let _ = match settings.log_format {
         LogFormat::Json => builder.event_format(JsonLines).try_init(),
@@ -34,7 +47,12 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> std::fmt::Result {
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> std::fmt::Result {
         let mut fields = Fields::default();
         event.record(&mut fields);
         let mut trace_id = None;
@@ -45,10 +63,21 @@ where
         }
         let metadata = event.metadata();
         let mut line = serde_json::Map::new();
-        line.insert("timestamp".into(), chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true).into());
-        line.insert("level".into(), metadata.level().as_str().to_ascii_lowercase().into());
+        line.insert(
+            "timestamp".into(),
+            chrono::Utc::now()
+                .to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
+                .into(),
+        );
+        line.insert(
+            "level".into(),
+            metadata.level().as_str().to_ascii_lowercase().into(),
+        );
         line.insert("service".into(), "va".into());
-        line.insert("trace_id".into(), trace_id.map_or(serde_json::Value::Null, Into::into));
+        line.insert(
+            "trace_id".into(),
+            trace_id.map_or(serde_json::Value::Null, Into::into),
+        );
         line.insert("message".into(), fields.message.into());
         line.insert("target".into(), metadata.target().into());
         for (name, value) in fields.rest {
@@ -100,24 +129,58 @@ impl tracing::field::Visit for Fields {
 
 /// Installs the process's metrics registry; `None` when there is one already (tests).
 pub fn init_metrics() -> Option<PrometheusHandle> {
-    let seconds = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
-    let builder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &seconds).ok()?;
+    let seconds = [
+        0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+    ];
+    let builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &seconds)
+        .ok()?;
     let handle = builder.install_recorder().ok()?;
-    metrics::describe_counter!("va_pipeline_rows_total", "Rows through a node of a pipeline, by outcome.");
+    metrics::describe_counter!(
+        "va_pipeline_rows_total",
+        "Rows through a node of a pipeline, by outcome."
+    );
     metrics::describe_counter!(
         "va_pipeline_conservation_violations_total",
         "Checkpoints at which rows were unaccounted for; must stay 0."
     );
-    metrics::describe_counter!("va_pipeline_failures_total", "Failures of a pipeline's task.");
-    metrics::describe_counter!("va_pipeline_busy_microseconds_total", "Time that a node spent working.");
-    metrics::describe_gauge!("va_pipeline_lag_rows", "Rows that the sources have not consumed yet.");
-    metrics::describe_gauge!("va_pipeline_queue_fill", "How full the queue between two nodes is, 0 to 1.");
+    metrics::describe_counter!(
+        "va_pipeline_failures_total",
+        "Failures of a pipeline's task."
+    );
+    metrics::describe_counter!(
+        "va_pipeline_busy_microseconds_total",
+        "Time that a node spent working."
+    );
+    metrics::describe_gauge!(
+        "va_pipeline_lag_rows",
+        "Rows that the sources have not consumed yet."
+    );
+    metrics::describe_gauge!(
+        "va_pipeline_queue_fill",
+        "How full the queue between two nodes is, 0 to 1."
+    );
     metrics::describe_histogram!("va_pipeline_checkpoint_seconds", "From barrier to commit.");
     metrics::describe_histogram!("va_search_seconds", "Hybrid search, whole.");
-    metrics::describe_counter!("va_search_degraded_total", "Searches that one retriever did not answer.");
-    metrics::describe_counter!("va_http_requests_total", "HTTP requests by route, method and status.");
-    metrics::describe_histogram!("va_http_request_seconds", "HTTP requests by route and method.");
-    metrics::describe_counter!("va_documents_taken_total", "Documents handed in, by outcome.");
-    metrics::describe_counter!("va_embed_cache_total", "Chunks whose vector was known (hit) or computed (miss).");
+    metrics::describe_counter!(
+        "va_search_degraded_total",
+        "Searches that one retriever did not answer."
+    );
+    metrics::describe_counter!(
+        "va_http_requests_total",
+        "HTTP requests by route, method and status."
+    );
+    metrics::describe_histogram!(
+        "va_http_request_seconds",
+        "HTTP requests by route and method."
+    );
+    metrics::describe_counter!(
+        "va_documents_taken_total",
+        "Documents handed in, by outcome."
+    );
+    metrics::describe_counter!(
+        "va_embed_cache_total",
+        "Chunks whose vector was known (hit) or computed (miss)."
+    );
     Some(handle)
 }

@@ -28,7 +28,11 @@ fn text(i: usize) -> String {
 fn hand_over(server: &Server, from: usize) -> usize {
     for i in from..DOCUMENTS {
         let path = format!("/api/v1/collections/c/documents?name=d{i}.md");
-        let sent = server.post(&path).header("content-type", "application/octet-stream").body(text(i)).send();
+        let sent = server
+            .post(&path)
+            .header("content-type", "application/octet-stream")
+            .body(text(i))
+            .send();
         if !sent.is_ok_and(|response| response.status().is_success()) {
             return i;
         }
@@ -42,7 +46,12 @@ fn chunks(server: &Server) -> BTreeMap<String, String> {
     let count = rows.len();
     let map: BTreeMap<String, String> = rows
         .into_iter()
-        .map(|row| (row[0].as_str().unwrap().to_owned(), row[1].as_str().unwrap().to_owned()))
+        .map(|row| {
+            (
+                row[0].as_str().unwrap().to_owned(),
+                row[1].as_str().unwrap().to_owned(),
+            )
+        })
         .collect();
     assert_eq!(map.len(), count, "a chunk is there twice");
     map
@@ -83,18 +92,28 @@ fn a_killed_server_loses_and_doubles_nothing() {
             server.create_collection("c");
         }
         handed_over = hand_over(&server, handed_over);
-        server.until("/api/v1/collections/c", |c: &Value| c["states"]["READY"].as_u64().unwrap_or(0) >= ready);
+        server.until("/api/v1/collections/c", |c: &Value| {
+            c["states"]["READY"].as_u64().unwrap_or(0) >= ready
+        });
         server.kill();
     }
     let server = Server::start(dir.path());
     assert_eq!(hand_over(&server, handed_over), DOCUMENTS);
     let collection = server.until_indexed("c");
-    assert_eq!(collection["states"]["READY"].as_u64(), Some(DOCUMENTS as u64), "{collection}");
+    assert_eq!(
+        collection["states"]["READY"].as_u64(),
+        Some(DOCUMENTS as u64),
+        "{collection}"
+    );
     assert_eq!((chunks(&server), found_by_keyword(&server)), expected);
 
     // Every event of the log was consumed, and each document was announced for its one version.
     let status = good(server.get("/api/v1/pipelines/index"));
-    assert_eq!((&status["lag_rows"], &status["state"]), (&Value::from(0), &Value::from("running")), "{status}");
+    assert_eq!(
+        (&status["lag_rows"], &status["state"]),
+        (&Value::from(0), &Value::from("running")),
+        "{status}"
+    );
     let announced = server.sql(
         "SELECT payload['document_id'] AS document, count(*) AS n FROM topic.\"document.indexed\" GROUP BY 1 HAVING count(*) > 1",
     );

@@ -17,17 +17,37 @@ fn examples_of_all_components_pass() {
     for component in components() {
         let name = format!("{} ({:?})", component.kind, component.role);
         assert!(!component.summary.is_empty(), "{name} has no summary");
-        let loaded = va_pipelines::load(&format!("{}.yaml", component.kind), component.example, &BuiltinNames)
-            .unwrap_or_else(|diagnostics| panic!("{name}:\n{diagnostics}"));
-        let uses = loaded.plan.graph.nodes.iter().any(|node| node.kind == component.kind && node.role == component.role);
+        let loaded = va_pipelines::load(
+            &format!("{}.yaml", component.kind),
+            component.example,
+            &BuiltinNames,
+        )
+        .unwrap_or_else(|diagnostics| panic!("{name}:\n{diagnostics}"));
+        let uses = loaded
+            .plan
+            .graph
+            .nodes
+            .iter()
+            .any(|node| node.kind == component.kind && node.role == component.role);
         assert!(uses, "the example of {name} does not use it");
-        assert!(!loaded.tests.is_empty(), "the example of {name} has no tests");
+        assert!(
+            !loaded.tests.is_empty(),
+            "the example of {name} has no tests"
+        );
         for test in &loaded.tests {
             let outcome = runtime
-                .block_on(va_serving::cli::pipeline::run_test(&loaded, test, &Settings::default()))
+                .block_on(va_serving::cli::pipeline::run_test(
+                    &loaded,
+                    test,
+                    &Settings::default(),
+                ))
                 .unwrap_or_else(|failure| panic!("{name}: {}", failure.message));
             if !outcome.differences.is_empty() {
-                failed.push(format!("{name}: {}\n  {}", outcome.name, outcome.differences.join("\n  ")));
+                failed.push(format!(
+                    "{name}: {}\n  {}",
+                    outcome.name,
+                    outcome.differences.join("\n  ")
+                ));
             }
         }
     }
@@ -37,7 +57,8 @@ fn examples_of_all_components_pass() {
 #[test]
 fn built_in_pipelines_are_valid() {
     for (file, text) in va_pipelines::definitions::builtin() {
-        va_pipelines::load(file, text, &BuiltinNames).unwrap_or_else(|diagnostics| panic!("{diagnostics}"));
+        va_pipelines::load(file, text, &BuiltinNames)
+            .unwrap_or_else(|diagnostics| panic!("{diagnostics}"));
     }
 }
 
@@ -46,19 +67,50 @@ fn built_in_pipelines_are_valid() {
 fn every_file_is_registered() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let registered: Vec<(Role, &str)> = components().iter().map(|c| (c.role, c.kind)).collect();
-    let shared = ["lib", "operator", "registry", "expression", "parsed", "shape", "changes", "endpoint", "news"];
+    let shared = [
+        "lib",
+        "operator",
+        "registry",
+        "expression",
+        "parsed",
+        "shape",
+        "changes",
+        "endpoint",
+        "news",
+    ];
     for folder in ["operators/src", "connectors/endpoints/src"] {
         for file in std::fs::read_dir(root.join(folder)).unwrap() {
-            let name = file.unwrap().file_name().to_str().unwrap().trim_end_matches(".rs").to_owned();
+            let name = file
+                .unwrap()
+                .file_name()
+                .to_str()
+                .unwrap()
+                .trim_end_matches(".rs")
+                .to_owned();
             if !shared.contains(&name.as_str()) {
-                assert!(registered.iter().any(|(_, kind)| *kind == name), "{folder}/{name}.rs is not registered");
+                assert!(
+                    registered.iter().any(|(_, kind)| *kind == name),
+                    "{folder}/{name}.rs is not registered"
+                );
             }
         }
     }
-    for (folder, what) in [("operators/examples", "operator"), ("connectors/endpoints/examples", "endpoint")] {
+    for (folder, what) in [
+        ("operators/examples", "operator"),
+        ("connectors/endpoints/examples", "endpoint"),
+    ] {
         for file in std::fs::read_dir(root.join(folder)).unwrap() {
-            let name = file.unwrap().file_name().to_str().unwrap().trim_end_matches(".yaml").to_owned();
-            assert!(registered.iter().any(|(_, kind)| *kind == name), "{folder}/{name}.yaml: no such {what}");
+            let name = file
+                .unwrap()
+                .file_name()
+                .to_str()
+                .unwrap()
+                .trim_end_matches(".yaml")
+                .to_owned();
+            assert!(
+                registered.iter().any(|(_, kind)| *kind == name),
+                "{folder}/{name}.yaml: no such {what}"
+            );
         }
     }
 }

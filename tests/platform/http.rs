@@ -15,7 +15,13 @@ pub struct Response(reqwest::Response);
 
 impl Client {
     pub fn new(timeout: Duration) -> Self {
-        Self(reqwest::Client::builder().no_proxy().timeout(timeout).build().unwrap())
+        Self(
+            reqwest::Client::builder()
+                .no_proxy()
+                .timeout(timeout)
+                .build()
+                .unwrap(),
+        )
     }
 
     pub fn get(&self, url: &str) -> RequestBuilder {
@@ -63,11 +69,17 @@ impl RequestBuilder {
         .into_bytes();
         body.extend(bytes);
         body.extend(format!("\r\n--{boundary}--\r\n").into_bytes());
-        self.header("content-type", &format!("multipart/form-data; boundary={boundary}")).body(body)
+        self.header(
+            "content-type",
+            &format!("multipart/form-data; boundary={boundary}"),
+        )
+        .body(body)
     }
 
     pub fn send(self) -> reqwest::Result<Response> {
-        RUNTIME.block_on(async { self.0.send().await }).map(Response)
+        RUNTIME
+            .block_on(async { self.0.send().await })
+            .map(Response)
     }
 }
 
@@ -77,7 +89,10 @@ impl Response {
     }
 
     pub fn content_type(&self) -> String {
-        self.0.headers()["content-type"].to_str().unwrap().to_owned()
+        self.0.headers()["content-type"]
+            .to_str()
+            .unwrap()
+            .to_owned()
     }
 
     pub fn text(self) -> reqwest::Result<String> {

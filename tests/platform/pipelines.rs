@@ -27,7 +27,12 @@ fn produce(server: &Server, rows: &[Value]) {
         .spawn()
         .unwrap();
     let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
-    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(text.as_bytes())
+        .unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", both(&output));
 }
@@ -35,7 +40,12 @@ fn produce(server: &Server, rows: &[Value]) {
 fn ids(text: &str) -> Vec<String> {
     let mut ids: Vec<String> = text
         .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap()["id"].as_str().unwrap().to_owned())
+        .map(|line| {
+            serde_json::from_str::<Value>(line).unwrap()["id"]
+                .as_str()
+                .unwrap()
+                .to_owned()
+        })
         .collect();
     ids.sort();
     ids
@@ -49,7 +59,10 @@ fn a_pipeline_is_declared_run_tapped_stopped_and_goes_on() {
     let file = dir.path().join("large.yaml");
     std::fs::write(&file, PIPELINE).unwrap();
     let said = run(va(dir.path()).args(["pipeline", "run"]).arg(&file));
-    assert!(said.contains("`large-orders` (version 1) is running"), "{said}");
+    assert!(
+        said.contains("`large-orders` (version 1) is running"),
+        "{said}"
+    );
 
     let mut tap = va(dir.path())
         .args(["pipeline", "tap", "large-orders", "large", "--limit", "1"])
@@ -59,17 +72,27 @@ fn a_pipeline_is_declared_run_tapped_stopped_and_goes_on() {
     // A tap shows what comes after it is attached, so rows are sent until it has seen one.
     let mut sent = 0;
     while tap.try_wait().unwrap().is_none() {
-        produce(&server, &[json!({"id": format!("t{sent:04}"), "amount": "500"})]);
+        produce(
+            &server,
+            &[json!({"id": format!("t{sent:04}"), "amount": "500"})],
+        );
         sent += 1;
         server.until("/api/v1/pipelines/large-orders", |p| p["lag_rows"] == 0);
     }
     let row: Value = serde_json::from_slice(&tap.wait_with_output().unwrap().stdout).unwrap();
     assert_eq!(row["amount"], json!(500));
 
-    let rows: Vec<Value> =
-        (0..300).map(|i| json!({"id": format!("o{i:04}"), "amount": if i % 3 == 0 { "150" } else { "50" }})).collect();
+    let rows: Vec<Value> = (0..300)
+        .map(|i| json!({"id": format!("o{i:04}"), "amount": if i % 3 == 0 { "150" } else { "50" }}))
+        .collect();
     produce(&server, &rows);
-    produce(&server, &[json!({"id": "bad", "amount": "many"}), json!({"id": "null", "amount": null})]);
+    produce(
+        &server,
+        &[
+            json!({"id": "bad", "amount": "many"}),
+            json!({"id": "null", "amount": null}),
+        ],
+    );
     run(va(dir.path()).args(["pipeline", "stop", "large-orders"]));
     produce(&server, &[json!({"id": "while-stopped", "amount": "101"})]);
     run(va(dir.path()).args(["pipeline", "run", "large-orders"]));
@@ -79,13 +102,32 @@ fn a_pipeline_is_declared_run_tapped_stopped_and_goes_on() {
     expected.extend((0..sent).map(|i| format!("t{i:04}")));
     expected.push("while-stopped".into());
     expected.sort();
-    assert_eq!(ids(&run(va(dir.path()).args(["topic", "consume", "large_orders"]))), expected);
+    assert_eq!(
+        ids(&run(va(dir.path()).args([
+            "topic",
+            "consume",
+            "large_orders"
+        ]))),
+        expected
+    );
 
     let letters = run(va(dir.path()).args(["topic", "consume", "large-orders.dead_letter"]));
     let letter: Value = serde_json::from_str(letters.trim()).unwrap();
     assert_eq!(letter["payload"]["operator"], json!("parsed"));
-    assert!(letter["payload"]["reason"].as_str().unwrap().contains("many"), "{letter}");
-    assert!(letter["payload"]["row_json"].as_str().unwrap().contains("bad"), "{letter}");
+    assert!(
+        letter["payload"]["reason"]
+            .as_str()
+            .unwrap()
+            .contains("many"),
+        "{letter}"
+    );
+    assert!(
+        letter["payload"]["row_json"]
+            .as_str()
+            .unwrap()
+            .contains("bad"),
+        "{letter}"
+    );
     assert_eq!(letter["payload"]["source_topic"], json!("orders"));
 
     // The same table in SQL.
@@ -93,7 +135,12 @@ fn a_pipeline_is_declared_run_tapped_stopped_and_goes_on() {
     assert_eq!(rows[0][0], json!(expected.len()));
     let listed = run(va(dir.path()).args(["pipeline", "list"]));
     for name in ["index", "document_state", "large-orders"] {
-        assert!(listed.lines().any(|line| line.starts_with(name) && line.contains("running")), "{listed}");
+        assert!(
+            listed
+                .lines()
+                .any(|line| line.starts_with(name) && line.contains("running")),
+            "{listed}"
+        );
     }
 }
 
@@ -103,7 +150,10 @@ fn a_running_pipeline_survives_the_process() {
     let dir = tempdir().unwrap();
     let server = Server::start(dir.path());
     run(va(dir.path()).args(["topic", "create", "orders", "id:string!", "amount:string"]));
-    let created = server.post("/api/v1/pipelines?file=x.yaml").header("content-type", "text/plain").body(PIPELINE);
+    let created = server
+        .post("/api/v1/pipelines?file=x.yaml")
+        .header("content-type", "text/plain")
+        .body(PIPELINE);
     good(created);
     let mut expected = Vec::new();
     let mut server = server;
@@ -120,7 +170,14 @@ fn a_running_pipeline_survives_the_process() {
         server = Server::start(dir.path());
     }
     server.until("/api/v1/pipelines/large-orders", |p| p["lag_rows"] == 0);
-    assert_eq!(ids(&run(va(dir.path()).args(["topic", "consume", "large_orders"]))), expected);
+    assert_eq!(
+        ids(&run(va(dir.path()).args([
+            "topic",
+            "consume",
+            "large_orders"
+        ]))),
+        expected
+    );
 }
 
 #[test]
@@ -130,15 +187,25 @@ fn wrong_pipelines_and_rows_are_refused() {
     let wrong = PIPELINE.replace("amount > 100", "amuont > 100");
     let (status, reply) = problem(server.post("/api/v1/pipelines?file=w.yaml").body(wrong));
     assert_eq!((status, &reply["code"]), (422, &json!("invalid_pipeline")));
-    assert!(reply["diagnostics"].as_str().unwrap().contains("w.yaml:3:"), "{reply}");
-    let (status, _) = problem(server.post("/api/v1/pipelines").body(PIPELINE.replace("large-orders", "index")));
+    assert!(
+        reply["diagnostics"].as_str().unwrap().contains("w.yaml:3:"),
+        "{reply}"
+    );
+    let (status, _) = problem(
+        server
+            .post("/api/v1/pipelines")
+            .body(PIPELINE.replace("large-orders", "index")),
+    );
     assert!(status == 409 || status == 422);
 
     run(va(dir.path()).args(["topic", "create", "orders", "id:string!", "amount:string"]));
     let rows = "{\"id\": \"a\"}\n{\"id\": null}\n";
     let (status, reply) = problem(server.post("/api/v1/topics/orders/records").body(rows));
     assert_eq!(status, 422);
-    assert!(reply["detail"].as_str().unwrap().starts_with("line 2"), "{reply}");
+    assert!(
+        reply["detail"].as_str().unwrap().starts_with("line 2"),
+        "{reply}"
+    );
     // All or none.
     assert_eq!(good(server.get("/api/v1/topics/orders"))["rows"], json!(0));
 }

@@ -23,27 +23,42 @@ pub fn need_model() -> Option<()> {
 
 /// Says why a test does not run; fails where everything must be there.
 pub fn skip<T>(reason: &str) -> Option<T> {
-    assert!(std::env::var_os("CI").is_none(), "CI must have what this test needs: {reason}");
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "CI must have what this test needs: {reason}"
+    );
     println!("SKIPPED: {reason}");
     None
 }
 
 /// `deploy/dev/fetch-corpora.sh` puts corpora here.
 pub fn corpus(name: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("VA_CORPORA").map(PathBuf::from).or_else(|| {
-        let cache = std::env::var_os("XDG_CACHE_HOME")
-            .map(PathBuf::from)
-            .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
-        Some(cache.join("voiceassistant/corpora"))
-    })?;
+    let root = std::env::var_os("VA_CORPORA")
+        .map(PathBuf::from)
+        .or_else(|| {
+            let cache = std::env::var_os("XDG_CACHE_HOME")
+                .map(PathBuf::from)
+                .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
+            Some(cache.join("voiceassistant/corpora"))
+        })?;
     let dir = root.join(name);
-    if dir.is_dir() { Some(dir) } else { skip(&format!("the corpus `{name}` is not there: deploy/dev/fetch-corpora.sh {name}")) }
+    if dir.is_dir() {
+        Some(dir)
+    } else {
+        skip(&format!(
+            "the corpus `{name}` is not there: deploy/dev/fetch-corpora.sh {name}"
+        ))
+    }
 }
 
 /// The `va` command on a data directory.
 pub fn va(data: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_va"));
-    command.env_remove("VA_SERVER").env_remove("VA_TOKEN").env("VA_DATA", data).env("NO_COLOR", "1");
+    command
+        .env_remove("VA_SERVER")
+        .env_remove("VA_TOKEN")
+        .env("VA_DATA", data)
+        .env("NO_COLOR", "1");
     command
 }
 
@@ -56,7 +71,11 @@ pub fn run(command: &mut Command) -> String {
 
 /// What a command said, for messages.
 pub fn both(output: &Output) -> String {
-    format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}\n{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 /// A running server.
@@ -79,7 +98,13 @@ impl Server {
     pub fn start_with(data: &Path, args: &[&str]) -> Self {
         let mut child = va(data)
             .args(args)
-            .args(["up", "--listen", "127.0.0.1:0", "--pg-listen", "127.0.0.1:0"])
+            .args([
+                "up",
+                "--listen",
+                "127.0.0.1:0",
+                "--pg-listen",
+                "127.0.0.1:0",
+            ])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -91,7 +116,10 @@ impl Server {
                 base = line[at..].split_whitespace().next().map(ToOwned::to_owned);
             }
             if let Some((_, rest)) = line.split_once(" -p ") {
-                pg_port = rest.split_whitespace().next().and_then(|port| port.parse().ok());
+                pg_port = rest
+                    .split_whitespace()
+                    .next()
+                    .and_then(|port| port.parse().ok());
             }
             if line.starts_with("Stop with") {
                 break;
@@ -99,9 +127,19 @@ impl Server {
         }
         // Whatever is printed later must not fill the pipe.
         std::thread::spawn(move || lines.for_each(drop));
-        let key = std::fs::read_to_string(data.join("admin.key")).unwrap().trim().to_owned();
+        let key = std::fs::read_to_string(data.join("admin.key"))
+            .unwrap()
+            .trim()
+            .to_owned();
         let http = Client::new(PATIENCE);
-        Self { data: data.to_owned(), base: base.expect("an address"), pg_port: pg_port.expect("a port"), key, http, child }
+        Self {
+            data: data.to_owned(),
+            base: base.expect("an address"),
+            pg_port: pg_port.expect("a port"),
+            key,
+            http,
+            child,
+        }
     }
 
     /// SIGKILL: no goodbye.
@@ -111,25 +149,38 @@ impl Server {
     }
 
     pub fn get(&self, path: &str) -> RequestBuilder {
-        self.http.get(&format!("{}{path}", self.base)).bearer_auth(&self.key)
+        self.http
+            .get(&format!("{}{path}", self.base))
+            .bearer_auth(&self.key)
     }
 
     pub fn post(&self, path: &str) -> RequestBuilder {
-        self.http.post(&format!("{}{path}", self.base)).bearer_auth(&self.key)
+        self.http
+            .post(&format!("{}{path}", self.base))
+            .bearer_auth(&self.key)
     }
 
     pub fn delete(&self, path: &str) -> RequestBuilder {
-        self.http.delete(&format!("{}{path}", self.base)).bearer_auth(&self.key)
+        self.http
+            .delete(&format!("{}{path}", self.base))
+            .bearer_auth(&self.key)
     }
 
     pub fn create_collection(&self, name: &str) {
-        good(self.post("/api/v1/collections").json(&json!({"name": name})));
+        good(
+            self.post("/api/v1/collections")
+                .json(&json!({"name": name})),
+        );
     }
 
     /// Uploads and waits until the document is searchable or has failed.
     pub fn upload(&self, collection: &str, name: &str, bytes: Vec<u8>) -> Value {
         let path = format!("/api/v1/collections/{collection}/documents?name={name}&wait=ready");
-        good(self.post(&path).header("content-type", "application/octet-stream").body(bytes))
+        good(
+            self.post(&path)
+                .header("content-type", "application/octet-stream")
+                .body(bytes),
+        )
     }
 
     pub fn search(&self, collection: &str, query: &str, mode: &str) -> Vec<Value> {
@@ -179,7 +230,11 @@ pub fn good(request: RequestBuilder) -> Value {
     let status = response.status();
     let text = response.text().unwrap();
     assert!(status.is_success(), "{status}: {text}");
-    if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() }
+    if text.is_empty() {
+        Value::Null
+    } else {
+        serde_json::from_str(&text).unwrap()
+    }
 }
 
 /// Status and JSON of a reply that must be a problem.

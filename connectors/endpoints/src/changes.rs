@@ -53,13 +53,19 @@ impl Changes {
                             && tenant.value(*at) == tenant.value(row)
                     };
                     let end = (row..batch.num_rows()).take_while(same).count() + row;
-                    self.documents.entry(key).or_default().push(batch.slice(row, end - row));
+                    self.documents
+                        .entry(key)
+                        .or_default()
+                        .push(batch.slice(row, end - row));
                     row = end;
                 }
                 None => {
                     return Err(FlowError::fatal(
                         "index sink",
-                        format!("`op` is `{}`; it must be document, chunk or delete", op.value(row)),
+                        format!(
+                            "`op` is `{}`; it must be document, chunk or delete",
+                            op.value(row)
+                        ),
                     ));
                 }
             }
@@ -69,7 +75,8 @@ impl Changes {
 
     /// Everything gathered, one change a collection.
     pub fn take(&mut self) -> Result<Vec<Change>, FlowError> {
-        let mut by_collection: BTreeMap<CollectionRef, (Vec<DocumentId>, Vec<RecordBatch>)> = BTreeMap::new();
+        let mut by_collection: BTreeMap<CollectionRef, (Vec<DocumentId>, Vec<RecordBatch>)> =
+            BTreeMap::new();
         for ((collection, document), batches) in std::mem::take(&mut self.documents) {
             let (documents, rows) = by_collection.entry(collection).or_default();
             documents.push(document);
@@ -82,7 +89,11 @@ impl Changes {
                     Some(first) => stored_columns(&concat_batches(&first.schema(), &batches)?)?,
                     None => RecordBatch::new_empty(va_catalog::chunk_schema(None)),
                 };
-                Ok(Change { collection, documents, rows })
+                Ok(Change {
+                    collection,
+                    documents,
+                    rows,
+                })
             })
             .collect()
     }
@@ -140,11 +151,14 @@ mod tests {
             tenant: TenantId::default_tenant(),
             collection: CollectionName::new("c").expect("a name"),
         };
-        let rows: Vec<_> =
-            [("a", 1), ("a", 1), ("b", 1), ("b", 1), ("a", 2), ("a", 2)].map(|(u, v)| chunk(&collection, u, v)).into();
+        let rows: Vec<_> = [("a", 1), ("a", 1), ("b", 1), ("b", 1), ("a", 2), ("a", 2)]
+            .map(|(u, v)| chunk(&collection, u, v))
+            .into();
         let batch = with_op(
             &batch_of(&collection, &rows).expect("a batch"),
-            &["document", "chunk", "document", "chunk", "document", "chunk"],
+            &[
+                "document", "chunk", "document", "chunk", "document", "chunk",
+            ],
         );
         let mut changes = Changes::default();
         changes.push(&batch).expect("good rows");
@@ -159,8 +173,15 @@ mod tests {
         versions.sort();
         assert_eq!(versions, [("a".to_owned(), 2), ("b".to_owned(), 1)]);
 
-        changes.push(&with_op(&batch.slice(0, 3), &["document", "chunk", "delete"])).expect("good rows");
-        changes.push(&with_op(&batch.slice(4, 1), &["delete"])).expect("good rows");
+        changes
+            .push(&with_op(
+                &batch.slice(0, 3),
+                &["document", "chunk", "delete"],
+            ))
+            .expect("good rows");
+        changes
+            .push(&with_op(&batch.slice(4, 1), &["delete"]))
+            .expect("good rows");
         let taken = changes.take().expect("changes");
         assert_eq!((taken[0].documents.len(), taken[0].rows.num_rows()), (2, 0));
         assert!(changes.take().expect("nothing").is_empty());

@@ -32,7 +32,10 @@ impl SinkSpec for DocumentFailedSink {
     }
 
     fn build(self, _input: &SchemaRef, resources: &Resources) -> Result<Box<dyn Sink>, FlowError> {
-        Ok(Box::new(DocumentFailedWriter { catalog: resources.catalog.clone(), news: NewsBatch::default() }))
+        Ok(Box::new(DocumentFailedWriter {
+            catalog: resources.catalog.clone(),
+            news: NewsBatch::default(),
+        }))
     }
 }
 
@@ -52,12 +55,15 @@ impl Sink for DocumentFailedWriter {
         let reason = strings(&payload, "reason")?;
         let rows = column(&payload, "row_ipc")?
             .as_binary_opt::<i32>()
-            .ok_or_else(|| FlowError::fatal("document_failed", "`payload.row_ipc` is not Binary"))?;
+            .ok_or_else(|| {
+                FlowError::fatal("document_failed", "`payload.row_ipc` is not Binary")
+            })?;
         for row in 0..batch.num_rows() {
             match document_of(rows.value(row)) {
                 Some((collection, document, version)) => {
                     let reason = format!("{}: {}", operator.value(row), reason.value(row));
-                    self.news.push(collection, (document, version, News::Failed { reason }));
+                    self.news
+                        .push(collection, (document, version, News::Failed { reason }));
                 }
                 None => tracing::debug!("a dead letter that is not a document"),
             }
@@ -75,7 +81,10 @@ impl Sink for DocumentFailedWriter {
 fn document_of(row_ipc: &[u8]) -> Option<(CollectionRef, DocumentId, Version)> {
     let row = StreamReader::try_new(row_ipc, None).ok()?.next()?.ok()?;
     let tenant = strings(&row, "tenant_id").ok()?;
-    let fields = match column(&row, "payload").ok().and_then(|payload| payload.as_struct_opt()) {
+    let fields = match column(&row, "payload")
+        .ok()
+        .and_then(|payload| payload.as_struct_opt())
+    {
         Some(payload) => RecordBatch::from(payload.clone()),
         None => row.clone(),
     };
@@ -83,6 +92,14 @@ fn document_of(row_ipc: &[u8]) -> Option<(CollectionRef, DocumentId, Version)> {
         tenant: TenantId::new(tenant.value(0)).ok()?,
         collection: CollectionName::new(strings(&fields, "collection").ok()?.value(0)).ok()?,
     };
-    let document = strings(&fields, "document_id").ok()?.value(0).parse().ok()?;
-    Some((collection, document, Version(u32s(&fields, "version").ok()?.value(0))))
+    let document = strings(&fields, "document_id")
+        .ok()?
+        .value(0)
+        .parse()
+        .ok()?;
+    Some((
+        collection,
+        document,
+        Version(u32s(&fields, "version").ok()?.value(0)),
+    ))
 }

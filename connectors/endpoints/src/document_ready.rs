@@ -31,7 +31,10 @@ impl SinkSpec for DocumentReadySink {
     }
 
     fn build(self, _input: &SchemaRef, resources: &Resources) -> Result<Box<dyn Sink>, FlowError> {
-        Ok(Box::new(DocumentReadyWriter { catalog: resources.catalog.clone(), news: NewsBatch::default() }))
+        Ok(Box::new(DocumentReadyWriter {
+            catalog: resources.catalog.clone(),
+            news: NewsBatch::default(),
+        }))
     }
 }
 
@@ -64,10 +67,14 @@ impl Sink for DocumentReadyWriter {
                 News::Deleted
             } else {
                 let title = title.is_valid(row).then(|| title.value(row).to_owned());
-                News::Ready { title, chunks: chunks.value(row) }
+                News::Ready {
+                    title,
+                    chunks: chunks.value(row),
+                }
             };
             let document = document.value(row).parse().map_err(bad)?;
-            self.news.push(collection, (document, Version(version.value(row)), news));
+            self.news
+                .push(collection, (document, Version(version.value(row)), news));
         }
         Ok(())
     }

@@ -26,7 +26,9 @@ pub struct Resources {
 }
 
 /// Where a group that has no committed offset begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum StartAt {
     /// At the oldest row that is kept.
@@ -118,9 +120,16 @@ fn describe<S: JsonSchema>(
     summary: &'static str,
     example: &'static str,
 ) -> Description {
-    Description { kind, role, summary, example, options: || schemars::schema_for!(S).to_value() }
+    Description {
+        kind,
+        role,
+        summary,
+        example,
+        options: || schemars::schema_for!(S).to_value(),
+    }
 }
 
 fn options_of<S: DeserializeOwned>(options: &Value) -> Result<S, Vec<Problem>> {
-    serde_json::from_value(options.clone()).map_err(|error| vec![Problem::new(&[], error.to_string())])
+    serde_json::from_value(options.clone())
+        .map_err(|error| vec![Problem::new(&[], error.to_string())])
 }

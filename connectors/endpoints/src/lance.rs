@@ -27,17 +27,27 @@ impl SinkSpec for LanceSink {
     const EXAMPLE: &'static str = include_str!("../examples/lance.yaml");
 
     fn plan(&self, input: &SchemaRef, _names: &dyn Names) -> Result<SinkPlan, Vec<Problem>> {
-        match input.field_with_name("vector").map(|field| field.data_type()) {
+        match input
+            .field_with_name("vector")
+            .map(|field| field.data_type())
+        {
             Ok(DataType::FixedSizeList(_, _)) => Ok(SinkPlan::default()),
-            Ok(other) => Err(vec![Problem::new(&["input"], format!("column `vector` is {other}, not a vector"))]),
+            Ok(other) => Err(vec![Problem::new(
+                &["input"],
+                format!("column `vector` is {other}, not a vector"),
+            )]),
             Err(_) => Err(vec![
-                Problem::new(&["input"], "column `vector` is missing from the input").hint("put an `embed` before"),
+                Problem::new(&["input"], "column `vector` is missing from the input")
+                    .hint("put an `embed` before"),
             ]),
         }
     }
 
     fn build(self, _input: &SchemaRef, resources: &Resources) -> Result<Box<dyn Sink>, FlowError> {
-        Ok(Box::new(LanceWriter { vectors: resources.vectors.clone(), changes: Changes::default() }))
+        Ok(Box::new(LanceWriter {
+            vectors: resources.vectors.clone(),
+            changes: Changes::default(),
+        }))
     }
 }
 

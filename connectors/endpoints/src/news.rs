@@ -25,7 +25,9 @@ impl NewsBatch {
         for (collection, items) in &self.by_collection {
             let results = match catalog.apply_news(collection, items).await {
                 Ok(results) => results,
-                Err(error @ CatalogError::Storage { .. }) => return Err(FlowError::retriable("catalog", error)),
+                Err(error @ CatalogError::Storage { .. }) => {
+                    return Err(FlowError::retriable("catalog", error));
+                }
                 Err(error) => {
                     tracing::warn!(%collection, %error, "news about documents of a collection that is gone");
                     continue;
@@ -45,7 +47,10 @@ impl NewsBatch {
 
 /// The input must be events whose payload has these fields.
 pub fn expect_payload(input: &Schema, wanted: &[&str]) -> Result<(), Vec<Problem>> {
-    let fields = match input.field_with_name("payload").map(|field| field.data_type()) {
+    let fields = match input
+        .field_with_name("payload")
+        .map(|field| field.data_type())
+    {
         Ok(DataType::Struct(fields)) => fields.clone(),
         _ => {
             return Err(vec![
@@ -57,7 +62,16 @@ pub fn expect_payload(input: &Schema, wanted: &[&str]) -> Result<(), Vec<Problem
     let missing: Vec<Problem> = wanted
         .iter()
         .filter(|name| fields.find(name).is_none())
-        .map(|name| Problem::new(&["input"], format!("`payload.{name}` is missing from the input")))
+        .map(|name| {
+            Problem::new(
+                &["input"],
+                format!("`payload.{name}` is missing from the input"),
+            )
+        })
         .collect();
-    if missing.is_empty() { Ok(()) } else { Err(missing) }
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(missing)
+    }
 }

@@ -21,8 +21,12 @@ pub fn sources() -> Vec<SourceEntry> {
 /// Every sink that a pipeline can name.
 pub fn sinks() -> Vec<SinkEntry> {
     vec![
-        sink::<document_failed::DocumentFailedSink>("Marks documents failed in the catalog, from dead letters."),
-        sink::<document_ready::DocumentReadySink>("Marks documents ready in the catalog, from `document.indexed`."),
+        sink::<document_failed::DocumentFailedSink>(
+            "Marks documents failed in the catalog, from dead letters.",
+        ),
+        sink::<document_ready::DocumentReadySink>(
+            "Marks documents ready in the catalog, from `document.indexed`.",
+        ),
         sink::<lance::LanceSink>("Writes chunks with vectors to LanceDB."),
         sink::<tantivy::TantivySink>("Writes chunks to the full-text index."),
         sink::<topic::TopicSink>("Appends rows to a topic, in the checkpoint's own commit."),
@@ -31,10 +35,14 @@ pub fn sinks() -> Vec<SinkEntry> {
 
 /// The source of that kind.
 pub fn source_entry(kind: &str) -> Option<SourceEntry> {
-    sources().into_iter().find(|entry| entry.description.kind == kind)
+    sources()
+        .into_iter()
+        .find(|entry| entry.description.kind == kind)
 }
 
 /// The sink of that kind.
 pub fn sink_entry(kind: &str) -> Option<SinkEntry> {
-    sinks().into_iter().find(|entry| entry.description.kind == kind)
+    sinks()
+        .into_iter()
+        .find(|entry| entry.description.kind == kind)
 }

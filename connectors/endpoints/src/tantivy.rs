@@ -33,15 +33,26 @@ impl SinkSpec for TantivySink {
             .iter()
             .filter(|field| input.field_with_name(field.name()).is_err())
             .map(|field| {
-                Problem::new(&["input"], format!("column `{}` is missing from the input", field.name()))
-                    .hint("put a `chunk` before")
+                Problem::new(
+                    &["input"],
+                    format!("column `{}` is missing from the input", field.name()),
+                )
+                .hint("put a `chunk` before")
             })
             .collect();
-        if missing.is_empty() { Ok(SinkPlan::default()) } else { Err(missing) }
+        if missing.is_empty() {
+            Ok(SinkPlan::default())
+        } else {
+            Err(missing)
+        }
     }
 
     fn build(self, _input: &SchemaRef, resources: &Resources) -> Result<Box<dyn Sink>, FlowError> {
-        Ok(Box::new(TantivyWriter { texts: resources.texts.clone(), changes: Changes::default(), clean: BTreeSet::new() }))
+        Ok(Box::new(TantivyWriter {
+            texts: resources.texts.clone(),
+            changes: Changes::default(),
+            clean: BTreeSet::new(),
+        }))
     }
 }
 
@@ -62,13 +73,19 @@ impl Sink for TantivyWriter {
         for change in self.changes.take()? {
             let retriable = |error: va_fulltext::TextError| FlowError::retriable("tantivy", error);
             if self.clean.insert(change.collection.clone()) {
-                self.texts.rollback(&change.collection).await.map_err(retriable)?;
+                self.texts
+                    .rollback(&change.collection)
+                    .await
+                    .map_err(retriable)?;
             }
             self.texts
                 .apply(&change.collection, &change.documents, &change.rows)
                 .await
                 .map_err(retriable)?;
-            self.texts.commit(&change.collection, &checkpoint.to_string()).await.map_err(retriable)?;
+            self.texts
+                .commit(&change.collection, &checkpoint.to_string())
+                .await
+                .map_err(retriable)?;
         }
         Ok(Vec::new())
     }

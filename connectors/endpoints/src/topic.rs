@@ -53,23 +53,38 @@ impl SourceSpec for TopicSource {
         let schema = match (declared, known) {
             (Some(declared), Some(known)) if declared != known => {
                 return Err(vec![
-                    Problem::new(&["schema"], format!("differs from the schema that topic `{topic}` has"))
-                        .hint("leave `schema` out to use the topic's own"),
+                    Problem::new(
+                        &["schema"],
+                        format!("differs from the schema that topic `{topic}` has"),
+                    )
+                    .hint("leave `schema` out to use the topic's own"),
                 ]);
             }
             (Some(schema), _) | (None, Some(schema)) => schema,
             (None, None) => {
                 let topics: Vec<String> = names.topics().iter().map(ToString::to_string).collect();
                 return Err(vec![
-                    Problem::new(&["topic"], format!("topic `{topic}` is not known"))
-                        .hint(format!("declare its `schema:` here, or use one of {}", topics.join(", "))),
+                    Problem::new(&["topic"], format!("topic `{topic}` is not known")).hint(
+                        format!(
+                            "declare its `schema:` here, or use one of {}",
+                            topics.join(", ")
+                        ),
+                    ),
                 ]);
             }
         };
         if self.batch_rows_max == 0 {
-            return Err(vec![Problem::new(&["batch_rows_max"], "must be at least 1")]);
+            return Err(vec![Problem::new(
+                &["batch_rows_max"],
+                "must be at least 1",
+            )]);
         }
-        Ok(SourcePlan { topic, schema, start_at: self.start_at, batch_rows_max: self.batch_rows_max })
+        Ok(SourcePlan {
+            topic,
+            schema,
+            start_at: self.start_at,
+            batch_rows_max: self.batch_rows_max,
+        })
     }
 }
 
@@ -92,25 +107,38 @@ impl SinkSpec for TopicSink {
     fn plan(&self, input: &SchemaRef, names: &dyn Names) -> Result<SinkPlan, Vec<Problem>> {
         let topic = topic_name(&self.topic)?;
         if let Some(key) = &self.key {
-            let field = key_field(input, key)
-                .ok_or_else(|| vec![Problem::new(&["key"], format!("the input has no column `{key}`"))])?;
+            let field = key_field(input, key).ok_or_else(|| {
+                vec![Problem::new(
+                    &["key"],
+                    format!("the input has no column `{key}`"),
+                )]
+            })?;
             if field != DataType::Utf8 {
                 return Err(vec![
-                    Problem::new(&["key"], format!("column `{key}` is {field}, a key must be a string"))
-                        .hint("cast it in a `map` before, e.g. `cast(id as varchar)`"),
+                    Problem::new(
+                        &["key"],
+                        format!("column `{key}` is {field}, a key must be a string"),
+                    )
+                    .hint("cast it in a `map` before, e.g. `cast(id as varchar)`"),
                 ]);
             }
         }
         if let Some(known) = names.topic_schema(&topic)
             && let Err(message) = same_columns(input, &known)
         {
-            return Err(vec![Problem::new(&["topic"], format!("topic `{topic}` has another schema: {message}"))]);
+            return Err(vec![Problem::new(
+                &["topic"],
+                format!("topic `{topic}` has another schema: {message}"),
+            )]);
         }
-        Ok(SinkPlan { topic: Some((topic, input.clone())) })
+        Ok(SinkPlan {
+            topic: Some((topic, input.clone())),
+        })
     }
 
     fn build(self, _input: &SchemaRef, resources: &Resources) -> Result<Box<dyn Sink>, FlowError> {
-        let topic = TopicName::new(self.topic).map_err(|error| FlowError::fatal(Self::KIND, error))?;
+        let topic =
+            TopicName::new(self.topic).map_err(|error| FlowError::fatal(Self::KIND, error))?;
         Ok(Box::new(TopicWriter {
             topic,
             key: self.key,
@@ -128,22 +156,36 @@ fn topic_name(name: &str) -> Result<TopicName, Vec<Problem>> {
 
 fn same_columns(input: &SchemaRef, topic: &SchemaRef) -> Result<(), String> {
     if input.fields().len() != topic.fields().len() {
-        return Err(format!("{} columns instead of {}", input.fields().len(), topic.fields().len()));
+        return Err(format!(
+            "{} columns instead of {}",
+            input.fields().len(),
+            topic.fields().len()
+        ));
     }
     for (a, b) in input.fields().iter().zip(topic.fields()) {
         if a.name() != b.name() || a.data_type() != b.data_type() {
-            return Err(format!("`{}` {} instead of `{}` {}", a.name(), a.data_type(), b.name(), b.data_type()));
+            return Err(format!(
+                "`{}` {} instead of `{}` {}",
+                a.name(),
+                a.data_type(),
+                b.name(),
+                b.data_type()
+            ));
         }
     }
     Ok(())
 }
 
 fn key_field(input: &SchemaRef, key: &str) -> Option<DataType> {
-    let (outer, inner) = key.split_once('.').map_or((key, None), |(outer, inner)| (outer, Some(inner)));
+    let (outer, inner) = key
+        .split_once('.')
+        .map_or((key, None), |(outer, inner)| (outer, Some(inner)));
     let field = input.field_with_name(outer).ok()?;
     match (field.data_type(), inner) {
         (data_type, None) => Some(data_type.clone()),
-        (DataType::Struct(fields), Some(inner)) => fields.find(inner).map(|(_, field)| field.data_type().clone()),
+        (DataType::Struct(fields), Some(inner)) => fields
+            .find(inner)
+            .map(|(_, field)| field.data_type().clone()),
         _ => None,
     }
 }
@@ -164,12 +206,18 @@ impl TopicWriter {
         if let Some(partitions) = self.partitions {
             return Ok(partitions);
         }
-        let topics = self.log.topics().await.map_err(|error| FlowError::retriable("topic", error))?;
+        let topics = self
+            .log
+            .topics()
+            .await
+            .map_err(|error| FlowError::retriable("topic", error))?;
         let partitions = topics
             .iter()
             .find(|(name, _)| name == &self.topic)
             .map(|(_, config)| config.partitions)
-            .ok_or_else(|| FlowError::fatal("topic", format!("topic `{}` does not exist", self.topic)))?;
+            .ok_or_else(|| {
+                FlowError::fatal("topic", format!("topic `{}` does not exist", self.topic))
+            })?;
         Ok(*self.partitions.insert(partitions))
     }
 }
@@ -187,11 +235,20 @@ impl Sink for TopicWriter {
         let column = key_column(&batch, key)?;
         let keys = column.as_string::<i32>();
         for row in 0..batch.num_rows() {
-            let key = if keys.is_valid(row) { keys.value(row) } else { "" };
-            rows.entry(partition_of(key.as_bytes(), partitions)).or_default().push(row as u32);
+            let key = if keys.is_valid(row) {
+                keys.value(row)
+            } else {
+                ""
+            };
+            rows.entry(partition_of(key.as_bytes(), partitions))
+                .or_default()
+                .push(row as u32);
         }
         for (partition, rows) in rows {
-            self.rows.push((partition, take_record_batch(&batch, &UInt32Array::from(rows))?));
+            self.rows.push((
+                partition,
+                take_record_batch(&batch, &UInt32Array::from(rows))?,
+            ));
         }
         Ok(())
     }
@@ -205,18 +262,27 @@ impl Sink for TopicWriter {
             .into_iter()
             .map(|(partition, batches)| {
                 let batch = arrow::compute::concat_batches(&batches[0].schema(), &batches)?;
-                Ok(Append { topic: self.topic.clone(), target: Target::Partition(partition), batch })
+                Ok(Append {
+                    topic: self.topic.clone(),
+                    target: Target::Partition(partition),
+                    batch,
+                })
             })
             .collect()
     }
 }
 
 fn key_column(batch: &RecordBatch, key: &str) -> Result<arrow::array::ArrayRef, FlowError> {
-    let (outer, inner) = key.split_once('.').map_or((key, None), |(outer, inner)| (outer, Some(inner)));
+    let (outer, inner) = key
+        .split_once('.')
+        .map_or((key, None), |(outer, inner)| (outer, Some(inner)));
     let column = batch.column_by_name(outer);
     let column = match inner {
         None => column.cloned(),
-        Some(inner) => column.and_then(|c| c.as_struct_opt()).and_then(|s| s.column_by_name(inner)).cloned(),
+        Some(inner) => column
+            .and_then(|c| c.as_struct_opt())
+            .and_then(|s| s.column_by_name(inner))
+            .cloned(),
     };
     column.ok_or_else(|| FlowError::fatal("topic", format!("the key column `{key}` is missing")))
 }

@@ -68,14 +68,20 @@ pub fn dims_of(reference: &str) -> Result<usize, ModelError> {
     if let Some(entry) = lock.get(reference) {
         return Ok(entry.dims);
     }
-    let unknown = || ModelError::Unknown { name: reference.to_owned(), known: lock.names() };
+    let unknown = || ModelError::Unknown {
+        name: reference.to_owned(),
+        known: lock.names(),
+    };
     let config = Path::new(reference).join("config.json");
     if !config.is_file() {
         return Err(unknown());
     }
     let text = std::fs::read_to_string(&config).map_err(ModelError::io("read", &config))?;
     let config: serde_json::Value = serde_json::from_str(&text).map_err(|_| unknown())?;
-    config["hidden_size"].as_u64().map(|dims| dims as usize).ok_or_else(unknown)
+    config["hidden_size"]
+        .as_u64()
+        .map(|dims| dims as usize)
+        .ok_or_else(unknown)
 }
 
 /// What a model does.

@@ -11,7 +11,8 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BinaryArray, StringArray, StructArray, TimestampMillisecondArray, UInt32Array, UInt64Array,
+    ArrayRef, BinaryArray, StringArray, StructArray, TimestampMillisecondArray, UInt32Array,
+    UInt64Array,
 };
 use arrow::datatypes::DataType;
 use arrow::error::ArrowError;
@@ -49,7 +50,10 @@ pub struct Pending {
 
 impl Pending {
     pub fn new(id: u64, nodes: usize) -> Self {
-        Self { id, acks: (0..nodes).map(|_| None).collect() }
+        Self {
+            id,
+            acks: (0..nodes).map(|_| None).collect(),
+        }
     }
 
     /// Takes an ack; all of them, in node order, when it was the last one.
@@ -72,7 +76,12 @@ pub fn conservation(plan: &Plan, acks: &[Ack]) -> Result<(), String> {
         if node.source.is_none() && !counts.conserved() {
             return Err(format!(
                 "`{}` took {} rows and accounts for {} passed + {} filtered + {} dead-lettered + {} held",
-                node.node.name, counts.rows_in, counts.passed, counts.filtered, counts.dead_lettered, counts.held
+                node.node.name,
+                counts.rows_in,
+                counts.passed,
+                counts.filtered,
+                counts.dead_lettered,
+                counts.held
             ));
         }
         for (consumer, input) in plan.consumers(at) {
@@ -100,36 +109,49 @@ pub fn dead_letter_batch(
         row_ipc.push(ipc_of(&letter.row)?);
         row_json.push(json_of(&letter.row)?);
     }
-    let ids = letters.iter().zip(&row_ipc).map(|((operator, letter), ipc)| {
-        let mut hasher = blake3_of(pipeline.as_str());
-        hasher.update(operator.as_bytes());
-        hasher.update(letter.reason.as_bytes());
-        hasher.update(ipc);
-        hasher.finalize().to_hex()[..32].to_owned()
-    });
+    let ids = letters
+        .iter()
+        .zip(&row_ipc)
+        .map(|((operator, letter), ipc)| {
+            let mut hasher = blake3_of(pipeline.as_str());
+            hasher.update(operator.as_bytes());
+            hasher.update(letter.reason.as_bytes());
+            hasher.update(ipc);
+            hasher.finalize().to_hex()[..32].to_owned()
+        });
     let ids: ArrayRef = Arc::new(StringArray::from_iter_values(ids));
     let tenant = |letter: &DeadLetter| {
-        va_catalog::chunk::strings(&letter.row, "tenant_id")
-            .map_or_else(|_| "default".to_owned(), |tenants| tenants.value(0).to_owned())
+        va_catalog::chunk::strings(&letter.row, "tenant_id").map_or_else(
+            |_| "default".to_owned(),
+            |tenants| tenants.value(0).to_owned(),
+        )
     };
     let n = letters.len();
     let schema = dead_letter_schema();
     let DataType::Struct(fields) = schema.field(5).data_type() else {
-        return Err(ArrowError::SchemaError("the dead-letter schema has no struct payload".into()));
+        return Err(ArrowError::SchemaError(
+            "the dead-letter schema has no struct payload".into(),
+        ));
     };
     let payload = StructArray::try_new(
         fields.clone(),
         vec![
             Arc::new(StringArray::from(vec![pipeline.as_str(); n])),
-            Arc::new(StringArray::from_iter_values(letters.iter().map(|(operator, _)| operator))),
-            Arc::new(StringArray::from_iter_values(letters.iter().map(|(_, letter)| &letter.reason))),
-            Arc::new(StringArray::from_iter(
-                letters.iter().map(|(_, letter)| letter.partition.as_ref().map(|p| p.topic.as_str())),
+            Arc::new(StringArray::from_iter_values(
+                letters.iter().map(|(operator, _)| operator),
             )),
-            Arc::new(UInt32Array::from_iter(
-                letters.iter().map(|(_, letter)| letter.partition.as_ref().map(|p| p.partition.0)),
+            Arc::new(StringArray::from_iter_values(
+                letters.iter().map(|(_, letter)| &letter.reason),
             )),
-            Arc::new(UInt64Array::from_iter(letters.iter().map(|(_, letter)| letter.offset.map(|o| o.0)))),
+            Arc::new(StringArray::from_iter(letters.iter().map(|(_, letter)| {
+                letter.partition.as_ref().map(|p| p.topic.as_str())
+            }))),
+            Arc::new(UInt32Array::from_iter(letters.iter().map(|(_, letter)| {
+                letter.partition.as_ref().map(|p| p.partition.0)
+            }))),
+            Arc::new(UInt64Array::from_iter(
+                letters.iter().map(|(_, letter)| letter.offset.map(|o| o.0)),
+            )),
             Arc::new(BinaryArray::from_iter_values(&row_ipc)),
             Arc::new(StringArray::from_iter_values(&row_json)),
         ],
@@ -140,7 +162,9 @@ pub fn dead_letter_batch(
         vec![
             ids,
             Arc::new(StringArray::from(vec!["row.dead_lettered"; n])),
-            Arc::new(StringArray::from_iter_values(letters.iter().map(|(_, letter)| tenant(letter)))),
+            Arc::new(StringArray::from_iter_values(
+                letters.iter().map(|(_, letter)| tenant(letter)),
+            )),
             Arc::new(StringArray::new_null(n)),
             Arc::new(TimestampMillisecondArray::from(vec![now_ms; n]).with_timezone("UTC")),
             Arc::new(payload),

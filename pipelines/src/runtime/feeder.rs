@@ -103,7 +103,9 @@ impl Running {
         // A batch that was taken out of the channel but belongs to the next message.
         let mut next: Option<Fetched> = None;
         loop {
-            let due = self.first_row_at.map(|at| at + Duration::from_millis(self.feeder.checkpoint.interval_ms));
+            let due = self
+                .first_row_at
+                .map(|at| at + Duration::from_millis(self.feeder.checkpoint.interval_ms));
             tokio::select! {
                 biased;
                 command = self.feeder.commands.recv() => match command {
@@ -127,16 +129,30 @@ impl Running {
 
     async fn want(&mut self) -> Result<(), FlowError> {
         self.wanted = true;
-        self.feeder.reports.send(Report::Wanted).await.map_err(|_| FlowError::Cancelled)
+        self.feeder
+            .reports
+            .send(Report::Wanted)
+            .await
+            .map_err(|_| FlowError::Cancelled)
     }
 
-    async fn obey(&mut self, command: Command, fetched: &mpsc::Sender<Fetched>) -> Result<(), FlowError> {
+    async fn obey(
+        &mut self,
+        command: Command,
+        fetched: &mpsc::Sender<Fetched>,
+    ) -> Result<(), FlowError> {
         match command {
             Command::Assign(partitions) => {
                 for (partition, from) in partitions {
                     self.positions.insert(partition.clone(), from);
                     let rows = self.feeder.plan.batch_rows_max;
-                    let reader = read(self.feeder.log.clone(), partition.clone(), from, rows, fetched.clone());
+                    let reader = read(
+                        self.feeder.log.clone(),
+                        partition.clone(),
+                        from,
+                        rows,
+                        fetched.clone(),
+                    );
                     self.readers.insert(partition, tokio::spawn(reader));
                 }
             }
@@ -155,14 +171,26 @@ impl Running {
                 self.wanted = false;
                 let ack = Ack {
                     node: self.feeder.node,
-                    counts: Counts { rows_out: self.rows_out, ..Counts::default() },
-                    offsets: self.positions.iter().map(|(p, o)| (p.clone(), *o)).collect(),
+                    counts: Counts {
+                        rows_out: self.rows_out,
+                        ..Counts::default()
+                    },
+                    offsets: self
+                        .positions
+                        .iter()
+                        .map(|(p, o)| (p.clone(), *o))
+                        .collect(),
                     ..Ack::default()
                 };
                 // Partitions that were given up belong to this checkpoint for the last time.
-                self.positions.retain(|partition, _| self.readers.contains_key(partition));
+                self.positions
+                    .retain(|partition, _| self.readers.contains_key(partition));
                 let report = Report::Ack { checkpoint, ack };
-                self.feeder.reports.send(report).await.map_err(|_| FlowError::Cancelled)?;
+                self.feeder
+                    .reports
+                    .send(report)
+                    .await
+                    .map_err(|_| FlowError::Cancelled)?;
             }
         }
         Ok(())
@@ -175,7 +203,8 @@ impl Running {
         item: Result<(Offset, RecordBatch, u64), LogError>,
         fetched: &mut mpsc::Receiver<Fetched>,
     ) -> Result<Option<Fetched>, FlowError> {
-        let (base, batch, skipped) = item.map_err(|error| FlowError::retriable(format!("read {partition}"), error))?;
+        let (base, batch, skipped) =
+            item.map_err(|error| FlowError::retriable(format!("read {partition}"), error))?;
         // A reader that was revoked may have left a batch in the channel.
         if !self.readers.contains_key(&partition) {
             return Ok(None);
@@ -191,7 +220,8 @@ impl Running {
         while rows < self.feeder.plan.batch_rows_max {
             match fetched.try_recv() {
                 Ok((other, Ok((_, more, 0))))
-                    if other == partition && rows + more.num_rows() <= self.feeder.plan.batch_rows_max =>
+                    if other == partition
+                        && rows + more.num_rows() <= self.feeder.plan.batch_rows_max =>
                 {
                     rows += more.num_rows();
                     batches.push(more);
@@ -208,24 +238,39 @@ impl Running {
             many => concat_batches(&many[0].schema(), many)?,
         };
         (self.feeder.tap)(&batch);
-        let origin = Origin { partition: partition.clone(), base, aligned: true };
-        self.send(Message::Batch { batch, origin: Some(origin) }).await?;
+        let origin = Origin {
+            partition: partition.clone(),
+            base,
+            aligned: true,
+        };
+        self.send(Message::Batch {
+            batch,
+            origin: Some(origin),
+        })
+        .await?;
         self.rows_out += rows as u64;
         self.rows_since_barrier += rows as u64;
         self.first_row_at.get_or_insert_with(Instant::now);
-        self.positions.insert(partition, Offset(base.0 + rows as u64));
+        self.positions
+            .insert(partition, Offset(base.0 + rows as u64));
         Ok(left)
     }
 
     async fn send(&self, message: Message) -> Result<(), FlowError> {
         for output in &self.feeder.outputs {
-            output.send(message.clone()).await.map_err(|_| FlowError::Cancelled)?;
+            output
+                .send(message.clone())
+                .await
+                .map_err(|_| FlowError::Cancelled)?;
         }
         Ok(())
     }
 }
 
-async fn take(next: &mut Option<Fetched>, fetched: &mut mpsc::Receiver<Fetched>) -> Option<Fetched> {
+async fn take(
+    next: &mut Option<Fetched>,
+    fetched: &mut mpsc::Receiver<Fetched>,
+) -> Option<Fetched> {
     match next.take() {
         Some(item) => Some(item),
         None => fetched.recv().await,
@@ -248,7 +293,10 @@ async fn read(
     fetched: mpsc::Sender<Fetched>,
 ) {
     loop {
-        let limit = FetchLimit { rows, ..FetchLimit::default() };
+        let limit = FetchLimit {
+            rows,
+            ..FetchLimit::default()
+        };
         let result = match log.fetch(&partition, from, limit, FETCH_WAIT).await {
             Ok(result) => result,
             Err(error) => {
@@ -259,8 +307,14 @@ async fn read(
         let mut skipped = result.skipped;
         for stored in result.batches {
             for start in (0..stored.batch.num_rows()).step_by(rows) {
-                let part = stored.batch.slice(start, rows.min(stored.batch.num_rows() - start));
-                let item = Ok((Offset(stored.base.0 + start as u64), part, std::mem::take(&mut skipped)));
+                let part = stored
+                    .batch
+                    .slice(start, rows.min(stored.batch.num_rows() - start));
+                let item = Ok((
+                    Offset(stored.base.0 + start as u64),
+                    part,
+                    std::mem::take(&mut skipped),
+                ));
                 if fetched.send((partition.clone(), item)).await.is_err() {
                     return;
                 }

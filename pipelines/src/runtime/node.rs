@@ -12,10 +12,16 @@ use super::checkpoint::Ack;
 /// What a node tells the coordinator.
 #[derive(Debug)]
 pub enum Report {
-    Ack { checkpoint: u64, ack: Ack },
+    Ack {
+        checkpoint: u64,
+        ack: Ack,
+    },
     /// A source has rows that wait for a checkpoint.
     Wanted,
-    Failed { node: usize, error: FlowError },
+    Failed {
+        node: usize,
+        error: FlowError,
+    },
 }
 
 /// The receiving half of a node: one channel an input, barriers aligned.
@@ -28,7 +34,11 @@ pub struct Inputs {
 
 /// What comes out of [`Inputs`].
 pub enum Received {
-    Batch { input: usize, batch: RecordBatch, origin: Option<Origin> },
+    Batch {
+        input: usize,
+        batch: RecordBatch,
+        origin: Option<Origin>,
+    },
     /// All inputs have reached this barrier.
     Barrier(u64),
     /// Every producer is gone.
@@ -38,7 +48,11 @@ pub enum Received {
 impl Inputs {
     pub fn new(channels: Vec<mpsc::Receiver<Message>>) -> Self {
         let inputs = channels.len();
-        Self { channels, reached: vec![None; inputs], rows: vec![0; inputs] }
+        Self {
+            channels,
+            reached: vec![None; inputs],
+            rows: vec![0; inputs],
+        }
     }
 
     /// Waits for the next batch or complete barrier.
@@ -56,7 +70,11 @@ impl Inputs {
             match message {
                 Some(Message::Batch { batch, origin }) => {
                     self.rows[input] += batch.num_rows() as u64;
-                    return Received::Batch { input, batch, origin };
+                    return Received::Batch {
+                        input,
+                        batch,
+                        origin,
+                    };
                 }
                 Some(Message::Barrier(id)) => {
                     self.reached[input] = Some(id);
@@ -83,7 +101,11 @@ pub async fn run_operator(
     let work = async {
         loop {
             match inputs.next().await {
-                Received::Batch { input, batch, origin } => {
+                Received::Batch {
+                    input,
+                    batch,
+                    origin,
+                } => {
                     cx.enter(&batch, origin);
                     let started = std::time::Instant::now();
                     operator.on_batch(input, batch, &mut cx).await?;
@@ -132,9 +154,18 @@ pub async fn run_sink(
                     let appends = sink.prepare(CheckpointId(checkpoint)).await?;
                     busy.increment(started.elapsed().as_micros() as u64);
                     let rows: u64 = inputs.rows.iter().sum();
-                    let counts = Counts { rows_in: rows, passed: rows, ..Counts::default() };
-                    let ack =
-                        Ack { node, counts, rows_in: inputs.rows.clone(), appends, ..Ack::default() };
+                    let counts = Counts {
+                        rows_in: rows,
+                        passed: rows,
+                        ..Counts::default()
+                    };
+                    let ack = Ack {
+                        node,
+                        counts,
+                        rows_in: inputs.rows.clone(),
+                        appends,
+                        ..Ack::default()
+                    };
                     report(&reports, Report::Ack { checkpoint, ack }).await?;
                 }
                 Received::End => return Ok(()),

@@ -40,7 +40,11 @@ struct Inner {
 
 impl Stats {
     pub fn new(pipeline: String) -> Self {
-        Self { pipeline, inner: Mutex::default(), checkpoints: watch::Sender::new(0) }
+        Self {
+            pipeline,
+            inner: Mutex::default(),
+            checkpoints: watch::Sender::new(0),
+        }
     }
 
     /// Notes an edge so that its fill can be shown.
@@ -58,7 +62,10 @@ impl Stats {
         let mut inner = self.lock();
         for (node, ack) in plan.nodes.iter().zip(acks) {
             let name = &node.node.name;
-            let before = inner.seen.insert(name.clone(), ack.counts).unwrap_or_default();
+            let before = inner
+                .seen
+                .insert(name.clone(), ack.counts)
+                .unwrap_or_default();
             let new = |now: u64, then: u64| now.saturating_sub(then);
             let rows_in = new(ack.counts.rows_in, before.rows_in);
             let rows_out = new(ack.counts.rows_out, before.rows_out);
@@ -69,9 +76,12 @@ impl Stats {
             stats.rows_out += rows_out;
             stats.filtered += filtered;
             stats.dead_lettered += dead_lettered;
-            for (outcome, rows) in
-                [("in", rows_in), ("out", rows_out), ("filtered", filtered), ("dead_lettered", dead_lettered)]
-            {
+            for (outcome, rows) in [
+                ("in", rows_in),
+                ("out", rows_out),
+                ("filtered", filtered),
+                ("dead_lettered", dead_lettered),
+            ] {
                 metrics::counter!("va_pipeline_rows_total", "pipeline" => self.pipeline.clone(),
                     "node" => name.to_string(), "outcome" => outcome)
                 .increment(rows);
@@ -90,7 +100,8 @@ impl Stats {
         inner.last_checkpoint_at_ms = Some(now_ms);
         inner.last_checkpoint_seconds = seconds;
         drop(inner);
-        metrics::histogram!("va_pipeline_checkpoint_seconds", "pipeline" => self.pipeline.clone()).record(seconds);
+        metrics::histogram!("va_pipeline_checkpoint_seconds", "pipeline" => self.pipeline.clone())
+            .record(seconds);
         self.checkpoints.send_modify(|n| *n += 1);
     }
 
@@ -107,7 +118,9 @@ impl Stats {
     /// When the last checkpoint was committed (UTC milliseconds), and how long it took (seconds).
     pub fn last_checkpoint(&self) -> Option<(i64, f64)> {
         let inner = self.lock();
-        inner.last_checkpoint_at_ms.map(|at| (at, inner.last_checkpoint_seconds))
+        inner
+            .last_checkpoint_at_ms
+            .map(|at| (at, inner.last_checkpoint_seconds))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {

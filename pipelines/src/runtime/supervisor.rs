@@ -39,7 +39,11 @@ pub enum RuntimeError {
     #[error("pipeline `{0}` is not running")]
     NotRunning(PipelineName),
     #[error("pipeline `{pipeline}` has no node `{node}`; it has {nodes}")]
-    UnknownNode { pipeline: PipelineName, node: NodeName, nodes: String },
+    UnknownNode {
+        pipeline: PipelineName,
+        node: NodeName,
+        nodes: String,
+    },
     #[error(transparent)]
     Log(#[from] LogError),
 }
@@ -50,10 +54,14 @@ pub enum RuntimeError {
 pub enum PipelineState {
     Running,
     /// Waiting before the next attempt.
-    Restarting { reason: String },
+    Restarting {
+        reason: String,
+    },
     Stopped,
     /// Needs a person; the reason says what to look at.
-    Failed { reason: String },
+    Failed {
+        reason: String,
+    },
 }
 
 /// A pipeline as `va pipeline status` shows it.
@@ -88,17 +96,31 @@ pub struct Runtime {
 
 impl Runtime {
     pub fn new(config: RuntimeConfig) -> Self {
-        Self { config, taps: Taps::default(), pipelines: Mutex::default() }
+        Self {
+            config,
+            taps: Taps::default(),
+            pipelines: Mutex::default(),
+        }
     }
 
     /// Creates the topics that the pipeline needs and starts its tasks.
     pub async fn start(&self, plan: Plan) -> Result<(), RuntimeError> {
         let name = plan.graph.name.clone();
         self.refuse_running(&name)?;
-        let existing: Vec<TopicName> = self.config.log.topics().await?.into_iter().map(|(topic, _)| topic).collect();
+        let existing: Vec<TopicName> = self
+            .config
+            .log
+            .topics()
+            .await?
+            .into_iter()
+            .map(|(topic, _)| topic)
+            .collect();
         for (topic, _) in &plan.topics {
             if !existing.contains(topic) {
-                self.config.log.create_topic(topic, TopicConfig::default()).await?;
+                self.config
+                    .log
+                    .create_topic(topic, TopicConfig::default())
+                    .await?;
             }
         }
         self.refuse_running(&name)?;
@@ -120,13 +142,25 @@ impl Runtime {
         let supervisors = (0..plan.graph.tasks.max(1))
             .map(|_| tokio::spawn(supervise(setup.clone(), stop.clone(), state_tx.clone())))
             .collect();
-        self.lock().insert(name, Running { plan, stop, state, stats, supervisors });
+        self.lock().insert(
+            name,
+            Running {
+                plan,
+                stop,
+                state,
+                stats,
+                supervisors,
+            },
+        );
         Ok(())
     }
 
     /// Stops a pipeline after a last checkpoint; it can be started again and goes on where it was.
     pub async fn stop(&self, name: &PipelineName) -> Result<(), RuntimeError> {
-        let running = self.lock().remove(name).ok_or_else(|| RuntimeError::NotRunning(name.clone()))?;
+        let running = self
+            .lock()
+            .remove(name)
+            .ok_or_else(|| RuntimeError::NotRunning(name.clone()))?;
         running.stop.cancel();
         for supervisor in running.supervisors {
             // A supervisor that panicked has nothing left to stop.
@@ -157,10 +191,21 @@ impl Runtime {
     }
 
     /// Batches that a node emits from now on.
-    pub fn tap(&self, name: &PipelineName, node: &NodeName) -> Result<broadcast::Receiver<RecordBatch>, RuntimeError> {
-        let plan = self.plan(name).ok_or_else(|| RuntimeError::NotRunning(name.clone()))?;
+    pub fn tap(
+        &self,
+        name: &PipelineName,
+        node: &NodeName,
+    ) -> Result<broadcast::Receiver<RecordBatch>, RuntimeError> {
+        let plan = self
+            .plan(name)
+            .ok_or_else(|| RuntimeError::NotRunning(name.clone()))?;
         if plan.graph.node(node).is_none() {
-            let nodes: Vec<_> = plan.graph.nodes.iter().map(|node| format!("`{}`", node.name)).collect();
+            let nodes: Vec<_> = plan
+                .graph
+                .nodes
+                .iter()
+                .map(|node| format!("`{}`", node.name))
+                .collect();
             return Err(RuntimeError::UnknownNode {
                 pipeline: name.clone(),
                 node: node.clone(),
@@ -182,12 +227,19 @@ impl Runtime {
     pub async fn status(&self, name: &PipelineName) -> Result<PipelineStatus, RuntimeError> {
         let (plan, state, stats) = {
             let pipelines = self.lock();
-            let running = pipelines.get(name).ok_or_else(|| RuntimeError::NotRunning(name.clone()))?;
-            (running.plan.clone(), running.state.borrow().clone(), running.stats.clone())
+            let running = pipelines
+                .get(name)
+                .ok_or_else(|| RuntimeError::NotRunning(name.clone()))?;
+            (
+                running.plan.clone(),
+                running.state.borrow().clone(),
+                running.stats.clone(),
+            )
         };
         let lag = lag(self.config.log.as_ref(), &plan).await?;
         let lag_rows = lag.values().sum();
-        metrics::gauge!("va_pipeline_lag_rows", "pipeline" => name.to_string()).set(lag_rows as f64);
+        metrics::gauge!("va_pipeline_lag_rows", "pipeline" => name.to_string())
+            .set(lag_rows as f64);
         let last = stats.last_checkpoint();
         Ok(PipelineStatus {
             name: name.clone(),
@@ -202,11 +254,17 @@ impl Runtime {
     }
 
     fn refuse_running(&self, name: &PipelineName) -> Result<(), RuntimeError> {
-        if self.lock().contains_key(name) { Err(RuntimeError::Running(name.clone())) } else { Ok(()) }
+        if self.lock().contains_key(name) {
+            Err(RuntimeError::Running(name.clone()))
+        } else {
+            Ok(())
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PipelineName, Running>> {
-        self.pipelines.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pipelines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -216,20 +274,36 @@ async fn lag(log: &dyn Log, plan: &Plan) -> Result<BTreeMap<String, u64>, LogErr
     let topics = log.topics().await?;
     let mut lag = BTreeMap::new();
     for source in plan.nodes.iter().filter_map(|node| node.source.as_ref()) {
-        let partitions =
-            topics.iter().find(|(topic, _)| topic == &source.topic).map_or(0, |(_, config)| config.partitions);
+        let partitions = topics
+            .iter()
+            .find(|(topic, _)| topic == &source.topic)
+            .map_or(0, |(_, config)| config.partitions);
         for partition in (0..partitions).map(Partition) {
-            let partition = TopicPartition { topic: source.topic.clone(), partition };
+            let partition = TopicPartition {
+                topic: source.topic.clone(),
+                partition,
+            };
             let marks = log.watermarks(&partition).await?;
-            let next = log.committed(&group, &partition).await?.unwrap_or(marks.low).max(marks.low);
-            lag.insert(partition.to_string(), Offset(marks.high.0.saturating_sub(next.0)).0);
+            let next = log
+                .committed(&group, &partition)
+                .await?
+                .unwrap_or(marks.low)
+                .max(marks.low);
+            lag.insert(
+                partition.to_string(),
+                Offset(marks.high.0.saturating_sub(next.0)).0,
+            );
         }
     }
     Ok(lag)
 }
 
 /// Keeps one task running until it is stopped or beyond help.
-async fn supervise(setup: Setup, stop: CancellationToken, state: Arc<watch::Sender<PipelineState>>) {
+async fn supervise(
+    setup: Setup,
+    stop: CancellationToken,
+    state: Arc<watch::Sender<PipelineState>>,
+) {
     let pipeline = setup.plan.graph.name.clone();
     let mut attempt = 0;
     loop {
@@ -251,7 +325,8 @@ async fn supervise(setup: Setup, stop: CancellationToken, state: Arc<watch::Send
             FlowError::Retriable { .. } => RESTART_PAUSES_MS.get(attempt),
             _ => None,
         };
-        metrics::counter!("va_pipeline_failures_total", "pipeline" => pipeline.to_string()).increment(1);
+        metrics::counter!("va_pipeline_failures_total", "pipeline" => pipeline.to_string())
+            .increment(1);
         let Some(pause) = pause else {
             tracing::error!(%pipeline, reason, "the pipeline has failed");
             state.send_replace(PipelineState::Failed { reason });

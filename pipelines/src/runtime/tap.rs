@@ -20,12 +20,20 @@ pub struct Taps {
 
 impl Taps {
     /// Batches that the node emits from now on. A node that does not exist yet may be tapped too.
-    pub fn subscribe(&self, pipeline: &PipelineName, node: &NodeName) -> broadcast::Receiver<RecordBatch> {
+    pub fn subscribe(
+        &self,
+        pipeline: &PipelineName,
+        node: &NodeName,
+    ) -> broadcast::Receiver<RecordBatch> {
         self.sender(pipeline, node).subscribe()
     }
 
     /// What a node calls with every batch that it emits; free while nobody listens.
-    pub fn publisher(&self, pipeline: &PipelineName, node: &NodeName) -> Arc<dyn Fn(&RecordBatch) + Send + Sync> {
+    pub fn publisher(
+        &self,
+        pipeline: &PipelineName,
+        node: &NodeName,
+    ) -> Arc<dyn Fn(&RecordBatch) + Send + Sync> {
         let sender = self.sender(pipeline, node);
         Arc::new(move |batch| {
             if sender.receiver_count() > 0 {

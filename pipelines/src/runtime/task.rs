@@ -45,11 +45,19 @@ pub struct Setup {
 /// Runs the task until it is stopped or fails.
 pub async fn run(setup: &Setup, stop: &CancellationToken) -> Result<(), FlowError> {
     let group = GroupId(setup.plan.graph.name.clone());
-    let mut topics: Vec<_> =
-        setup.plan.nodes.iter().filter_map(|node| Some(node.source.as_ref()?.topic.clone())).collect();
+    let mut topics: Vec<_> = setup
+        .plan
+        .nodes
+        .iter()
+        .filter_map(|node| Some(node.source.as_ref()?.topic.clone()))
+        .collect();
     topics.sort();
     topics.dedup();
-    let member = setup.log.join(&group, &topics).await.map_err(|error| FlowError::retriable("join the group", error))?;
+    let member = setup
+        .log
+        .join(&group, &topics)
+        .await
+        .map_err(|error| FlowError::retriable("join the group", error))?;
 
     let cancelled = CancellationToken::new();
     let mut tasks = JoinSet::new();
@@ -88,12 +96,18 @@ fn start_nodes(
     let pipeline = plan.graph.name.to_string();
     // Each node has at most one report under way, plus one when it fails.
     let (report_tx, reports) = mpsc::channel(plan.nodes.len() * 2 + 2);
-    let mut senders: Vec<Vec<mpsc::Sender<Message>>> = plan.nodes.iter().map(|_| Vec::new()).collect();
-    let mut receivers: Vec<Vec<mpsc::Receiver<Message>>> = plan.nodes.iter().map(|_| Vec::new()).collect();
+    let mut senders: Vec<Vec<mpsc::Sender<Message>>> =
+        plan.nodes.iter().map(|_| Vec::new()).collect();
+    let mut receivers: Vec<Vec<mpsc::Receiver<Message>>> =
+        plan.nodes.iter().map(|_| Vec::new()).collect();
     for (at, node) in plan.nodes.iter().enumerate() {
         for &input in &node.inputs {
             let (tx, rx) = mpsc::channel(EDGE_MESSAGES);
-            setup.stats.watch_edge(&plan.nodes[input].node.name, &node.node.name, tx.downgrade());
+            setup.stats.watch_edge(
+                &plan.nodes[input].node.name,
+                &node.node.name,
+                tx.downgrade(),
+            );
             senders[input].push(tx);
             receivers[at].push(rx);
         }
@@ -112,7 +126,10 @@ fn start_nodes(
             Role::Source => {
                 let (commands_tx, commands) = mpsc::channel(4);
                 feeders.push((at, commands_tx));
-                let source = node.source.clone().ok_or_else(|| FlowError::fatal("runtime", "a source has no plan"))?;
+                let source = node
+                    .source
+                    .clone()
+                    .ok_or_else(|| FlowError::fatal("runtime", "a source has no plan"))?;
                 let feeder = Feeder {
                     node: at,
                     plan: source,
@@ -129,8 +146,10 @@ fn start_nodes(
             Role::Operator => {
                 let entry = va_operators::registry::operator(&node.node.kind)
                     .ok_or_else(|| FlowError::fatal(&node.node.kind, "is not registered"))?;
-                let operator = (entry.build)(&node.node.options, &node.input_schemas, &setup.operators)?;
-                let state = State::new(setup.log.clone(), group.clone(), node.node.name.to_string());
+                let operator =
+                    (entry.build)(&node.node.options, &node.input_schemas, &setup.operators)?;
+                let state =
+                    State::new(setup.log.clone(), group.clone(), node.node.name.to_string());
                 let cx = Cx::new(outputs, tap, state, setup.clock.clone(), cancelled.clone());
                 starts.push(Box::pin(run_cancellable(
                     cancelled.clone(),
@@ -140,8 +159,16 @@ fn start_nodes(
             Role::Sink => {
                 let entry = va_endpoints::registry::sink_entry(&node.node.kind)
                     .ok_or_else(|| FlowError::fatal(&node.node.kind, "is not registered"))?;
-                let sink = (entry.build)(&node.node.options, &node.input_schemas[0], &setup.endpoints)?;
-                starts.push(Box::pin(run_sink(at, sink, inputs, cancelled.clone(), report_tx.clone(), busy)));
+                let sink =
+                    (entry.build)(&node.node.options, &node.input_schemas[0], &setup.endpoints)?;
+                starts.push(Box::pin(run_sink(
+                    at,
+                    sink,
+                    inputs,
+                    cancelled.clone(),
+                    report_tx.clone(),
+                    busy,
+                )));
             }
         }
     }
@@ -175,7 +202,12 @@ struct Coordinator<'a> {
 }
 
 impl Coordinator<'_> {
-    async fn run(&mut self, mut reports: mpsc::Receiver<Report>, tasks: &mut JoinSet<()>, stop: &CancellationToken) -> Result<(), FlowError> {
+    async fn run(
+        &mut self,
+        mut reports: mpsc::Receiver<Report>,
+        tasks: &mut JoinSet<()>,
+        stop: &CancellationToken,
+    ) -> Result<(), FlowError> {
         let mut deadline: Option<tokio::time::Instant> = None;
         loop {
             tokio::select! {
@@ -215,23 +247,38 @@ impl Coordinator<'_> {
             Report::Failed { node, error } => {
                 let name = &self.setup.plan.nodes[node].node.name;
                 Err(match error {
-                    FlowError::Retriable { component, message } => {
-                        FlowError::Retriable { component: format!("{name}: {component}"), message }
-                    }
-                    FlowError::Fatal { component, message } => {
-                        FlowError::Fatal { component: format!("{name}: {component}"), message }
-                    }
+                    FlowError::Retriable { component, message } => FlowError::Retriable {
+                        component: format!("{name}: {component}"),
+                        message,
+                    },
+                    FlowError::Fatal { component, message } => FlowError::Fatal {
+                        component: format!("{name}: {component}"),
+                        message,
+                    },
                     FlowError::Cancelled => FlowError::Cancelled,
                 })
             }
             Report::Ack { checkpoint, ack } => {
-                let Some(pending) = self.pending.as_mut().filter(|pending| pending.id == checkpoint) else {
-                    return Err(FlowError::fatal("runtime", format!("an ack for checkpoint {checkpoint}, which is not in flight")));
+                let Some(pending) = self
+                    .pending
+                    .as_mut()
+                    .filter(|pending| pending.id == checkpoint)
+                else {
+                    return Err(FlowError::fatal(
+                        "runtime",
+                        format!("an ack for checkpoint {checkpoint}, which is not in flight"),
+                    ));
                 };
-                let Some(acks) = pending.arrived(ack) else { return Ok(()) };
+                let Some(acks) = pending.arrived(ack) else {
+                    return Ok(());
+                };
                 self.pending = None;
                 self.commit(acks).await?;
-                if std::mem::take(&mut self.wanted) { self.want().await } else { Ok(()) }
+                if std::mem::take(&mut self.wanted) {
+                    self.want().await
+                } else {
+                    Ok(())
+                }
             }
         }
     }
@@ -253,15 +300,32 @@ impl Coordinator<'_> {
         tracing::debug!(pipeline = %self.group, assigned = rebalance.assigned.len(), revoked = rebalance.revoked.len(), "rebalanced");
         for (node, feeder) in &self.feeders {
             let source = self.setup.plan.nodes[*node].source.as_ref();
-            let mine = |partition: &TopicPartition| source.is_some_and(|source| source.topic == partition.topic);
+            let mine = |partition: &TopicPartition| {
+                source.is_some_and(|source| source.topic == partition.topic)
+            };
             let start_at = source.map(|source| source.start_at).unwrap_or_default();
             let mut assigned = Vec::new();
-            for (partition, offset) in rebalance.assigned.iter().filter(|(partition, _)| mine(partition)) {
-                assigned.push((partition.clone(), self.start_of(partition, *offset, start_at).await?));
+            for (partition, offset) in rebalance
+                .assigned
+                .iter()
+                .filter(|(partition, _)| mine(partition))
+            {
+                assigned.push((
+                    partition.clone(),
+                    self.start_of(partition, *offset, start_at).await?,
+                ));
             }
-            let revoked: Vec<_> = rebalance.revoked.iter().filter(|p| mine(p)).cloned().collect();
+            let revoked: Vec<_> = rebalance
+                .revoked
+                .iter()
+                .filter(|p| mine(p))
+                .cloned()
+                .collect();
             for command in [Command::Revoke(revoked), Command::Assign(assigned)] {
-                feeder.send(command).await.map_err(|_| FlowError::Cancelled)?;
+                feeder
+                    .send(command)
+                    .await
+                    .map_err(|_| FlowError::Cancelled)?;
             }
         }
         if !rebalance.revoked.is_empty() {
@@ -281,16 +345,31 @@ impl Coordinator<'_> {
     ) -> Result<Offset, FlowError> {
         let retriable = |error: LogError| FlowError::retriable("read the committed offset", error);
         if start_at == StartAt::Latest
-            && self.setup.log.committed(&self.group, partition).await.map_err(retriable)?.is_none()
+            && self
+                .setup
+                .log
+                .committed(&self.group, partition)
+                .await
+                .map_err(retriable)?
+                .is_none()
         {
-            return Ok(self.setup.log.watermarks(partition).await.map_err(retriable)?.high);
+            return Ok(self
+                .setup
+                .log
+                .watermarks(partition)
+                .await
+                .map_err(retriable)?
+                .high);
         }
         Ok(offset)
     }
 
     async fn tell_all(&self, command: impl Fn() -> Command) -> Result<(), FlowError> {
         for (_, feeder) in &self.feeders {
-            feeder.send(command()).await.map_err(|_| FlowError::Cancelled)?;
+            feeder
+                .send(command())
+                .await
+                .map_err(|_| FlowError::Cancelled)?;
         }
         Ok(())
     }
@@ -323,7 +402,11 @@ impl Coordinator<'_> {
                 }
             }
             if let Some((target, batch)) = &dead_letters {
-                commit.append(&setup.plan.graph.dead_letter_topic(), target.clone(), batch.clone());
+                commit.append(
+                    &setup.plan.graph.dead_letter_topic(),
+                    target.clone(),
+                    batch.clone(),
+                );
             }
             match commit.finish().await {
                 Ok(_) => break,
@@ -339,23 +422,38 @@ impl Coordinator<'_> {
         }
         if !self.revoked.is_empty() {
             let revoked = std::mem::take(&mut self.revoked);
-            self.member.release(&revoked).await.map_err(|error| FlowError::retriable("release partitions", error))?;
+            self.member
+                .release(&revoked)
+                .await
+                .map_err(|error| FlowError::retriable("release partitions", error))?;
         }
-        let seconds = self.begun.take().map_or(0.0, |begun| begun.elapsed().as_secs_f64());
-        setup.stats.committed(&setup.plan, &acks, (setup.clock)(), seconds);
+        let seconds = self
+            .begun
+            .take()
+            .map_or(0.0, |begun| begun.elapsed().as_secs_f64());
+        setup
+            .stats
+            .committed(&setup.plan, &acks, (setup.clock)(), seconds);
         Ok(())
     }
 
-    fn dead_letters(&self, acks: &[Ack]) -> Result<Option<(Target, arrow::record_batch::RecordBatch)>, FlowError> {
+    fn dead_letters(
+        &self,
+        acks: &[Ack],
+    ) -> Result<Option<(Target, arrow::record_batch::RecordBatch)>, FlowError> {
         let plan = &self.setup.plan;
         let letters: Vec<(&str, &DeadLetter)> = acks
             .iter()
             .flat_map(|ack| {
                 let operator = plan.nodes[ack.node].node.name.as_str();
-                ack.dead_letters.iter().map(move |letter| (operator, letter))
+                ack.dead_letters
+                    .iter()
+                    .map(move |letter| (operator, letter))
             })
             .collect();
-        let Some((_, first)) = letters.first() else { return Ok(None) };
+        let Some((_, first)) = letters.first() else {
+            return Ok(None);
+        };
         // One partition a checkpoint keeps the batch whole; the source partition spreads them.
         let target = match &first.partition {
             Some(partition) => Target::Key(Bytes::from(partition.to_string().into_bytes())),

@@ -24,12 +24,18 @@ pub struct Failure {
 impl Failure {
     /// The command was right and could not be done.
     pub fn failed(message: impl Into<String>) -> Self {
-        Self { message: message.into(), code: 1 }
+        Self {
+            message: message.into(),
+            code: 1,
+        }
     }
 
     /// The command was wrong.
     pub fn usage(message: impl Into<String>) -> Self {
-        Self { message: message.into(), code: 2 }
+        Self {
+            message: message.into(),
+            code: 2,
+        }
     }
 }
 
@@ -69,14 +75,22 @@ pub struct Target {
 impl Client {
     /// Connects; brings the platform up when nobody holds the data directory.
     pub async fn connect(target: Target) -> Outcome<Self> {
-        let http = reqwest::Client::builder().no_proxy().connect_timeout(Duration::from_secs(5)).build()?;
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .connect_timeout(Duration::from_secs(5))
+            .build()?;
         if let Some(server) = target.server {
             let token = match target.token {
                 Some(token) => token,
                 None => read_key(&target.settings.data.join("admin.key"))
                     .map_err(|_| Failure::usage("`--server` needs a key: set VA_TOKEN"))?,
             };
-            return Ok(Self { http, base: server.trim_end_matches('/').to_owned(), token, own: None });
+            return Ok(Self {
+                http,
+                base: server.trim_end_matches('/').to_owned(),
+                token,
+                own: None,
+            });
         }
         let data = target.settings.data.clone();
         // Another process may be on its way up or down; a few looks tell.
@@ -85,14 +99,24 @@ impl Client {
             looks.tick().await;
             if let Some(base) = running(&http, &data).await {
                 let token = read_key(&data.join("admin.key"))?;
-                return Ok(Self { http, base, token, own: None });
+                return Ok(Self {
+                    http,
+                    base,
+                    token,
+                    own: None,
+                });
             }
             let mut settings = target.settings.clone();
             settings.listen = ([127, 0, 0, 1], 0).into();
             match boot(settings, None).await {
                 Ok(own) => {
                     let token = read_key(&own.platform.admin_key)?;
-                    return Ok(Self { http, base: format!("http://{}", own.address), token, own: Some(own) });
+                    return Ok(Self {
+                        http,
+                        base: format!("http://{}", own.address),
+                        token,
+                        own: Some(own),
+                    });
                 }
                 Err(OpenError::InUse(_)) => {}
                 Err(error) => return Err(error.into()),
@@ -117,7 +141,9 @@ impl Client {
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token)
+        self.http
+            .request(method, format!("{}{path}", self.base))
+            .bearer_auth(&self.token)
     }
 
     /// `GET` of a JSON resource.
@@ -141,19 +167,33 @@ impl Client {
 
     /// `POST` of bytes.
     pub async fn post_bytes(&self, path: &str, body: impl Into<reqwest::Body>) -> Outcome<Value> {
-        read(self.request(Method::POST, path).header("content-type", "application/octet-stream").body(body)).await
+        read(
+            self.request(Method::POST, path)
+                .header("content-type", "application/octet-stream")
+                .body(body),
+        )
+        .await
     }
 
     /// `POST` of text.
     pub async fn post_text(&self, path: &str, body: String) -> Outcome<Value> {
-        read(self.request(Method::POST, path).header("content-type", "text/plain; charset=utf-8").body(body)).await
+        read(
+            self.request(Method::POST, path)
+                .header("content-type", "text/plain; charset=utf-8")
+                .body(body),
+        )
+        .await
     }
 
     /// `DELETE`; the reply's body, if it has one.
     pub async fn delete(&self, path: &str) -> Outcome<Value> {
         let response = good(self.request(Method::DELETE, path).send().await?).await?;
         let bytes = response.bytes().await?;
-        if bytes.is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_slice(&bytes)?) }
+        if bytes.is_empty() {
+            Ok(Value::Null)
+        } else {
+            Ok(serde_json::from_slice(&bytes)?)
+        }
     }
 
     /// Calls `each` with every line of an NDJSON reply, as it comes.
@@ -210,13 +250,20 @@ async fn running(http: &reqwest::Client, data: &Path) -> Option<String> {
     let text = std::fs::read_to_string(data.join("server.json")).ok()?;
     let value: Value = serde_json::from_str(&text).ok()?;
     let base = value["address"].as_str()?.to_owned();
-    let alive = http.get(format!("{base}/healthz")).timeout(Duration::from_secs(3)).send().await;
-    alive.is_ok_and(|response| response.status().is_success()).then_some(base)
+    let alive = http
+        .get(format!("{base}/healthz"))
+        .timeout(Duration::from_secs(3))
+        .send()
+        .await;
+    alive
+        .is_ok_and(|response| response.status().is_success())
+        .then_some(base)
 }
 
 fn read_key(path: &PathBuf) -> Outcome<String> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Failure::failed(format!("read the key in `{}`: {error}", path.display())))?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Failure::failed(format!("read the key in `{}`: {error}", path.display()))
+    })?;
     Ok(text.trim().to_owned())
 }
 

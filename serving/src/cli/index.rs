@@ -75,7 +75,10 @@ pub async fn index(client: &Client, args: &IndexArgs) -> Outcome<()> {
     let meta = metadata(&args.meta)?;
     let (items, mut unreadable) = find(&args.paths)?;
     if items.is_empty() && unreadable.is_empty() {
-        return Err(Failure::failed(format!("no file under {}", args.paths.join(", "))));
+        return Err(Failure::failed(format!(
+            "no file under {}",
+            args.paths.join(", ")
+        )));
     }
     ensure_collection(client, &args.collection).await?;
     let bar = bar(items.len() as u64);
@@ -87,7 +90,11 @@ pub async fn index(client: &Client, args: &IndexArgs) -> Outcome<()> {
     };
     bar.finish_and_clear();
     if interrupted {
-        let who = if client.is_own() { "the next `va` command that holds this data directory" } else { "the server" };
+        let who = if client.is_own() {
+            "the next `va` command that holds this data directory"
+        } else {
+            "the server"
+        };
         return Err(Failure::failed(format!(
             "interrupted; {} documents were handed over and are finished by {who}. Run the same command again to go on",
             tally.handed_over
@@ -105,7 +112,9 @@ async fn run(
     tally: &mut Tally,
 ) -> Outcome<()> {
     let base = format!("/api/v1/collections/{}/documents", encode(&args.collection));
-    let (files, urls): (Vec<Item>, Vec<Item>) = items.into_iter().partition(|item| matches!(item.source, Source::File(_)));
+    let (files, urls): (Vec<Item>, Vec<Item>) = items
+        .into_iter()
+        .partition(|item| matches!(item.source, Source::File(_)));
     bar.set_message("reading");
     let mut files = files.into_iter().peekable();
     while files.peek().is_some() {
@@ -129,7 +138,13 @@ async fn changed_files(
     tally: &mut Tally,
 ) -> Outcome<Vec<Item>> {
     let hashed = tokio::task::spawn_blocking(move || {
-        batch.into_iter().map(|item| { let hash = hash(&item); (item, hash) }).collect::<Vec<_>>()
+        batch
+            .into_iter()
+            .map(|item| {
+                let hash = hash(&item);
+                (item, hash)
+            })
+            .collect::<Vec<_>>()
     })
     .await?;
     let mut known = Vec::new();
@@ -142,23 +157,43 @@ async fn changed_files(
             }
         }
     }
-    let asked: Vec<Value> = known.iter().map(|(item, hash)| json!({"uri": item.uri, "hash": hash})).collect();
-    let reply = client.post(&format!("{base}/check"), &json!({"items": asked})).await?;
+    let asked: Vec<Value> = known
+        .iter()
+        .map(|(item, hash)| json!({"uri": item.uri, "hash": hash}))
+        .collect();
+    let reply = client
+        .post(&format!("{base}/check"), &json!({"items": asked}))
+        .await?;
     let unchanged: HashSet<String> = serde_json::from_value(reply["unchanged"].clone())?;
-    let (same, changed): (Vec<_>, Vec<_>) = known.into_iter().partition(|(item, _)| unchanged.contains(&item.uri));
+    let (same, changed): (Vec<_>, Vec<_>) = known
+        .into_iter()
+        .partition(|(item, _)| unchanged.contains(&item.uri));
     tally.unchanged += same.len() as u64;
     bar.inc(same.len() as u64);
     Ok(changed.into_iter().map(|(item, _)| item).collect())
 }
 
 fn hash(item: &Item) -> std::io::Result<String> {
-    let Source::File(path) = &item.source else { return Ok(String::new()) };
+    let Source::File(path) = &item.source else {
+        return Ok(String::new());
+    };
     let mut hasher = Sha256::new();
     std::io::copy(&mut std::fs::File::open(path)?, &mut hasher)?;
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hasher
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }
 
-async fn upload_all(client: &Client, base: &str, meta: &Value, items: Vec<Item>, bar: &ProgressBar, tally: &mut Tally) {
+async fn upload_all(
+    client: &Client,
+    base: &str,
+    meta: &Value,
+    items: Vec<Item>,
+    bar: &ProgressBar,
+    tally: &mut Tally,
+) {
     let mut results = futures::stream::iter(items)
         .map(|item| async move {
             let result = upload(client, base, meta, &item).await;
@@ -173,7 +208,9 @@ async fn upload_all(client: &Client, base: &str, meta: &Value, items: Vec<Item>,
             }
             Ok(reply) => {
                 tally.handed_over += 1;
-                tally.ids.extend(reply["id"].as_str().map(ToOwned::to_owned));
+                tally
+                    .ids
+                    .extend(reply["id"].as_str().map(ToOwned::to_owned));
                 bar.set_message(format!("{} handed over", tally.handed_over));
             }
             Err(failure) => {
@@ -185,7 +222,12 @@ async fn upload_all(client: &Client, base: &str, meta: &Value, items: Vec<Item>,
 }
 
 async fn upload(client: &Client, base: &str, meta: &Value, item: &Item) -> Outcome<Value> {
-    let mut path = format!("{base}?name={}&uri={}&meta={}", encode(&item.name), encode(&item.uri), encode(&meta.to_string()));
+    let mut path = format!(
+        "{base}?name={}&uri={}&meta={}",
+        encode(&item.name),
+        encode(&item.uri),
+        encode(&meta.to_string())
+    );
     match &item.source {
         Source::File(file) => {
             let file = tokio::fs::File::open(file).await?;
@@ -203,7 +245,12 @@ async fn upload(client: &Client, base: &str, meta: &Value, item: &Item) -> Outco
 }
 
 /// Follows the documents that were handed over until each is searchable or has failed.
-async fn wait(client: &Client, args: &IndexArgs, bar: &ProgressBar, tally: &mut Tally) -> Outcome<()> {
+async fn wait(
+    client: &Client,
+    args: &IndexArgs,
+    bar: &ProgressBar,
+    tally: &mut Tally,
+) -> Outcome<()> {
     let collection = format!("/api/v1/collections/{}", encode(&args.collection));
     let done_before = bar.position();
     let wanted = tally.ids.len() as u64;
@@ -229,7 +276,10 @@ async fn wait(client: &Client, args: &IndexArgs, bar: &ProgressBar, tally: &mut 
                         pipeline["reason"].as_str().unwrap_or_default()
                     )));
                 }
-                Some("restarting") => bar.set_message(format!("restarting: {}", pipeline["reason"].as_str().unwrap_or_default())),
+                Some("restarting") => bar.set_message(format!(
+                    "restarting: {}",
+                    pipeline["reason"].as_str().unwrap_or_default()
+                )),
                 _ => {}
             }
         }
@@ -237,9 +287,16 @@ async fn wait(client: &Client, args: &IndexArgs, bar: &ProgressBar, tally: &mut 
     // Which of ours failed, and why.
     let mut cursor = String::new();
     loop {
-        let page: Value = client.get(&format!("{collection}/documents?state=FAILED&limit=500{cursor}")).await?;
+        let page: Value = client
+            .get(&format!(
+                "{collection}/documents?state=FAILED&limit=500{cursor}"
+            ))
+            .await?;
         for document in page["items"].as_array().into_iter().flatten() {
-            if document["id"].as_str().is_some_and(|id| tally.ids.contains(id)) {
+            if document["id"]
+                .as_str()
+                .is_some_and(|id| tally.ids.contains(id))
+            {
                 let text = |field: &str| document[field].as_str().unwrap_or_default().to_owned();
                 tally.failed.push((text("uri"), text("error")));
             }
@@ -257,30 +314,61 @@ fn report(args: &IndexArgs, tally: &Tally, took: Duration) -> Outcome<()> {
     let good = tally.handed_over.saturating_sub(tally.failed.len() as u64);
     let failed: Vec<&(String, String)> = tally.refused.iter().chain(&tally.failed).collect();
     if args.json {
-        let failed: Vec<Value> = failed.iter().map(|(uri, reason)| json!({"uri": uri, "error": reason})).collect();
-        let indexed = if args.no_wait { Value::Null } else { json!(good) };
-        println!("{}", json!({
-            "files": total, "indexed": indexed, "handed_over": tally.handed_over, "unchanged": tally.unchanged,
-            "failed": failed, "seconds": seconds,
-        }));
+        let failed: Vec<Value> = failed
+            .iter()
+            .map(|(uri, reason)| json!({"uri": uri, "error": reason}))
+            .collect();
+        let indexed = if args.no_wait {
+            Value::Null
+        } else {
+            json!(good)
+        };
+        println!(
+            "{}",
+            json!({
+                "files": total, "indexed": indexed, "handed_over": tally.handed_over, "unchanged": tally.unchanged,
+                "failed": failed, "seconds": seconds,
+            })
+        );
     } else {
-        let verb = if args.no_wait { "handed over" } else { "indexed" };
-        println!("{total} files in {seconds:.1} s: {good} {verb}, {} unchanged, {} failed", tally.unchanged, failed.len());
+        let verb = if args.no_wait {
+            "handed over"
+        } else {
+            "indexed"
+        };
+        println!(
+            "{total} files in {seconds:.1} s: {good} {verb}, {} unchanged, {} failed",
+            tally.unchanged,
+            failed.len()
+        );
         for (uri, reason) in failed.iter().take(20) {
             eprintln!("  failed: {uri}\n          {reason}");
         }
         if failed.len() > 20 {
             let more = failed.len() - 20;
-            eprintln!("  and {more} more: va document list --collection {} --state FAILED", args.collection);
+            eprintln!(
+                "  and {more} more: va document list --collection {} --state FAILED",
+                args.collection
+            );
         }
     }
     // The lines above say it all.
-    if failed.is_empty() { Ok(()) } else { Err(Failure::failed("")) }
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::failed(""))
+    }
 }
 
 async fn ensure_collection(client: &Client, name: &str) -> Outcome<()> {
-    if client.find(&format!("/api/v1/collections/{}", encode(name))).await?.is_none() {
-        client.post("/api/v1/collections", &json!({"name": name})).await?;
+    if client
+        .find(&format!("/api/v1/collections/{}", encode(name)))
+        .await?
+        .is_none()
+    {
+        client
+            .post("/api/v1/collections", &json!({"name": name}))
+            .await?;
     }
     Ok(())
 }
@@ -307,8 +395,16 @@ fn find(paths: &[String]) -> Outcome<Found> {
     let mut seen: HashMap<String, ()> = HashMap::new();
     for path in paths {
         if path.starts_with("http://") || path.starts_with("https://") {
-            let name = path.rsplit('/').find(|part| !part.is_empty()).unwrap_or(path).to_owned();
-            items.push(Item { uri: path.clone(), name, source: Source::Url });
+            let name = path
+                .rsplit('/')
+                .find(|part| !part.is_empty())
+                .unwrap_or(path)
+                .to_owned();
+            items.push(Item {
+                uri: path.clone(),
+                name,
+                source: Source::Url,
+            });
             continue;
         }
         let root = Path::new(path)
@@ -334,7 +430,11 @@ fn find(paths: &[String]) -> Outcome<Found> {
             };
             let uri = file.to_string_lossy().into_owned();
             if seen.insert(uri.clone(), ()).is_none() {
-                items.push(Item { uri, name, source: Source::File(file) });
+                items.push(Item {
+                    uri,
+                    name,
+                    source: Source::File(file),
+                });
             }
         }
     }
@@ -343,8 +443,9 @@ fn find(paths: &[String]) -> Outcome<Found> {
 
 fn bar(files: u64) -> ProgressBar {
     let bar = ProgressBar::new(files);
-    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} files  {per_sec}  ETA {eta}  {msg}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template("{bar:30} {pos}/{len} files  {per_sec}  ETA {eta}  {msg}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.set_style(style);
     bar.enable_steady_tick(Duration::from_millis(200));
     bar

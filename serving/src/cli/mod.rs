@@ -92,7 +92,10 @@ fn end_with_the_reader() {
 pub fn main() -> ExitCode {
     end_with_the_reader();
     let cli = Cli::parse();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("error: start the async runtime: {error}");
@@ -114,11 +117,13 @@ pub fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> Outcome<()> {
-    let file = cli.config.or_else(|| Some(PathBuf::from("va.yaml")).filter(|file| file.is_file()));
+    let file = cli
+        .config
+        .or_else(|| Some(PathBuf::from("va.yaml")).filter(|file| file.is_file()));
     // `VA_SERVER`, `VA_TOKEN` and their like are not settings.
     let environment = std::env::vars().filter(|(name, _)| name.contains("__"));
-    let mut settings =
-        Settings::load(file.as_deref(), environment).map_err(|error| Failure::usage(error.to_string()))?;
+    let mut settings = Settings::load(file.as_deref(), environment)
+        .map_err(|error| Failure::usage(error.to_string()))?;
     if let Some(data) = cli.data {
         settings.data = data;
     }
@@ -136,11 +141,18 @@ async fn run(cli: Cli) -> Outcome<()> {
             let command = tokio::task::block_in_place(|| model::model(command, &settings));
             return command;
         }
-        Command::Pipeline(command) if !command.needs_server() => return pipeline::local(command, &settings).await,
+        Command::Pipeline(command) if !command.needs_server() => {
+            return pipeline::local(command, &settings).await;
+        }
         _ => {}
     }
     let token = std::env::var("VA_TOKEN").ok();
-    let client = Client::connect(Target { settings, server: cli.server, token }).await?;
+    let client = Client::connect(Target {
+        settings,
+        server: cli.server,
+        token,
+    })
+    .await?;
     let result = match &cli.command {
         Command::Index(args) => index::index(&client, args).await,
         Command::Search(args) => search::search(&client, args).await,

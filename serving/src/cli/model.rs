@@ -27,7 +27,13 @@ pub enum ModelCommand {
 }
 
 pub fn model(command: &ModelCommand, settings: &Settings) -> Outcome<()> {
-    let store = ModelStore::open(settings.models.dir.clone().unwrap_or_else(va_models::default_model_dir))?;
+    let store = ModelStore::open(
+        settings
+            .models
+            .dir
+            .clone()
+            .unwrap_or_else(va_models::default_model_dir),
+    )?;
     match command {
         ModelCommand::List { json } => {
             let models = store.list();
@@ -38,11 +44,27 @@ pub fn model(command: &ModelCommand, settings: &Settings) -> Outcome<()> {
             let rows: Vec<Vec<String>> = models
                 .iter()
                 .map(|model| {
-                    vec![model.name.clone(), state(&model.state), HumanBytes(model.size).to_string(),
-                        model.licence.clone(), model.languages.join(","), model.description.clone()]
+                    vec![
+                        model.name.clone(),
+                        state(&model.state),
+                        HumanBytes(model.size).to_string(),
+                        model.licence.clone(),
+                        model.languages.join(","),
+                        model.description.clone(),
+                    ]
                 })
                 .collect();
-            print(&["NAME", "STATE", "SIZE", "LICENCE", "LANGUAGES", "DESCRIPTION"], &rows);
+            print(
+                &[
+                    "NAME",
+                    "STATE",
+                    "SIZE",
+                    "LICENCE",
+                    "LANGUAGES",
+                    "DESCRIPTION",
+                ],
+                &rows,
+            );
             Ok(())
         }
         ModelCommand::Pull { names } => {
@@ -50,13 +72,23 @@ pub fn model(command: &ModelCommand, settings: &Settings) -> Outcome<()> {
                 let bar = Bar::new();
                 let fetched = store.pull(name, &bar)?;
                 bar.0.finish_and_clear();
-                println!("{name}: {}", if fetched { "fetched and verified" } else { "already there" });
+                println!(
+                    "{name}: {}",
+                    if fetched {
+                        "fetched and verified"
+                    } else {
+                        "already there"
+                    }
+                );
             }
             Ok(())
         }
         ModelCommand::Verify { names } => {
             let names: Vec<String> = if names.is_empty() {
-                let there = store.list().into_iter().filter(|model| !matches!(model.state, ModelState::Absent));
+                let there = store
+                    .list()
+                    .into_iter()
+                    .filter(|model| !matches!(model.state, ModelState::Absent));
                 there.map(|model| model.name).collect()
             } else {
                 names.clone()
@@ -77,7 +109,11 @@ pub fn model(command: &ModelCommand, settings: &Settings) -> Outcome<()> {
                     }
                 }
             }
-            if bad == 0 { Ok(()) } else { Err(Failure::failed(format!("{bad} models are not in order"))) }
+            if bad == 0 {
+                Ok(())
+            } else {
+                Err(Failure::failed(format!("{bad} models are not in order")))
+            }
         }
     }
 }
@@ -95,8 +131,9 @@ struct Bar(ProgressBar);
 impl Bar {
     fn new() -> Self {
         let bar = ProgressBar::new(0);
-        let style = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}")
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        let style =
+            ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
         bar.set_style(style);
         Self(bar)
     }

@@ -75,7 +75,9 @@ impl PipelineCommand {
     pub fn needs_server(&self) -> bool {
         match self {
             Self::Validate { .. } | Self::Test { .. } => false,
-            Self::Explain { pipeline } | Self::Graph { pipeline, .. } => built_in(pipeline).is_none() && !is_file(pipeline),
+            Self::Explain { pipeline } | Self::Graph { pipeline, .. } => {
+                built_in(pipeline).is_none() && !is_file(pipeline)
+            }
             _ => true,
         }
     }
@@ -93,11 +95,13 @@ fn built_in(name: &str) -> Option<&'static str> {
 }
 
 fn read(file: &Path) -> Outcome<String> {
-    std::fs::read_to_string(file).map_err(|error| Failure::usage(format!("`{}`: {error}", file.display())))
+    std::fs::read_to_string(file)
+        .map_err(|error| Failure::usage(format!("`{}`: {error}", file.display())))
 }
 
 fn load(file: &str, text: &str, names: &dyn Names) -> Outcome<Loaded> {
-    va_pipelines::load(file, text, names).map_err(|diagnostics| Failure::failed(diagnostics.to_string()))
+    va_pipelines::load(file, text, names)
+        .map_err(|diagnostics| Failure::failed(diagnostics.to_string()))
 }
 
 /// Commands on files.
@@ -109,7 +113,10 @@ pub async fn local(command: &PipelineCommand, settings: &Settings) -> Outcome<()
                 match va_pipelines::load(&file.display().to_string(), &read(file)?, &BuiltinNames) {
                     Ok(loaded) => println!(
                         "{}: pipeline `{}` is fine ({} nodes, {} tests)",
-                        file.display(), loaded.plan.graph.name, loaded.plan.nodes.len(), loaded.tests.len()
+                        file.display(),
+                        loaded.plan.graph.name,
+                        loaded.plan.nodes.len(),
+                        loaded.tests.len()
                     ),
                     Err(diagnostics) => {
                         problems += diagnostics.0.len();
@@ -117,7 +124,11 @@ pub async fn local(command: &PipelineCommand, settings: &Settings) -> Outcome<()
                     }
                 }
             }
-            if problems == 0 { Ok(()) } else { Err(Failure::failed("")) }
+            if problems == 0 {
+                Ok(())
+            } else {
+                Err(Failure::failed(""))
+            }
         }
         PipelineCommand::Test { files } => test(files, settings).await,
         PipelineCommand::Explain { pipeline } => {
@@ -170,13 +181,25 @@ async fn test(files: &[PathBuf], settings: &Settings) -> Outcome<()> {
         }
     }
     println!("{passed} passed, {failed} failed");
-    if failed == 0 { Ok(()) } else { Err(Failure::failed("")) }
+    if failed == 0 {
+        Ok(())
+    } else {
+        Err(Failure::failed(""))
+    }
 }
 
 /// Runs one test of a loaded pipeline.
-pub async fn run_test(loaded: &Loaded, one: &fixture::Fixture, settings: &Settings) -> Outcome<fixture::Outcome> {
+pub async fn run_test(
+    loaded: &Loaded,
+    one: &fixture::Fixture,
+    settings: &Settings,
+) -> Outcome<fixture::Outcome> {
     let dir = tempfile::tempdir()?;
-    let platform = Platform::open(Settings { data: dir.path().join("data"), ..settings.clone() }).await?;
+    let platform = Platform::open(Settings {
+        data: dir.path().join("data"),
+        ..settings.clone()
+    })
+    .await?;
     let config = va_pipelines::RuntimeConfig {
         log: platform.log.clone(),
         operators: va_operators::Resources {
@@ -211,11 +234,27 @@ pub async fn remote(client: &Client, command: &PipelineCommand) -> Outcome<()> {
                 .into_iter()
                 .flatten()
                 .map(|p| {
-                    vec![cell(&p["name"]), cell(&p["version"]), cell(&p["state"]), cell(&p["lag_rows"]),
-                        time(&p["last_checkpoint_at_ms"]), cell(&p["reason"])]
+                    vec![
+                        cell(&p["name"]),
+                        cell(&p["version"]),
+                        cell(&p["state"]),
+                        cell(&p["lag_rows"]),
+                        time(&p["last_checkpoint_at_ms"]),
+                        cell(&p["reason"]),
+                    ]
                 })
                 .collect();
-            print(&["NAME", "VERSION", "STATE", "LAG", "LAST CHECKPOINT (UTC)", "REASON"], &rows);
+            print(
+                &[
+                    "NAME",
+                    "VERSION",
+                    "STATE",
+                    "LAG",
+                    "LAST CHECKPOINT (UTC)",
+                    "REASON",
+                ],
+                &rows,
+            );
             Ok(())
         }
         PipelineCommand::Status { name, json } => {
@@ -230,11 +269,23 @@ pub async fn remote(client: &Client, command: &PipelineCommand) -> Outcome<()> {
         PipelineCommand::Run { pipeline } => {
             let status = if is_file(pipeline) {
                 let text = read(Path::new(pipeline))?;
-                client.post_text(&format!("/api/v1/pipelines?file={}", encode(pipeline)), text).await?
+                client
+                    .post_text(
+                        &format!("/api/v1/pipelines?file={}", encode(pipeline)),
+                        text,
+                    )
+                    .await?
             } else {
-                client.post(&format!("{}/start", path(pipeline)), &Value::Null).await?
+                client
+                    .post(&format!("{}/start", path(pipeline)), &Value::Null)
+                    .await?
             };
-            println!("Pipeline `{}` (version {}) is {}.", cell(&status["name"]), status["version"], cell(&status["state"]));
+            println!(
+                "Pipeline `{}` (version {}) is {}.",
+                cell(&status["name"]),
+                status["version"],
+                cell(&status["state"])
+            );
             if client.is_own() {
                 println!("It runs in this process; stop with Ctrl-C.");
                 super::up::wait_for_signal().await;
@@ -242,7 +293,9 @@ pub async fn remote(client: &Client, command: &PipelineCommand) -> Outcome<()> {
             Ok(())
         }
         PipelineCommand::Stop { name } => {
-            client.post(&format!("{}/stop", path(name)), &Value::Null).await?;
+            client
+                .post(&format!("{}/stop", path(name)), &Value::Null)
+                .await?;
             println!("Pipeline `{name}` is stopped.");
             Ok(())
         }
@@ -252,7 +305,9 @@ pub async fn remote(client: &Client, command: &PipelineCommand) -> Outcome<()> {
             Ok(())
         }
         PipelineCommand::Tap { name, node, limit } => {
-            let limit = limit.map(|limit| format!("&limit={limit}")).unwrap_or_default();
+            let limit = limit
+                .map(|limit| format!("&limit={limit}"))
+                .unwrap_or_default();
             let path = format!("{}/tap?node={}{limit}", path(name), encode(node));
             let rows = client.lines(&path, |row| println!("{row}"));
             tokio::select! {
@@ -274,25 +329,49 @@ pub async fn remote(client: &Client, command: &PipelineCommand) -> Outcome<()> {
 }
 
 async fn registered(client: &Client, name: &str) -> Outcome<Loaded> {
-    let found: Value = client.get(&format!("/api/v1/pipelines/{}", encode(name))).await?;
-    load(name, found["definition"].as_str().unwrap_or_default(), &BuiltinNames)
+    let found: Value = client
+        .get(&format!("/api/v1/pipelines/{}", encode(name)))
+        .await?;
+    load(
+        name,
+        found["definition"].as_str().unwrap_or_default(),
+        &BuiltinNames,
+    )
 }
 
 fn print_status(status: &Value) {
-    println!("{} (version {}): {}", cell(&status["name"]), status["version"], cell(&status["state"]));
+    println!(
+        "{} (version {}): {}",
+        cell(&status["name"]),
+        status["version"],
+        cell(&status["state"])
+    );
     if let Some(reason) = status["reason"].as_str() {
         println!("  reason           {reason}");
     }
     println!("  lag              {} rows", status["lag_rows"]);
     if !status["last_checkpoint_at_ms"].is_null() {
-        let took = status["last_checkpoint_seconds"].as_f64().unwrap_or_default();
-        println!("  last checkpoint  {} UTC, took {took:.3} s", time(&status["last_checkpoint_at_ms"]));
+        let took = status["last_checkpoint_seconds"]
+            .as_f64()
+            .unwrap_or_default();
+        println!(
+            "  last checkpoint  {} UTC, took {took:.3} s",
+            time(&status["last_checkpoint_at_ms"])
+        );
     }
     let rows: Vec<Vec<String>> = status["nodes"]
         .as_object()
         .into_iter()
         .flatten()
-        .map(|(node, n)| vec![node.clone(), cell(&n["rows_in"]), cell(&n["rows_out"]), cell(&n["filtered"]), cell(&n["dead_lettered"])])
+        .map(|(node, n)| {
+            vec![
+                node.clone(),
+                cell(&n["rows_in"]),
+                cell(&n["rows_out"]),
+                cell(&n["filtered"]),
+                cell(&n["dead_lettered"]),
+            ]
+        })
         .collect();
     if !rows.is_empty() {
         println!();

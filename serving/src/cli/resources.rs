@@ -17,9 +17,7 @@ pub enum CollectionCommand {
         json: bool,
     },
     /// One collection.
-    Show {
-        name: String,
-    },
+    Show { name: String },
     /// Make an empty collection.
     Create {
         name: String,
@@ -45,23 +43,52 @@ pub async fn collection(client: &Client, command: &CollectionCommand) -> Outcome
             }
             let rows = rows(&list, |c| {
                 let state = |word: &str| cell(&c["states"].get(word).cloned().unwrap_or(json!(0)));
-                vec![cell(&c["name"]), cell(&c["documents"]), cell(&c["chunks"]), state("READY"), state("PROCESSING"),
-                    state("FAILED"), cell(&c["model"])]
+                vec![
+                    cell(&c["name"]),
+                    cell(&c["documents"]),
+                    cell(&c["chunks"]),
+                    state("READY"),
+                    state("PROCESSING"),
+                    state("FAILED"),
+                    cell(&c["model"]),
+                ]
             });
-            print(&["NAME", "DOCUMENTS", "CHUNKS", "READY", "PROCESSING", "FAILED", "MODEL"], &rows);
+            print(
+                &[
+                    "NAME",
+                    "DOCUMENTS",
+                    "CHUNKS",
+                    "READY",
+                    "PROCESSING",
+                    "FAILED",
+                    "MODEL",
+                ],
+                &rows,
+            );
             Ok(())
         }
-        CollectionCommand::Show { name } => show(client, &format!("/api/v1/collections/{}", encode(name))).await,
+        CollectionCommand::Show { name } => {
+            show(client, &format!("/api/v1/collections/{}", encode(name))).await
+        }
         CollectionCommand::Create { name, description } => {
-            client.post("/api/v1/collections", &json!({"name": name, "description": description})).await?;
+            client
+                .post(
+                    "/api/v1/collections",
+                    &json!({"name": name, "description": description}),
+                )
+                .await?;
             println!("Collection `{name}` is there.");
             Ok(())
         }
         CollectionCommand::Delete { name, yes } => {
             if !yes {
-                return Err(Failure::usage(format!("this removes `{name}` and all its documents; repeat it with --yes")));
+                return Err(Failure::usage(format!(
+                    "this removes `{name}` and all its documents; repeat it with --yes"
+                )));
             }
-            client.delete(&format!("/api/v1/collections/{}", encode(name))).await?;
+            client
+                .delete(&format!("/api/v1/collections/{}", encode(name)))
+                .await?;
             println!("Collection `{name}` is gone.");
             Ok(())
         }
@@ -109,7 +136,13 @@ pub enum DocumentCommand {
 pub async fn document(client: &Client, command: &DocumentCommand) -> Outcome<()> {
     let base = |collection: &str| format!("/api/v1/collections/{}/documents", encode(collection));
     match command {
-        DocumentCommand::List { collection, state, name, limit, json } => {
+        DocumentCommand::List {
+            collection,
+            state,
+            name,
+            limit,
+            json,
+        } => {
             let mut path = format!("{}?limit={limit}", base(collection));
             for (field, value) in [("state", state), ("name", name)] {
                 if let Some(value) = value {
@@ -122,21 +155,47 @@ pub async fn document(client: &Client, command: &DocumentCommand) -> Outcome<()>
                 return Ok(());
             }
             let rows = rows(&list, |d| {
-                vec![cell(&d["id"]), cell(&d["version"]), cell(&d["state"]), cell(&d["chunks"]), time(&d["updated_at"]),
-                    cell(&d["name"]), cell(&d["error"])]
+                vec![
+                    cell(&d["id"]),
+                    cell(&d["version"]),
+                    cell(&d["state"]),
+                    cell(&d["chunks"]),
+                    time(&d["updated_at"]),
+                    cell(&d["name"]),
+                    cell(&d["error"]),
+                ]
             });
-            print(&["ID", "VERSION", "STATE", "CHUNKS", "UPDATED (UTC)", "NAME", "ERROR"], &rows);
+            print(
+                &[
+                    "ID",
+                    "VERSION",
+                    "STATE",
+                    "CHUNKS",
+                    "UPDATED (UTC)",
+                    "NAME",
+                    "ERROR",
+                ],
+                &rows,
+            );
             if !list["cursor"].is_null() {
                 println!("... more; raise --limit");
             }
             Ok(())
         }
-        DocumentCommand::Show { id, collection } => show(client, &format!("{}/{}", base(collection), encode(id))).await,
+        DocumentCommand::Show { id, collection } => {
+            show(client, &format!("{}/{}", base(collection), encode(id))).await
+        }
         DocumentCommand::Versions { id, collection } => {
-            show(client, &format!("{}/{}/versions", base(collection), encode(id))).await
+            show(
+                client,
+                &format!("{}/{}/versions", base(collection), encode(id)),
+            )
+            .await
         }
         DocumentCommand::Delete { id, collection } => {
-            client.delete(&format!("{}/{}", base(collection), encode(id))).await?;
+            client
+                .delete(&format!("{}/{}", base(collection), encode(id)))
+                .await?;
             println!("Document `{id}` is being removed.");
             Ok(())
         }
@@ -152,9 +211,7 @@ pub enum TopicCommand {
         json: bool,
     },
     /// Schema, offsets and consumer groups of a topic.
-    Describe {
-        name: String,
-    },
+    Describe { name: String },
     /// Make a topic, e.g. `va topic create orders id:string! price:float64`.
     Create {
         name: String,
@@ -206,17 +263,29 @@ pub async fn topic(client: &Client, command: &TopicCommand) -> Outcome<()> {
                 println!("{list}");
                 return Ok(());
             }
-            let rows = rows(&list, |t| vec![cell(&t["name"]), cell(&t["partitions"]), cell(&t["rows"]), cell(&t["description"])]);
+            let rows = rows(&list, |t| {
+                vec![
+                    cell(&t["name"]),
+                    cell(&t["partitions"]),
+                    cell(&t["rows"]),
+                    cell(&t["description"]),
+                ]
+            });
             print(&["NAME", "PARTITIONS", "ROWS", "DESCRIPTION"], &rows);
             Ok(())
         }
         TopicCommand::Describe { name } => show(client, &path(name)).await,
-        TopicCommand::Create { name, columns, partitions, retention_ms } => {
+        TopicCommand::Create {
+            name,
+            columns,
+            partitions,
+            retention_ms,
+        } => {
             let mut schema = Map::new();
             for column in columns {
-                let (column, kind) = column
-                    .split_once(':')
-                    .ok_or_else(|| Failure::usage(format!("`{column}` is not name:type, e.g. id:string")))?;
+                let (column, kind) = column.split_once(':').ok_or_else(|| {
+                    Failure::usage(format!("`{column}` is not name:type, e.g. id:string"))
+                })?;
                 schema.insert(column.to_owned(), json!(kind));
             }
             let mut body = json!({"name": name, "schema": schema});
@@ -233,18 +302,36 @@ pub async fn topic(client: &Client, command: &TopicCommand) -> Outcome<()> {
         TopicCommand::Produce { name, file, key } => {
             let mut text = String::new();
             match file {
-                Some(file) => text = std::fs::read_to_string(file).map_err(|e| Failure::usage(format!("`{file}`: {e}")))?,
+                Some(file) => {
+                    text = std::fs::read_to_string(file)
+                        .map_err(|e| Failure::usage(format!("`{file}`: {e}")))?
+                }
                 None => {
                     std::io::stdin().read_to_string(&mut text)?;
                 }
             }
-            let key = key.as_ref().map(|key| format!("?key={}", encode(key))).unwrap_or_default();
-            let reply = client.post_text(&format!("{}/records{key}", path(name)), text).await?;
+            let key = key
+                .as_ref()
+                .map(|key| format!("?key={}", encode(key)))
+                .unwrap_or_default();
+            let reply = client
+                .post_text(&format!("{}/records{key}", path(name)), text)
+                .await?;
             println!("{} rows appended.", reply["appended"]);
             Ok(())
         }
-        TopicCommand::Consume { name, from, partition, limit, follow } => {
-            let mut query = format!("{}/records?from={}&follow={follow}", path(name), encode(from));
+        TopicCommand::Consume {
+            name,
+            from,
+            partition,
+            limit,
+            follow,
+        } => {
+            let mut query = format!(
+                "{}/records?from={}&follow={follow}",
+                path(name),
+                encode(from)
+            );
             for (field, value) in [("partition", partition.map(u64::from)), ("limit", *limit)] {
                 if let Some(value) = value {
                     query.push_str(&format!("&{field}={value}"));
@@ -254,7 +341,9 @@ pub async fn topic(client: &Client, command: &TopicCommand) -> Outcome<()> {
         }
         TopicCommand::Delete { name, yes } => {
             if !yes {
-                return Err(Failure::usage(format!("this removes topic `{name}` and its rows; repeat it with --yes")));
+                return Err(Failure::usage(format!(
+                    "this removes topic `{name}` and its rows; repeat it with --yes"
+                )));
             }
             client.delete(&path(name)).await?;
             println!("Topic `{name}` is gone.");
@@ -269,14 +358,31 @@ pub async fn doctor(client: &Client, json: bool) -> Outcome<()> {
     if json {
         println!("{status}");
     } else {
-        println!("va {} on {}", cell(&status["version"]), cell(&status["data"]));
+        println!(
+            "va {} on {}",
+            cell(&status["version"]),
+            cell(&status["data"])
+        );
         for check in status["checks"].as_array().into_iter().flatten() {
             let mark = if check["ok"] == true { "ok  " } else { "FAIL" };
-            println!("{mark}  {:<26} {}", cell(&check["name"]), cell(&check["detail"]));
+            println!(
+                "{mark}  {:<26} {}",
+                cell(&check["name"]),
+                cell(&check["detail"])
+            );
         }
     }
-    let bad = status["checks"].as_array().into_iter().flatten().filter(|check| check["ok"] != true).count();
-    if bad == 0 { Ok(()) } else { Err(Failure::failed(format!("{bad} checks failed"))) }
+    let bad = status["checks"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|check| check["ok"] != true)
+        .count();
+    if bad == 0 {
+        Ok(())
+    } else {
+        Err(Failure::failed(format!("{bad} checks failed")))
+    }
 }
 
 async fn show(client: &Client, path: &str) -> Outcome<()> {
@@ -286,5 +392,10 @@ async fn show(client: &Client, path: &str) -> Outcome<()> {
 }
 
 fn rows(list: &Value, row: impl Fn(&Value) -> Vec<String>) -> Vec<Vec<String>> {
-    list["items"].as_array().into_iter().flatten().map(row).collect()
+    list["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(row)
+        .collect()
 }

@@ -52,13 +52,19 @@ pub async fn search(client: &Client, args: &SearchArgs) -> Outcome<()> {
         "query": args.query, "collection": collection, "k": args.k, "mode": mode,
         "filter": filter(&args.filter)?, "explain": args.explain,
     });
-    let reply = client.post("/api/v1/retrieval/hybrid_search", &request).await?;
+    let reply = client
+        .post("/api/v1/retrieval/hybrid_search", &request)
+        .await?;
     if args.json {
         println!("{reply}");
         return Ok(());
     }
     for degraded in reply["degraded"].as_array().into_iter().flatten() {
-        eprintln!("warning: the {} retriever could not answer: {}", text(&degraded["retriever"]), text(&degraded["reason"]));
+        eprintln!(
+            "warning: the {} retriever could not answer: {}",
+            text(&degraded["retriever"]),
+            text(&degraded["reason"])
+        );
     }
     let hits = reply["hits"].as_array().cloned().unwrap_or_default();
     for hit in &hits {
@@ -75,10 +81,22 @@ pub async fn search(client: &Client, args: &SearchArgs) -> Outcome<()> {
 
 fn print_hit(hit: &Value, explain: bool) {
     let (document, chunk) = (&hit["document"], &hit["chunk"]);
-    let title = document["title"].as_str().unwrap_or_else(|| document["name"].as_str().unwrap_or_default());
-    println!("{}. {}  ({:.4})", hit["rank"], title, hit["score"].as_f64().unwrap_or_default());
+    let title = document["title"]
+        .as_str()
+        .unwrap_or_else(|| document["name"].as_str().unwrap_or_default());
+    println!(
+        "{}. {}  ({:.4})",
+        hit["rank"],
+        title,
+        hit["score"].as_f64().unwrap_or_default()
+    );
     let mut place = vec![format!("v{}", document["version"])];
-    let path: Vec<&str> = chunk["title_path"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let path: Vec<&str> = chunk["title_path"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     if !path.is_empty() {
         place.push(path.join(" > "));
     }
@@ -91,7 +109,12 @@ fn print_hit(hit: &Value, explain: bool) {
     println!("   {}", marked(&chunk["snippet"]));
     if explain {
         let side = |name: &str| match hit["retrievers"][name]["rank"].as_u64() {
-            Some(rank) => format!("{name} #{rank} ({:.4})", hit["retrievers"][name]["score"].as_f64().unwrap_or_default()),
+            Some(rank) => format!(
+                "{name} #{rank} ({:.4})",
+                hit["retrievers"][name]["score"]
+                    .as_f64()
+                    .unwrap_or_default()
+            ),
             None => format!("{name} not among the candidates"),
         };
         println!("   {} · {}", side("vector"), side("keyword"));
@@ -101,20 +124,35 @@ fn print_hit(hit: &Value, explain: bool) {
 
 fn print_explain(reply: &Value) {
     let explain = &reply["explain"];
-    println!("score = {}; model {}", text(&explain["fusion"]), text(&explain["model"]));
+    println!(
+        "score = {}; model {}",
+        text(&explain["fusion"]),
+        text(&explain["model"])
+    );
     for side in ["vector", "keyword"] {
         if let Some(found) = explain[side]["candidates"].as_u64() {
-            println!("{side}: {found} candidates in {:.1} ms", explain[side]["took_ms"].as_f64().unwrap_or_default());
+            println!(
+                "{side}: {found} candidates in {:.1} ms",
+                explain[side]["took_ms"].as_f64().unwrap_or_default()
+            );
         }
     }
-    println!("whole: {:.1} ms", reply["took_ms"].as_f64().unwrap_or_default());
+    println!(
+        "whole: {:.1} ms",
+        reply["took_ms"].as_f64().unwrap_or_default()
+    );
 }
 
 /// The snippet on one line, its highlights bold on a terminal and in brackets elsewhere.
 fn marked(snippet: &Value) -> String {
-    let (on, off) = if std::io::stdout().is_terminal() { ("\x1b[1m", "\x1b[0m") } else { ("[", "]") };
+    let (on, off) = if std::io::stdout().is_terminal() {
+        ("\x1b[1m", "\x1b[0m")
+    } else {
+        ("[", "]")
+    };
     let mut out = String::new();
-    let ranges: Vec<(usize, usize)> = serde_json::from_value(snippet["highlights"].clone()).unwrap_or_default();
+    let ranges: Vec<(usize, usize)> =
+        serde_json::from_value(snippet["highlights"].clone()).unwrap_or_default();
     for (at, c) in text(&snippet["text"]).chars().enumerate() {
         if ranges.iter().any(|(start, _)| *start == at) {
             out.push_str(on);
@@ -133,11 +171,21 @@ fn text(value: &Value) -> &str {
 
 async fn only_collection(client: &Client) -> Outcome<String> {
     let list: Value = client.get("/api/v1/collections").await?;
-    let names: Vec<&str> = list["items"].as_array().into_iter().flatten().filter_map(|c| c["name"].as_str()).collect();
+    let names: Vec<&str> = list["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|c| c["name"].as_str())
+        .collect();
     match names.as_slice() {
         [one] => Ok((*one).to_owned()),
-        [] => Err(Failure::failed("there is no collection yet; make one with `va index DIR --collection NAME`")),
-        many => Err(Failure::usage(format!("say which with --collection: {}", many.join(", ")))),
+        [] => Err(Failure::failed(
+            "there is no collection yet; make one with `va index DIR --collection NAME`",
+        )),
+        many => Err(Failure::usage(format!(
+            "say which with --collection: {}",
+            many.join(", ")
+        ))),
     }
 }
 

@@ -15,7 +15,9 @@ use super::table::{cell, print};
 
 /// SQL over the catalog, chunks, topics and `hybrid_search`.
 #[derive(Args)]
-#[command(after_help = "Example: va sql \"SELECT name, score FROM hybrid_search('help', '冻结行', 5)\"")]
+#[command(
+    after_help = "Example: va sql \"SELECT name, score FROM hybrid_search('help', '冻结行', 5)\""
+)]
 pub struct SqlArgs {
     /// A query; without it (and without -f) a shell opens.
     pub query: Option<String>,
@@ -31,7 +33,11 @@ pub async fn sql(client: &Client, args: &SqlArgs) -> Outcome<()> {
         return run(client, query, args.json).await;
     }
     if let Some(file) = &args.file {
-        for statement in std::fs::read_to_string(file)?.split(";\n").map(str::trim).filter(|s| !s.is_empty()) {
+        for statement in std::fs::read_to_string(file)?
+            .split(";\n")
+            .map(str::trim)
+            .filter(|s| !s.is_empty())
+        {
             run(client, statement.trim_end_matches(';'), args.json).await?;
         }
         return Ok(());
@@ -45,7 +51,12 @@ async fn run(client: &Client, query: &str, json: bool) -> Outcome<()> {
         println!("{reply}");
         return Ok(());
     }
-    let header: Vec<&str> = reply["columns"].as_array().into_iter().flatten().filter_map(|c| c["name"].as_str()).collect();
+    let header: Vec<&str> = reply["columns"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|c| c["name"].as_str())
+        .collect();
     let rows: Vec<Vec<String>> = reply["rows"]
         .as_array()
         .into_iter()
@@ -54,14 +65,23 @@ async fn run(client: &Client, query: &str, json: bool) -> Outcome<()> {
         .collect();
     print(&header, &rows);
     let plural = if rows.len() == 1 { "" } else { "s" };
-    println!("({} row{plural}, {:.1} ms)", rows.len(), reply["took_ms"].as_f64().unwrap_or_default());
+    println!(
+        "({} row{plural}, {:.1} ms)",
+        rows.len(),
+        reply["took_ms"].as_f64().unwrap_or_default()
+    );
     Ok(())
 }
 
 async fn shell(client: &Client) -> Outcome<()> {
-    let config = Config::builder().completion_type(CompletionType::List).auto_add_history(true).build();
+    let config = Config::builder()
+        .completion_type(CompletionType::List)
+        .auto_add_history(true)
+        .build();
     let mut editor: Editor<Words, DefaultHistory> = Editor::with_config(config)?;
-    editor.set_helper(Some(Words { words: words(client).await }));
+    editor.set_helper(Some(Words {
+        words: words(client).await,
+    }));
     let history = dirs_history();
     if let Some(history) = &history {
         // The first time there is none.
@@ -70,7 +90,9 @@ async fn shell(client: &Client) -> Outcome<()> {
     println!("Statements end with `;`. \\q or Ctrl-D leaves.");
     loop {
         match editor.readline("va> ") {
-            Ok(line) if ["\\q", "exit", "quit"].contains(&line.trim().trim_end_matches(';')) => break,
+            Ok(line) if ["\\q", "exit", "quit"].contains(&line.trim().trim_end_matches(';')) => {
+                break;
+            }
             Ok(line) if line.trim().is_empty() => {}
             Ok(line) => {
                 if let Err(failure) = run(client, line.trim().trim_end_matches(';'), false).await {
@@ -101,19 +123,41 @@ fn dirs_history() -> Option<PathBuf> {
 
 /// Keywords, tables and columns, for completion.
 async fn words(client: &Client) -> Vec<String> {
-    let mut words: Vec<String> = ["SELECT", "FROM", "WHERE", "GROUP BY", "ORDER BY", "LIMIT", "hybrid_search(", "COUNT(*)"]
-        .map(ToOwned::to_owned)
-        .to_vec();
+    let mut words: Vec<String> = [
+        "SELECT",
+        "FROM",
+        "WHERE",
+        "GROUP BY",
+        "ORDER BY",
+        "LIMIT",
+        "hybrid_search(",
+        "COUNT(*)",
+    ]
+    .map(ToOwned::to_owned)
+    .to_vec();
     let query = "SELECT table_schema, table_name, column_name FROM information_schema.columns \
                  WHERE table_schema <> 'information_schema'";
     // Completion is a comfort; a shell without it still works.
     if let Ok(reply) = client.post("/api/v1/sql", &json!({"query": query})).await {
         for row in reply["rows"].as_array().into_iter().flatten() {
             let text = |at: usize| row[at].as_str().unwrap_or_default().to_owned();
-            let plain = |name: &str| name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-            let quoted = |name: String| if plain(&name) { name } else { format!("\"{name}\"") };
+            let plain = |name: &str| {
+                name.chars()
+                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+            };
+            let quoted = |name: String| {
+                if plain(&name) {
+                    name
+                } else {
+                    format!("\"{name}\"")
+                }
+            };
             let table = quoted(text(1));
-            words.push(if text(0) == "public" { table } else { format!("{}.{table}", text(0)) });
+            words.push(if text(0) == "public" {
+                table
+            } else {
+                format!("{}.{table}", text(0))
+            });
             words.push(quoted(text(2)));
         }
     }
@@ -130,11 +174,29 @@ struct Words {
 impl Completer for Words {
     type Candidate = Pair;
 
-    fn complete(&self, line: &str, at: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<Pair>)> {
-        let start = line[..at].rfind(|c: char| c.is_whitespace() || "(,".contains(c)).map_or(0, |i| i + 1);
+    fn complete(
+        &self,
+        line: &str,
+        at: usize,
+        _: &Context<'_>,
+    ) -> rustyline::Result<(usize, Vec<Pair>)> {
+        let start = line[..at]
+            .rfind(|c: char| c.is_whitespace() || "(,".contains(c))
+            .map_or(0, |i| i + 1);
         let begun = line[start..at].to_lowercase();
-        let found = self.words.iter().filter(|word| word.to_lowercase().starts_with(&begun));
-        Ok((start, found.map(|word| Pair { display: word.clone(), replacement: word.clone() }).collect()))
+        let found = self
+            .words
+            .iter()
+            .filter(|word| word.to_lowercase().starts_with(&begun));
+        Ok((
+            start,
+            found
+                .map(|word| Pair {
+                    display: word.clone(),
+                    replacement: word.clone(),
+                })
+                .collect(),
+        ))
     }
 }
 
@@ -142,8 +204,14 @@ impl Validator for Words {
     /// A statement goes on over lines until its `;`.
     fn validate(&self, context: &mut ValidationContext) -> rustyline::Result<ValidationResult> {
         let line = context.input().trim();
-        let whole = line.is_empty() || line.ends_with(';') || line.starts_with('\\') || ["exit", "quit"].contains(&line);
-        Ok(if whole { ValidationResult::Valid(None) } else { ValidationResult::Incomplete })
+        let whole = line.is_empty()
+            || line.ends_with(';')
+            || line.starts_with('\\')
+            || ["exit", "quit"].contains(&line);
+        Ok(if whole {
+            ValidationResult::Valid(None)
+        } else {
+            ValidationResult::Incomplete
+        })
     }
 }
-

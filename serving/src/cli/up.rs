@@ -46,12 +46,19 @@ impl Booted {
 
 /// Opens the platform, starts pipelines and listeners, and notes the address in `server.json`.
 pub async fn boot(settings: Settings, pg_listen: Option<SocketAddr>) -> Result<Booted, OpenError> {
-    let part = |part: &'static str| move |error: std::io::Error| OpenError::Part { part, message: error.to_string() };
+    let part = |part: &'static str| {
+        move |error: std::io::Error| OpenError::Part {
+            part,
+            message: error.to_string(),
+        }
+    };
     let listen = settings.listen;
     let platform = Platform::open(settings).await?;
     let bind = |address: SocketAddr| async move {
         TcpListener::bind(address).await.map_err(|error| {
-            std::io::Error::other(format!("listen on {address}: {error}; choose another address with --listen or --pg-listen"))
+            std::io::Error::other(format!(
+                "listen on {address}: {error}; choose another address with --listen or --pg-listen"
+            ))
         })
     };
     let listener = bind(listen).await.map_err(part("HTTP API"))?;
@@ -64,8 +71,15 @@ pub async fn boot(settings: Settings, pg_listen: Option<SocketAddr>) -> Result<B
         vectors: platform.vectors.clone(),
         search: Arc::new(PlatformSearch(platform.clone())),
     });
-    let sql = Arc::new(sql.map_err(|error| OpenError::Part { part: "SQL engine", message: error.to_string() })?);
-    let app = App { platform: platform.clone(), sql: sql.clone(), metrics: telemetry::init_metrics() };
+    let sql = Arc::new(sql.map_err(|error| OpenError::Part {
+        part: "SQL engine",
+        message: error.to_string(),
+    })?);
+    let app = App {
+        platform: platform.clone(),
+        sql: sql.clone(),
+        metrics: telemetry::init_metrics(),
+    };
     let mut listeners = vec![tokio::spawn(async move {
         if let Err(error) = serve(app, listener).await {
             tracing::error!(%error, "the HTTP API ended");
@@ -79,7 +93,8 @@ pub async fn boot(settings: Settings, pg_listen: Option<SocketAddr>) -> Result<B
         let stopping = platform.stopping().clone();
         listeners.push(tokio::spawn(async move {
             let options = PostgresOptions::default();
-            if let Err(error) = va_sql::serve_postgres(sql, listener, keys, options, stopping).await {
+            if let Err(error) = va_sql::serve_postgres(sql, listener, keys, options, stopping).await
+            {
                 tracing::error!(%error, "the PostgreSQL wire ended");
             }
         }));
@@ -87,7 +102,12 @@ pub async fn boot(settings: Settings, pg_listen: Option<SocketAddr>) -> Result<B
     let note = json!({"address": format!("http://{address}"), "pid": std::process::id()});
     let path = platform.data.join("server.json");
     std::fs::write(&path, note.to_string()).map_err(|source| OpenError::Io { path, source })?;
-    Ok(Booted { platform, address, pg_address, listeners })
+    Ok(Booted {
+        platform,
+        address,
+        pg_address,
+        listeners,
+    })
 }
 
 /// `hybrid_search` for SQL.
@@ -110,7 +130,9 @@ impl Search for PlatformSearch {
             filter: va_catalog::Filter::default(),
             explain: false,
         };
-        let reply = search(&self.0, tenant, &request).await.map_err(|error| error.to_string())?;
+        let reply = search(&self.0, tenant, &request)
+            .await
+            .map_err(|error| error.to_string())?;
         Ok(reply
             .hits
             .into_iter()
@@ -140,9 +162,16 @@ pub async fn up(settings: Settings) -> Outcome<()> {
     let pg_listen = settings.pg_listen;
     let booted = boot(settings, Some(pg_listen)).await?;
     println!("VoiceAssistant {} is up.", env!("CARGO_PKG_VERSION"));
-    println!("  HTTP API        http://{}   (description at /openapi.json, metrics at /metrics)", booted.address);
+    println!(
+        "  HTTP API        http://{}   (description at /openapi.json, metrics at /metrics)",
+        booted.address
+    );
     if let Some(pg) = booted.pg_address {
-        println!("  PostgreSQL wire psql -h {} -p {} -U default   (password: the key)", pg.ip(), pg.port());
+        println!(
+            "  PostgreSQL wire psql -h {} -p {} -U default   (password: the key)",
+            pg.ip(),
+            pg.port()
+        );
     }
     println!("  data            {}", booted.platform.data.display());
     println!("  admin key       {}", booted.platform.admin_key.display());

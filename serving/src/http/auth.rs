@@ -14,7 +14,11 @@ pub async fn require_key(State(app): State<App>, mut request: Request, next: Nex
         .headers()
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.strip_prefix("Bearer ").or_else(|| value.strip_prefix("bearer ")));
+        .and_then(|value| {
+            value
+                .strip_prefix("Bearer ")
+                .or_else(|| value.strip_prefix("bearer "))
+        });
     let checked = match key {
         Some(key) => app.platform.catalog.check_key(key.trim()).await,
         None => Ok(None),
@@ -30,8 +34,11 @@ pub async fn require_key(State(app): State<App>, mut request: Request, next: Nex
             } else {
                 "send `Authorization: Bearer <API key>`; the admin key is in `admin.key` of the data directory"
             };
-            let mut response = Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail).into_response();
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            let mut response =
+                Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail).into_response();
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             response
         }
         Err(error) => Problem::from(error).into_response(),

@@ -21,13 +21,19 @@ pub struct Paging {
 
 impl Paging {
     pub fn page(self) -> Page {
-        Page { cursor: self.cursor, ..Page::first(self.limit.unwrap_or(100)) }
+        Page {
+            cursor: self.cursor,
+            ..Page::first(self.limit.unwrap_or(100))
+        }
     }
 }
 
 /// The collection of the path, in the caller's tenant.
 pub fn scoped(principal: &Principal, name: &str) -> Result<CollectionRef, Problem> {
-    Ok(CollectionRef { tenant: principal.tenant.clone(), collection: CollectionName::new(name)? })
+    Ok(CollectionRef {
+        tenant: principal.tenant.clone(),
+        collection: CollectionName::new(name)?,
+    })
 }
 
 pub async fn list(
@@ -35,7 +41,11 @@ pub async fn list(
     Extension(principal): Extension<Principal>,
     Params(paging): Params<Paging>,
 ) -> Result<Json<Value>, Problem> {
-    let listing = app.platform.catalog.collections(&principal.tenant, &paging.page()).await?;
+    let listing = app
+        .platform
+        .catalog
+        .collections(&principal.tenant, &paging.page())
+        .await?;
     let mut items = Vec::with_capacity(listing.items.len());
     for collection in listing.items {
         items.push(shown(&app, &principal, collection).await?);
@@ -71,9 +81,19 @@ pub async fn create(
         description: new.description,
         ..CollectionConfig::default()
     };
-    let collection = CollectionRef { tenant: principal.tenant.clone(), collection: new.name };
-    let created = app.platform.catalog.create_collection(&collection, &config).await?;
-    Ok((StatusCode::CREATED, Json(shown(&app, &principal, created).await?)))
+    let collection = CollectionRef {
+        tenant: principal.tenant.clone(),
+        collection: new.name,
+    };
+    let created = app
+        .platform
+        .catalog
+        .create_collection(&collection, &config)
+        .await?;
+    Ok((
+        StatusCode::CREATED,
+        Json(shown(&app, &principal, created).await?),
+    ))
 }
 
 pub async fn get(
@@ -81,7 +101,11 @@ pub async fn get(
     Extension(principal): Extension<Principal>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, Problem> {
-    let collection = app.platform.catalog.collection(&scoped(&principal, &name)?).await?;
+    let collection = app
+        .platform
+        .catalog
+        .collection(&scoped(&principal, &name)?)
+        .await?;
     Ok(Json(shown(&app, &principal, collection).await?))
 }
 
@@ -98,7 +122,10 @@ pub async fn delete(
 }
 
 async fn shown(app: &App, principal: &Principal, collection: Collection) -> Result<Value, Problem> {
-    let name = CollectionRef { tenant: principal.tenant.clone(), collection: collection.name.clone() };
+    let name = CollectionRef {
+        tenant: principal.tenant.clone(),
+        collection: collection.name.clone(),
+    };
     let counts = app.platform.catalog.collection_counts(&name).await?;
     Ok(json!({
         "name": collection.name,

@@ -40,9 +40,19 @@ pub async fn list(
 ) -> Result<Json<Value>, Problem> {
     let collection = scoped(&principal, &collection)?;
     app.platform.catalog.collection(&collection).await?;
-    let page = Page { cursor: listing.cursor, ..Page::first(listing.limit.unwrap_or(100)) };
-    let filter = DocumentFilter { state: listing.state, name: listing.name };
-    let found = app.platform.catalog.documents(&collection, &filter, &page).await?;
+    let page = Page {
+        cursor: listing.cursor,
+        ..Page::first(listing.limit.unwrap_or(100))
+    };
+    let filter = DocumentFilter {
+        state: listing.state,
+        name: listing.name,
+    };
+    let found = app
+        .platform
+        .catalog
+        .documents(&collection, &filter, &page)
+        .await?;
     Ok(Json(json!({"items": found.items, "cursor": found.next})))
 }
 
@@ -62,7 +72,11 @@ pub async fn versions(
     Path((collection, id)): Path<(String, String)>,
 ) -> Result<Json<Value>, Problem> {
     let (collection, id) = (scoped(&principal, &collection)?, document_id(&id)?);
-    let versions = app.platform.catalog.document_versions(&collection, id).await?;
+    let versions = app
+        .platform
+        .catalog
+        .document_versions(&collection, id)
+        .await?;
     Ok(Json(json!({"items": versions, "cursor": null})))
 }
 
@@ -74,7 +88,10 @@ pub async fn delete(
     let (collection, id) = (scoped(&principal, &collection)?, document_id(&id)?);
     match ingest::delete(&app.platform, &collection, id).await? {
         Some(document) => Ok((StatusCode::ACCEPTED, Json(json!(document)))),
-        None => Err(Problem::not_found(format!("there is no document `{id}` in `{}`", collection.collection))),
+        None => Err(Problem::not_found(format!(
+            "there is no document `{id}` in `{}`",
+            collection.collection
+        ))),
     }
 }
 
@@ -99,11 +116,18 @@ pub async fn check(
     Body(check): Body<Check>,
 ) -> Result<Json<Value>, Problem> {
     if check.items.len() > 1_000 {
-        return Err(Problem::invalid(format!("{} items; check at most 1000 at once", check.items.len())));
+        return Err(Problem::invalid(format!(
+            "{} items; check at most 1000 at once",
+            check.items.len()
+        )));
     }
     let collection = scoped(&principal, &collection)?;
     app.platform.catalog.collection(&collection).await?;
-    let items: Vec<(String, ContentHash)> = check.items.into_iter().map(|item| (item.uri, item.hash)).collect();
+    let items: Vec<(String, ContentHash)> = check
+        .items
+        .into_iter()
+        .map(|item| (item.uri, item.hash))
+        .collect();
     let unchanged = app.platform.catalog.unchanged(&collection, &items).await?;
     // One that never reached the log must be handed in again.
     let unchanged: HashSet<String> = unchanged
@@ -142,8 +166,9 @@ pub async fn upload(
 ) -> Result<(StatusCode, Json<Value>), Problem> {
     let collection = scoped(&principal, &collection)?;
     let metadata: BTreeMap<String, String> = match &upload.meta {
-        Some(meta) => serde_json::from_str(meta)
-            .map_err(|error| Problem::invalid(format!("`meta` is not a JSON object of strings: {error}")))?,
+        Some(meta) => serde_json::from_str(meta).map_err(|error| {
+            Problem::invalid(format!("`meta` is not a JSON object of strings: {error}"))
+        })?,
         None => BTreeMap::new(),
     };
     refuse_announced_size(&app, &request)?;
@@ -151,13 +176,23 @@ pub async fn upload(
     let begun = if is_multipart(&request) {
         multipart(&app, &collection, upload, metadata, request).await?
     } else {
-        let name = upload.name.clone().ok_or_else(|| Problem::invalid("a raw body needs `?name=<file name>`"))?;
-        let content_type = upload.content_type.clone().or_else(|| content_type_of(&request));
+        let name = upload
+            .name
+            .clone()
+            .ok_or_else(|| Problem::invalid("a raw body needs `?name=<file name>`"))?;
+        let content_type = upload
+            .content_type
+            .clone()
+            .or_else(|| content_type_of(&request));
         let document = new_document(&upload, name, content_type, metadata);
         let body = stream_of(request.into_body());
         ingest::upload(&app.platform, &collection, document, body).await?
     };
-    let mut status = if begun.outcome == BeginOutcome::Unchanged { StatusCode::OK } else { StatusCode::ACCEPTED };
+    let mut status = if begun.outcome == BeginOutcome::Unchanged {
+        StatusCode::OK
+    } else {
+        StatusCode::ACCEPTED
+    };
     let mut reply = json!({
         "id": begun.id,
         "version": begun.version,
@@ -203,8 +238,13 @@ async fn multipart(
             .name
             .clone()
             .or_else(|| field.file_name().map(ToOwned::to_owned))
-            .ok_or_else(|| Problem::invalid("the field `file` has no file name; add `filename=` or `?name=`"))?;
-        let content_type = upload.content_type.clone().or_else(|| field.content_type().map(ToOwned::to_owned));
+            .ok_or_else(|| {
+                Problem::invalid("the field `file` has no file name; add `filename=` or `?name=`")
+            })?;
+        let content_type = upload
+            .content_type
+            .clone()
+            .or_else(|| field.content_type().map(ToOwned::to_owned));
         let document = new_document(&upload, name, content_type, metadata);
         // A field borrows the request, a stored stream must not: the pieces go through a small bounded channel.
         let (pieces_tx, pieces) = tokio::sync::mpsc::channel::<std::io::Result<Bytes>>(4);
@@ -218,7 +258,10 @@ async fn multipart(
                 }
             }
         };
-        let (begun, ()) = tokio::join!(ingest::upload(&app.platform, collection, document, body), feed);
+        let (begun, ()) = tokio::join!(
+            ingest::upload(&app.platform, collection, document, body),
+            feed
+        );
         return Ok(begun?);
     }
 }
@@ -229,7 +272,12 @@ fn new_document(
     content_type: Option<String>,
     metadata: BTreeMap<String, String>,
 ) -> NewDocument {
-    NewDocument { uri: upload.uri.clone().unwrap_or_else(|| name.clone()), name, content_type, metadata }
+    NewDocument {
+        uri: upload.uri.clone().unwrap_or_else(|| name.clone()),
+        name,
+        content_type,
+        metadata,
+    }
 }
 
 fn stream_of(body: RawBody) -> Part {
@@ -237,13 +285,19 @@ fn stream_of(body: RawBody) -> Part {
 }
 
 fn is_multipart(request: &Request) -> bool {
-    content_type_of(request).is_some_and(|content_type| content_type.starts_with("multipart/form-data"))
+    content_type_of(request)
+        .is_some_and(|content_type| content_type.starts_with("multipart/form-data"))
 }
 
 /// The content type, unless it is what clients send when they do not know.
 fn content_type_of(request: &Request) -> Option<String> {
     let value = request.headers().get(header::CONTENT_TYPE)?.to_str().ok()?;
-    let unknown = ["application/octet-stream", "application/x-www-form-urlencoded"].iter().any(|t| value.starts_with(t));
+    let unknown = [
+        "application/octet-stream",
+        "application/x-www-form-urlencoded",
+    ]
+    .iter()
+    .any(|t| value.starts_with(t));
     (!unknown).then(|| value.to_owned())
 }
 
@@ -257,9 +311,10 @@ fn refuse_announced_size(app: &App, request: &Request) -> Result<(), Problem> {
         .and_then(|value| value.parse::<u64>().ok());
     // Multipart adds a little around the file.
     match length {
-        Some(length) if length > limit + 16 * 1024 => {
-            Err(ingest::IngestError::Objects(va_connectors::objects::ObjectError::TooLarge { limit }).into())
-        }
+        Some(length) if length > limit + 16 * 1024 => Err(ingest::IngestError::Objects(
+            va_connectors::objects::ObjectError::TooLarge { limit },
+        )
+        .into()),
         _ => Ok(()),
     }
 }

@@ -61,23 +61,59 @@ pub const API_ROUTES: &[&str] = &[
 pub fn router(app: App) -> Router {
     let api = Router::new()
         .route("/api/v1/status", get(operations::status))
-        .route("/api/v1/collections", get(collections::list).post(collections::create))
-        .route("/api/v1/collections/{collection}", get(collections::get).delete(collections::delete))
-        .route("/api/v1/collections/{collection}/documents", get(documents::list).post(documents::upload))
-        .route("/api/v1/collections/{collection}/documents/check", post(documents::check))
-        .route("/api/v1/collections/{collection}/documents/{id}", get(documents::get).delete(documents::delete))
-        .route("/api/v1/collections/{collection}/documents/{id}/versions", get(documents::versions))
-        .route("/api/v1/retrieval/hybrid_search", post(search::hybrid_search))
-        .route("/api/v1/pipelines", get(pipelines::list).post(pipelines::create))
-        .route("/api/v1/pipelines/{pipeline}", get(pipelines::get).delete(pipelines::delete))
+        .route(
+            "/api/v1/collections",
+            get(collections::list).post(collections::create),
+        )
+        .route(
+            "/api/v1/collections/{collection}",
+            get(collections::get).delete(collections::delete),
+        )
+        .route(
+            "/api/v1/collections/{collection}/documents",
+            get(documents::list).post(documents::upload),
+        )
+        .route(
+            "/api/v1/collections/{collection}/documents/check",
+            post(documents::check),
+        )
+        .route(
+            "/api/v1/collections/{collection}/documents/{id}",
+            get(documents::get).delete(documents::delete),
+        )
+        .route(
+            "/api/v1/collections/{collection}/documents/{id}/versions",
+            get(documents::versions),
+        )
+        .route(
+            "/api/v1/retrieval/hybrid_search",
+            post(search::hybrid_search),
+        )
+        .route(
+            "/api/v1/pipelines",
+            get(pipelines::list).post(pipelines::create),
+        )
+        .route(
+            "/api/v1/pipelines/{pipeline}",
+            get(pipelines::get).delete(pipelines::delete),
+        )
         .route("/api/v1/pipelines/{pipeline}/start", post(pipelines::start))
         .route("/api/v1/pipelines/{pipeline}/stop", post(pipelines::stop))
         .route("/api/v1/pipelines/{pipeline}/tap", get(pipelines::tap))
         .route("/api/v1/topics", get(topics::list).post(topics::create))
-        .route("/api/v1/topics/{topic}", get(topics::get).delete(topics::delete))
-        .route("/api/v1/topics/{topic}/records", get(topics::consume).post(topics::produce))
+        .route(
+            "/api/v1/topics/{topic}",
+            get(topics::get).delete(topics::delete),
+        )
+        .route(
+            "/api/v1/topics/{topic}/records",
+            get(topics::consume).post(topics::produce),
+        )
         .route("/api/v1/sql", post(sql::query))
-        .layer(middleware::from_fn_with_state(app.clone(), auth::require_key));
+        .layer(middleware::from_fn_with_state(
+            app.clone(),
+            auth::require_key,
+        ));
     Router::new()
         .route("/healthz", get(operations::healthz))
         .route("/readyz", get(operations::readyz))
@@ -95,7 +131,9 @@ pub fn router(app: App) -> Router {
 pub async fn serve(app: App, listener: TcpListener) -> std::io::Result<()> {
     let stopping = app.platform.stopping().clone();
     let router = router(app).into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, router).with_graceful_shutdown(async move { stopping.cancelled().await }).await
+    axum::serve(listener, router)
+        .with_graceful_shutdown(async move { stopping.cancelled().await })
+        .await
 }
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -104,7 +142,11 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// Request id and trace in and out, a span around the handler, one count and one duration a request.
 async fn observe(request: Request, next: Next) -> Response {
     let started = std::time::Instant::now();
-    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", |path| path.as_str()).to_owned();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("unmatched", |path| path.as_str())
+        .to_owned();
     let method = request.method().to_string();
     let id = request
         .headers()

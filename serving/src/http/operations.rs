@@ -21,12 +21,23 @@ pub async fn healthz() -> Json<Value> {
 /// The platform can answer: the catalog reads, and no built-in pipeline has failed.
 pub async fn readyz(State(app): State<App>) -> Response {
     let checks = checks(&app).await;
-    let failed: Vec<&Check> = checks.iter().filter(|check| check.required && !check.ok).collect();
+    let failed: Vec<&Check> = checks
+        .iter()
+        .filter(|check| check.required && !check.ok)
+        .collect();
     if failed.is_empty() {
         return Json(json!({"status": "ok"})).into_response();
     }
-    let reasons: Vec<String> = failed.iter().map(|check| format!("{}: {}", check.name, check.detail)).collect();
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", reasons.join("; ")).into_response()
+    let reasons: Vec<String> = failed
+        .iter()
+        .map(|check| format!("{}: {}", check.name, check.detail))
+        .collect();
+    Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "not_ready",
+        reasons.join("; "),
+    )
+    .into_response()
 }
 
 /// Prometheus text.
@@ -35,7 +46,11 @@ pub async fn metrics(State(app): State<App>) -> Response {
     for name in app.platform.runtime.names() {
         let _ = app.platform.runtime.status(&name).await;
     }
-    let text = app.metrics.as_ref().map(|handle| handle.render()).unwrap_or_default();
+    let text = app
+        .metrics
+        .as_ref()
+        .map(|handle| handle.render())
+        .unwrap_or_default();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 
@@ -44,7 +59,10 @@ pub async fn openapi() -> Response {
 }
 
 pub async fn not_found(uri: Uri) -> Problem {
-    Problem::not_found(format!("there is nothing at `{}`; the API is described at /openapi.json", uri.path()))
+    Problem::not_found(format!(
+        "there is nothing at `{}`; the API is described at /openapi.json",
+        uri.path()
+    ))
 }
 
 /// What is configured, reachable, lagging, broken.
@@ -78,21 +96,57 @@ async fn checks(app: &App) -> Vec<Check> {
             Ok(detail) => (true, detail),
             Err(detail) => (false, detail),
         };
-        checks.push(Check { name: name.to_owned(), ok, required, detail });
+        checks.push(Check {
+            name: name.to_owned(),
+            ok,
+            required,
+            detail,
+        });
     };
     let catalog = platform.catalog.tenant(&platform.tenant).await;
-    check("catalog", true, catalog.map(|_| "SQLite".to_owned()).map_err(|e| e.to_string()));
+    check(
+        "catalog",
+        true,
+        catalog
+            .map(|_| "SQLite".to_owned())
+            .map_err(|e| e.to_string()),
+    );
     let topics = platform.log.topics().await;
-    check("log", true, topics.map(|t| format!("embedded, {} topics", t.len())).map_err(|e| e.to_string()));
+    check(
+        "log",
+        true,
+        topics
+            .map(|t| format!("embedded, {} topics", t.len()))
+            .map_err(|e| e.to_string()),
+    );
     let vectors = platform.vectors.collections().await;
-    check("vector store", false, vectors.map(|c| format!("LanceDB, {} collections", c.len())).map_err(|e| e.to_string()));
+    check(
+        "vector store",
+        false,
+        vectors
+            .map(|c| format!("LanceDB, {} collections", c.len()))
+            .map_err(|e| e.to_string()),
+    );
     let texts = platform.texts.collections().await;
-    check("full-text index", false, texts.map(|c| format!("tantivy, {} collections", c.len())).map_err(|e| e.to_string()));
+    check(
+        "full-text index",
+        false,
+        texts
+            .map(|c| format!("tantivy, {} collections", c.len()))
+            .map_err(|e| e.to_string()),
+    );
     let model = va_models::DEFAULT_EMBEDDER;
-    let found = platform.embedders.store().list().into_iter().find(|info| info.name == model);
+    let found = platform
+        .embedders
+        .store()
+        .list()
+        .into_iter()
+        .find(|info| info.name == model);
     let ready = match found.map(|info| info.state) {
         Some(ModelState::Ready) => Ok(format!("{model} is there")),
-        _ => Err(format!("{model} is not there or damaged; run `va model pull {model}`")),
+        _ => Err(format!(
+            "{model} is not there or damaged; run `va model pull {model}`"
+        )),
     };
     check("embedding model", false, ready);
     for name in platform.runtime.names() {
@@ -101,13 +155,17 @@ async fn checks(app: &App) -> Vec<Check> {
                 PipelineState::Running => Ok(format!("running, {} rows behind", status.lag_rows)),
                 PipelineState::Stopped => Err("stopped".to_owned()),
                 PipelineState::Restarting { reason } => Err(format!("restarting: {reason}")),
-                PipelineState::Failed { reason } => {
-                    Err(format!("failed: {reason}; mend the cause, then `va pipeline run {name}`"))
-                }
+                PipelineState::Failed { reason } => Err(format!(
+                    "failed: {reason}; mend the cause, then `va pipeline run {name}`"
+                )),
             },
             Err(error) => Err(error.to_string()),
         };
-        check(&format!("pipeline {name}"), crate::platform::is_built_in(&name), result);
+        check(
+            &format!("pipeline {name}"),
+            crate::platform::is_built_in(&name),
+            result,
+        );
     }
     checks
 }
@@ -119,8 +177,13 @@ mod tests {
     #[test]
     fn the_openapi_document_lists_every_route() {
         let document: Value = serde_json::from_str(OPENAPI).expect("openapi.json is JSON");
-        let mut listed: Vec<&str> =
-            document["paths"].as_object().expect("paths").keys().map(String::as_str).filter(|p| p.starts_with("/api")).collect();
+        let mut listed: Vec<&str> = document["paths"]
+            .as_object()
+            .expect("paths")
+            .keys()
+            .map(String::as_str)
+            .filter(|p| p.starts_with("/api"))
+            .collect();
         let mut routes: Vec<&str> = super::super::API_ROUTES.to_vec();
         listed.sort_unstable();
         routes.sort_unstable();

@@ -17,13 +17,20 @@ use super::problem::Params;
 use super::{App, Problem};
 use crate::platform::is_built_in;
 
-pub async fn list(State(app): State<App>, Extension(principal): Extension<Principal>) -> Result<Json<Value>, Problem> {
+pub async fn list(
+    State(app): State<App>,
+    Extension(principal): Extension<Principal>,
+) -> Result<Json<Value>, Problem> {
     let mut items = Vec::new();
     for (file, _) in va_pipelines::definitions::builtin() {
         let name = PipelineName::new(file.trim_end_matches(".yaml"))?;
         items.push(shown(&app, &principal, &name).await?);
     }
-    let listing = app.platform.catalog.pipelines(&principal.tenant, &Page::first(500)).await?;
+    let listing = app
+        .platform
+        .catalog
+        .pipelines(&principal.tenant, &Page::first(500))
+        .await?;
     for pipeline in listing.items {
         items.push(shown(&app, &principal, &pipeline.name).await?);
     }
@@ -57,8 +64,11 @@ pub async fn create(
     let names = app.platform.names().await?;
     let file = create.file.unwrap_or_else(|| "pipeline.yaml".to_owned());
     let loaded = va_pipelines::load(&file, &definition, names.as_ref()).map_err(|diagnostics| {
-        Problem::unprocessable("invalid_pipeline", format!("{} problems in `{file}`", diagnostics.0.len()))
-            .with("diagnostics", json!(diagnostics.to_string()))
+        Problem::unprocessable(
+            "invalid_pipeline",
+            format!("{} problems in `{file}`", diagnostics.0.len()),
+        )
+        .with("diagnostics", json!(diagnostics.to_string()))
     })?;
     let name = loaded.plan.graph.name.clone();
     refuse_built_in(&name)?;
@@ -70,7 +80,10 @@ pub async fn create(
         .put_pipeline(&principal.tenant, &name, &definition, Some(&file))
         .await?;
     run(&app, &principal, loaded.plan).await?;
-    Ok((StatusCode::CREATED, Json(shown(&app, &principal, &name).await?)))
+    Ok((
+        StatusCode::CREATED,
+        Json(shown(&app, &principal, &name).await?),
+    ))
 }
 
 pub async fn start(
@@ -81,10 +94,14 @@ pub async fn start(
     let name = PipelineName::new(name)?;
     let text = definition(&app, &principal, &name).await?;
     let names = app.platform.names().await?;
-    let loaded = va_pipelines::load(name.as_str(), &text, names.as_ref()).map_err(|diagnostics| {
-        Problem::unprocessable("invalid_pipeline", format!("`{name}` is not valid any more"))
+    let loaded =
+        va_pipelines::load(name.as_str(), &text, names.as_ref()).map_err(|diagnostics| {
+            Problem::unprocessable(
+                "invalid_pipeline",
+                format!("`{name}` is not valid any more"),
+            )
             .with("diagnostics", json!(diagnostics.to_string()))
-    })?;
+        })?;
     if app.platform.runtime.plan(&name).is_some() {
         // Also a failed pipeline is started anew.
         app.platform.runtime.stop(&name).await?;
@@ -111,11 +128,17 @@ pub async fn delete(
 ) -> Result<StatusCode, Problem> {
     let name = PipelineName::new(name)?;
     refuse_built_in(&name)?;
-    app.platform.catalog.pipeline(&principal.tenant, &name).await?;
+    app.platform
+        .catalog
+        .pipeline(&principal.tenant, &name)
+        .await?;
     if app.platform.runtime.plan(&name).is_some() {
         app.platform.runtime.stop(&name).await?;
     }
-    app.platform.catalog.delete_pipeline(&principal.tenant, &name).await?;
+    app.platform
+        .catalog
+        .delete_pipeline(&principal.tenant, &name)
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -145,11 +168,18 @@ pub async fn tap(
             };
             let text = match batch {
                 Ok(batch) => {
-                    let batch = batch.slice(0, batch.num_rows().min(usize::try_from(left).unwrap_or(usize::MAX)));
+                    let batch = batch.slice(
+                        0,
+                        batch
+                            .num_rows()
+                            .min(usize::try_from(left).unwrap_or(usize::MAX)),
+                    );
                     left -= batch.num_rows() as u64;
                     ndjson(&batch)
                 }
-                Err(RecvError::Lagged(missed)) => format!("{}\n", json!({"_missed_batches": missed})),
+                Err(RecvError::Lagged(missed)) => {
+                    format!("{}\n", json!({"_missed_batches": missed}))
+                }
                 Err(RecvError::Closed) => return,
             };
             if lines.send(Ok(text)).await.is_err() {
@@ -174,11 +204,18 @@ where
 
 /// Rows as JSON lines; vectors are left out, they are long and say nothing to a reader.
 fn ndjson(batch: &RecordBatch) -> String {
-    let kept: Vec<usize> =
-        (0..batch.num_columns()).filter(|&i| batch.schema().field(i).name() != "vector").collect();
-    let rows = batch.project(&kept).map_err(|error| error.to_string()).and_then(|batch| batch_to_rows(&batch));
+    let kept: Vec<usize> = (0..batch.num_columns())
+        .filter(|&i| batch.schema().field(i).name() != "vector")
+        .collect();
+    let rows = batch
+        .project(&kept)
+        .map_err(|error| error.to_string())
+        .and_then(|batch| batch_to_rows(&batch));
     match rows {
-        Ok(rows) => rows.into_iter().map(|row| format!("{}\n", Value::Object(row))).collect(),
+        Ok(rows) => rows
+            .into_iter()
+            .map(|row| format!("{}\n", Value::Object(row)))
+            .collect(),
         Err(error) => format!("{}\n", json!({"_error": error})),
     }
 }
@@ -190,9 +227,17 @@ async fn run(app: &App, principal: &Principal, plan: va_pipelines::Plan) -> Resu
 }
 
 /// Built-in pipelines run whenever the platform does; only users' pipelines have a wish to remember.
-async fn remember(app: &App, principal: &Principal, name: &PipelineName, state: DesiredState) -> Result<(), Problem> {
+async fn remember(
+    app: &App,
+    principal: &Principal,
+    name: &PipelineName,
+    state: DesiredState,
+) -> Result<(), Problem> {
     if !is_built_in(name) {
-        app.platform.catalog.set_desired_state(&principal.tenant, name, state).await?;
+        app.platform
+            .catalog
+            .set_desired_state(&principal.tenant, name, state)
+            .await?;
     }
     Ok(())
 }
@@ -208,13 +253,22 @@ fn refuse_built_in(name: &PipelineName) -> Result<(), Problem> {
     Ok(())
 }
 
-async fn definition(app: &App, principal: &Principal, name: &PipelineName) -> Result<String, Problem> {
+async fn definition(
+    app: &App,
+    principal: &Principal,
+    name: &PipelineName,
+) -> Result<String, Problem> {
     let built_in = va_pipelines::definitions::builtin()
         .into_iter()
         .find(|(file, _)| file.strip_suffix(".yaml") == Some(name.as_str()));
     match built_in {
         Some((_, text)) => Ok(text.to_owned()),
-        None => Ok(app.platform.catalog.pipeline(&principal.tenant, name).await?.definition),
+        None => Ok(app
+            .platform
+            .catalog
+            .pipeline(&principal.tenant, name)
+            .await?
+            .definition),
     }
 }
 

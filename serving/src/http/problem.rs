@@ -30,7 +30,12 @@ pub struct Problem {
 
 impl Problem {
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), extra: None }
+        Self {
+            status,
+            code,
+            detail: detail.into(),
+            extra: None,
+        }
     }
 
     pub fn invalid(detail: impl Into<String>) -> Self {
@@ -49,7 +54,11 @@ impl Problem {
     /// Our own fault: logged here, once, and told without inner details.
     pub fn internal(error: impl std::fmt::Display) -> Self {
         tracing::error!(%error, "a request failed");
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string())
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            error.to_string(),
+        )
     }
 
     #[must_use]
@@ -72,9 +81,10 @@ impl IntoResponse for Problem {
             body[field] = value;
         }
         let mut response = (self.status, Json(body)).into_response();
-        response
-            .headers_mut()
-            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        response.headers_mut().insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
         response
     }
 }
@@ -83,8 +93,12 @@ impl From<CatalogError> for Problem {
     fn from(error: CatalogError) -> Self {
         match &error {
             CatalogError::NotFound { .. } => Self::not_found(error.to_string()),
-            CatalogError::Exists { .. } => Self::new(StatusCode::CONFLICT, "exists", error.to_string()),
-            CatalogError::Conflict { .. } => Self::new(StatusCode::CONFLICT, "conflict", error.to_string()),
+            CatalogError::Exists { .. } => {
+                Self::new(StatusCode::CONFLICT, "exists", error.to_string())
+            }
+            CatalogError::Conflict { .. } => {
+                Self::new(StatusCode::CONFLICT, "conflict", error.to_string())
+            }
             CatalogError::Invalid(_) => Self::invalid(error.to_string()),
             _ => Self::internal(error),
         }
@@ -100,7 +114,9 @@ impl From<InvalidName> for Problem {
 impl From<LogError> for Problem {
     fn from(error: LogError) -> Self {
         match error {
-            LogError::UnknownTopic(_) | LogError::UnknownPartition { .. } => Self::not_found(error.to_string()),
+            LogError::UnknownTopic(_) | LogError::UnknownPartition { .. } => {
+                Self::not_found(error.to_string())
+            }
             LogError::Config(message) => Self::new(StatusCode::CONFLICT, "conflict", message),
             other => Self::internal(other),
         }
@@ -115,9 +131,14 @@ impl From<IngestError> for Problem {
             IngestError::Objects(ObjectError::TooLarge { limit }) => Self::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "too_large",
-                format!("a document may have at most {limit} bytes ({} MB)", limit / (1 << 20)),
+                format!(
+                    "a document may have at most {limit} bytes ({} MB)",
+                    limit / (1 << 20)
+                ),
             ),
-            IngestError::Objects(error @ ObjectError::Upload(_)) => Self::invalid(error.to_string()),
+            IngestError::Objects(error @ ObjectError::Upload(_)) => {
+                Self::invalid(error.to_string())
+            }
             other => Self::internal(other),
         }
     }
@@ -128,7 +149,9 @@ impl From<SearchError> for Problem {
         match error {
             SearchError::Invalid(message) => Self::invalid(message),
             SearchError::Catalog(error) => error.into(),
-            SearchError::Unavailable(message) => Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message),
+            SearchError::Unavailable(message) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
+            }
         }
     }
 }

@@ -13,5 +13,7 @@ pub async fn hybrid_search(
     Extension(principal): Extension<Principal>,
     Body(request): Body<SearchRequest>,
 ) -> Result<Json<SearchReply>, Problem> {
-    Ok(Json(search(&app.platform, &principal.tenant, &request).await?))
+    Ok(Json(
+        search(&app.platform, &principal.tenant, &request).await?,
+    ))
 }

@@ -29,25 +29,40 @@ pub async fn query(
 ) -> Result<Json<Value>, Problem> {
     let started = Instant::now();
     let wrong = |error: String| Problem::unprocessable("invalid_sql", error);
-    let (schema, mut batches) =
-        app.sql.query(&principal.tenant, &query.query).await.map_err(|error| wrong(error.to_string()))?;
+    let (schema, mut batches) = app
+        .sql
+        .query(&principal.tenant, &query.query)
+        .await
+        .map_err(|error| wrong(error.to_string()))?;
     let columns: Vec<Value> = schema
         .fields()
         .iter()
         .map(|field| json!({"name": field.name(), "type": field.data_type().to_string()}))
         .collect();
     let mut rows: Vec<Value> = Vec::new();
-    while let Some(batch) = batches.try_next().await.map_err(|error| wrong(error.to_string()))? {
+    while let Some(batch) = batches
+        .try_next()
+        .await
+        .map_err(|error| wrong(error.to_string()))?
+    {
         for mut row in batch_to_rows(&batch).map_err(Problem::internal)? {
-            let values = schema.fields().iter().map(|field| row.remove(field.name()).unwrap_or(Value::Null)).collect();
+            let values = schema
+                .fields()
+                .iter()
+                .map(|field| row.remove(field.name()).unwrap_or(Value::Null))
+                .collect();
             rows.push(Value::Array(values));
         }
         if rows.len() > ROWS_MAX {
             return Err(Problem::unprocessable(
                 "too_many_rows",
-                format!("more than {ROWS_MAX} rows; add a LIMIT, or read them over the PostgreSQL wire"),
+                format!(
+                    "more than {ROWS_MAX} rows; add a LIMIT, or read them over the PostgreSQL wire"
+                ),
             ));
         }
     }
-    Ok(Json(json!({"columns": columns, "rows": rows, "took_ms": started.elapsed().as_secs_f64() * 1_000.0})))
+    Ok(Json(
+        json!({"columns": columns, "rows": rows, "took_ms": started.elapsed().as_secs_f64() * 1_000.0}),
+    ))
 }

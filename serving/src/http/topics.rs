@@ -24,8 +24,15 @@ use crate::platform::new_topic;
 /// Largest body of one produce call.
 const PRODUCE_BYTES_MAX: usize = 16 << 20;
 
-pub async fn list(State(app): State<App>, Extension(principal): Extension<Principal>) -> Result<Json<Value>, Problem> {
-    let listing = app.platform.catalog.topics(&principal.tenant, &Page::first(500)).await?;
+pub async fn list(
+    State(app): State<App>,
+    Extension(principal): Extension<Principal>,
+) -> Result<Json<Value>, Problem> {
+    let listing = app
+        .platform
+        .catalog
+        .topics(&principal.tenant, &Page::first(500))
+        .await?;
     let mut items = Vec::with_capacity(listing.items.len());
     for topic in &listing.items {
         items.push(shown(&app, topic).await?);
@@ -56,11 +63,17 @@ pub async fn create(
     let mut topic = new_topic(new.name, schema);
     topic.partitions = new.partitions.unwrap_or(topic.partitions);
     if !(1..=1_024).contains(&topic.partitions) {
-        return Err(Problem::invalid(format!("`partitions` is {}; use 1 to 1024", topic.partitions)));
+        return Err(Problem::invalid(format!(
+            "`partitions` is {}; use 1 to 1024",
+            topic.partitions
+        )));
     }
     topic.retention.ms = new.retention_ms.or(topic.retention.ms);
     topic.description = new.description;
-    app.platform.catalog.create_topic(&principal.tenant, &topic).await?;
+    app.platform
+        .catalog
+        .create_topic(&principal.tenant, &topic)
+        .await?;
     let config = TopicConfig {
         partitions: topic.partitions,
         retention_ms: topic.retention.ms,
@@ -82,7 +95,8 @@ pub async fn get(
     let known = app.platform.log.groups().await?;
     for partition in partitions(&topic) {
         let marks = app.platform.log.watermarks(&partition).await?;
-        offsets.push(json!({"partition": partition.partition, "low": marks.low, "high": marks.high}));
+        offsets
+            .push(json!({"partition": partition.partition, "low": marks.low, "high": marks.high}));
         for group in &known {
             if let Some(committed) = app.platform.log.committed(group, &partition).await? {
                 let lag = marks.high.0.saturating_sub(committed.0);
@@ -111,10 +125,16 @@ pub async fn delete(
         return Err(Problem::new(
             StatusCode::CONFLICT,
             "in_use",
-            format!("pipeline `{pipeline}` uses topic `{}`; stop and delete it first", topic.name),
+            format!(
+                "pipeline `{pipeline}` uses topic `{}`; stop and delete it first",
+                topic.name
+            ),
         ));
     }
-    app.platform.catalog.delete_topic(&principal.tenant, &topic.name).await?;
+    app.platform
+        .catalog
+        .delete_topic(&principal.tenant, &topic.name)
+        .await?;
     app.platform.log.delete_topic(&topic.name).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -142,10 +162,13 @@ pub async fn produce(
             format!("one call may have at most {PRODUCE_BYTES_MAX} bytes; send several"),
         ));
     }
-    let schema = topic
-        .schema
-        .clone()
-        .ok_or_else(|| Problem::new(StatusCode::CONFLICT, "no_schema", format!("topic `{}` has no schema", topic.name)))?;
+    let schema = topic.schema.clone().ok_or_else(|| {
+        Problem::new(
+            StatusCode::CONFLICT,
+            "no_schema",
+            format!("topic `{}` has no schema", topic.name),
+        )
+    })?;
     let rows = json_rows(&body)?;
     // Row by row first, so that the error can name the line.
     for (line, row) in &rows {
@@ -158,20 +181,32 @@ pub async fn produce(
     for (i, (line, row)) in rows.iter().enumerate() {
         let partition = match &produce.key {
             Some(column) => {
-                let value = row
-                    .get(column)
-                    .ok_or_else(|| Problem::unprocessable("invalid_row", format!("line {line} has no `{column}`")))?;
-                let key = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+                let value = row.get(column).ok_or_else(|| {
+                    Problem::unprocessable("invalid_row", format!("line {line} has no `{column}`"))
+                })?;
+                let key = value
+                    .as_str()
+                    .map_or_else(|| value.to_string(), ToOwned::to_owned);
                 partition_of(key.as_bytes(), topic.partitions).0 as usize
             }
             None => i % topic.partitions as usize,
         };
         parts[partition].push(row.clone());
     }
-    for (partition, part) in parts.iter().enumerate().filter(|(_, part)| !part.is_empty()) {
-        let batch = rows_to_batch(&schema, part).map_err(|error| Problem::unprocessable("invalid_row", error))?;
-        check_batch(&topic, &batch).map_err(|mismatch| Problem::unprocessable("schema_mismatch", mismatch.to_string()))?;
-        commit.append(&topic.name, Target::Partition(Partition(partition as u32)), batch);
+    for (partition, part) in parts
+        .iter()
+        .enumerate()
+        .filter(|(_, part)| !part.is_empty())
+    {
+        let batch = rows_to_batch(&schema, part)
+            .map_err(|error| Problem::unprocessable("invalid_row", error))?;
+        check_batch(&topic, &batch)
+            .map_err(|mismatch| Problem::unprocessable("schema_mismatch", mismatch.to_string()))?;
+        commit.append(
+            &topic.name,
+            Target::Partition(Partition(partition as u32)),
+            batch,
+        );
     }
     commit.finish().await?;
     Ok(Json(json!({"appended": rows.len()})))
@@ -179,11 +214,14 @@ pub async fn produce(
 
 /// NDJSON, or one array, as `(line, row)`.
 fn json_rows(body: &[u8]) -> Result<Vec<(usize, Map<String, Value>)>, Problem> {
-    let text = std::str::from_utf8(body).map_err(|error| Problem::invalid(format!("the body is not UTF-8: {error}")))?;
-    let not_object = |line: usize| Problem::unprocessable("invalid_row", format!("line {line} is not a JSON object"));
+    let text = std::str::from_utf8(body)
+        .map_err(|error| Problem::invalid(format!("the body is not UTF-8: {error}")))?;
+    let not_object = |line: usize| {
+        Problem::unprocessable("invalid_row", format!("line {line} is not a JSON object"))
+    };
     if text.trim_start().starts_with('[') {
-        let rows: Vec<Value> =
-            serde_json::from_str(text).map_err(|error| Problem::unprocessable("invalid_row", error.to_string()))?;
+        let rows: Vec<Value> = serde_json::from_str(text)
+            .map_err(|error| Problem::unprocessable("invalid_row", error.to_string()))?;
         return rows
             .into_iter()
             .enumerate()
@@ -199,7 +237,10 @@ fn json_rows(body: &[u8]) -> Result<Vec<(usize, Map<String, Value>)>, Problem> {
         .map(|(i, line)| match serde_json::from_str(line) {
             Ok(Value::Object(row)) => Ok((i + 1, row)),
             Ok(_) => Err(not_object(i + 1)),
-            Err(error) => Err(Problem::unprocessable("invalid_row", format!("line {}: {error}", i + 1))),
+            Err(error) => Err(Problem::unprocessable(
+                "invalid_row",
+                format!("line {}: {error}", i + 1),
+            )),
         })
         .collect()
 }
@@ -224,7 +265,10 @@ pub async fn consume(
 ) -> Result<Response, Problem> {
     let topic = topic_of(&app, &principal, name).await?;
     let wanted: Vec<TopicPartition> = match consume.partition {
-        Some(partition) => vec![TopicPartition { topic: topic.name.clone(), partition: Partition(partition) }],
+        Some(partition) => vec![TopicPartition {
+            topic: topic.name.clone(),
+            partition: Partition(partition),
+        }],
         None => partitions(&topic).collect(),
     };
     let mut positions = Vec::with_capacity(wanted.len());
@@ -234,7 +278,9 @@ pub async fn consume(
             None | Some("earliest") => marks.low,
             Some("latest") => marks.high,
             Some(offset) => Offset(offset.parse().map_err(|_| {
-                Problem::invalid(format!("`from` is `{offset}`; use earliest, latest or an offset"))
+                Problem::invalid(format!(
+                    "`from` is `{offset}`; use earliest, latest or an offset"
+                ))
             })?),
         };
         positions.push((partition, from, marks.high));
@@ -249,11 +295,20 @@ pub async fn consume(
             let (log, lines, left) = (log.clone(), lines.clone(), left.clone());
             async move {
                 while follow || from < high {
-                    let wait = if follow { Duration::from_secs(30) } else { Duration::ZERO };
-                    let fetched = match log.fetch(&partition, from, FetchLimit::default(), wait).await {
+                    let wait = if follow {
+                        Duration::from_secs(30)
+                    } else {
+                        Duration::ZERO
+                    };
+                    let fetched = match log
+                        .fetch(&partition, from, FetchLimit::default(), wait)
+                        .await
+                    {
                         Ok(fetched) => fetched,
                         Err(error) => {
-                            let _ = lines.send(Ok(format!("{}\n", json!({"_error": error.to_string()})))).await;
+                            let _ = lines
+                                .send(Ok(format!("{}\n", json!({"_error": error.to_string()}))))
+                                .await;
                             return;
                         }
                     };
@@ -278,7 +333,11 @@ pub async fn consume(
     }))
 }
 
-fn numbered(batch: &arrow::record_batch::RecordBatch, partition: &TopicPartition, base: Offset) -> String {
+fn numbered(
+    batch: &arrow::record_batch::RecordBatch,
+    partition: &TopicPartition,
+    base: Offset,
+) -> String {
     match batch_to_rows(batch) {
         Ok(rows) => rows
             .into_iter()
@@ -294,11 +353,18 @@ fn numbered(batch: &arrow::record_batch::RecordBatch, partition: &TopicPartition
 }
 
 async fn topic_of(app: &App, principal: &Principal, name: String) -> Result<Topic, Problem> {
-    Ok(app.platform.catalog.topic(&principal.tenant, &TopicName::new(name)?).await?)
+    Ok(app
+        .platform
+        .catalog
+        .topic(&principal.tenant, &TopicName::new(name)?)
+        .await?)
 }
 
 fn partitions(topic: &Topic) -> impl Iterator<Item = TopicPartition> + '_ {
-    (0..topic.partitions).map(|partition| TopicPartition { topic: topic.name.clone(), partition: Partition(partition) })
+    (0..topic.partitions).map(|partition| TopicPartition {
+        topic: topic.name.clone(),
+        partition: Partition(partition),
+    })
 }
 
 async fn shown(app: &App, topic: &Topic) -> Result<Value, Problem> {
