@@ -43,11 +43,6 @@ impl Expression {
         })
     }
 
-    /// As the user wrote it.
-    pub fn text(&self) -> &str {
-        &self.text
-    }
-
     pub fn data_type(&self) -> &DataType {
         &self.data_type
     }

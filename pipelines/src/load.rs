@@ -621,7 +621,7 @@ impl Loader<'_> {
             .filter(|node| !reaches.contains(&node.name) && !cyclic.contains(&node.name))
         {
             // Silent when a consumer was taken out for another problem: the file says that it is read.
-            if self.read_by_broken(&node.name, nodes) {
+            if self.some_are_broken(nodes) {
                 continue;
             }
             let position = self.source.key(&self.nodes[&node.name]);
@@ -634,8 +634,8 @@ impl Loader<'_> {
         nodes.retain(|node| !cyclic.contains(&node.name));
     }
 
-    /// Whether a node that was declared, but has problems of its own, may read from `name`.
-    fn read_by_broken(&self, _name: &NodeName, nodes: &[Node]) -> bool {
+    /// Whether a declared node was taken out for problems of its own; it may be the missing reader.
+    fn some_are_broken(&self, nodes: &[Node]) -> bool {
         self.nodes
             .keys()
             .any(|declared| nodes.iter().all(|node| &node.name != declared))

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arrow::datatypes::SchemaRef;
-use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use va_catalog::settings::{Durability, Settings};
 use va_catalog::store::{
@@ -359,9 +358,4 @@ pub fn is_built_in(name: &PipelineName) -> bool {
     va_pipelines::definitions::builtin()
         .iter()
         .any(|(file, _)| file.strip_suffix(".yaml") == Some(name.as_str()))
-}
-
-/// An empty JSON object.
-pub fn no_fields() -> Value {
-    Value::Object(serde_json::Map::new())
 }

@@ -225,16 +225,32 @@ fn one_side_answers_when_the_other_cannot() {
     drop(server);
 
     let config = dir.path().join("va.yaml");
-    std::fs::write(&config, format!("models: {{dir: {}/none}}\n", dir.path().display())).unwrap();
+    std::fs::write(
+        &config,
+        format!("models: {{dir: {}/none}}\n", dir.path().display()),
+    )
+    .unwrap();
     let server = Server::start_with(&data, &["--config", config.to_str().unwrap()]);
     let search = |mode: &str| {
         let request = json!({"query": "冻结行", "collection": "c", "mode": mode});
-        server.post("/api/v1/retrieval/hybrid_search").json(&request)
+        server
+            .post("/api/v1/retrieval/hybrid_search")
+            .json(&request)
     };
     let reply = good(search("hybrid"));
     assert_eq!(reply["hits"][0]["document"]["name"], json!("freeze.md"));
-    assert_eq!(reply["degraded"][0]["retriever"], json!("vector"), "{reply}");
-    assert!(reply["degraded"][0]["reason"].as_str().unwrap().contains("va model pull"), "{reply}");
+    assert_eq!(
+        reply["degraded"][0]["retriever"],
+        json!("vector"),
+        "{reply}"
+    );
+    assert!(
+        reply["degraded"][0]["reason"]
+            .as_str()
+            .unwrap()
+            .contains("va model pull"),
+        "{reply}"
+    );
     let (status, reply) = problem(search("vector"));
     assert_eq!((status, &reply["code"]), (503, &json!("unavailable")));
 }

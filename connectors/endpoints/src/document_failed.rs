@@ -3,7 +3,7 @@
 //! Reads dead letters. One that holds a row of a document (an event of `document.uploaded`, a parsed document or a
 //! chunk) marks that version FAILED; others are not its business.
 
-use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use arrow::ipc::reader::StreamReader;
 use async_trait::async_trait;

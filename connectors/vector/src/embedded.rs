@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow::array::{Array, AsArray, Float32Array, RecordBatch, RecordBatchOptions};
+use arrow::array::{AsArray, Float32Array, RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{Float32Type, Schema, SchemaRef};
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt};
