@@ -60,7 +60,7 @@ pub async fn upload<S>(
     bytes: S,
 ) -> Result<Begun, IngestError>
 where
-    S: Stream<Item = std::io::Result<Bytes>> + Send + Unpin + 'static,
+    S: Stream<Item = std::io::Result<Bytes>> + Send + Unpin,
 {
     platform.catalog.collection(collection).await?;
     let stored = platform

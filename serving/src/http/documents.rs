@@ -20,6 +20,10 @@ use super::problem::{Body, Params};
 use super::{App, Problem};
 use crate::ingest::{self, NewDocument, outcome_word};
 
+/// What is read of a body that was refused, so that the sender comes to read the reply.
+const DRAIN_BYTES_MAX: usize = 64 << 20;
+const DRAIN_WAIT: Duration = Duration::from_secs(5);
+
 /// How long `wait=ready` waits; the document goes on being indexed after it.
 const WAIT_MAX: Duration = Duration::from_secs(120);
 
@@ -185,8 +189,12 @@ pub async fn upload(
             .clone()
             .or_else(|| content_type_of(&request));
         let document = new_document(&upload, name, content_type, metadata);
-        let body = stream_of(request.into_body());
-        ingest::upload(&app.platform, &collection, document, body).await?
+        let mut body = stream_of(request.into_body());
+        let taken = ingest::upload(&app.platform, &collection, document, &mut body).await;
+        if taken.is_err() {
+            drain(body).await;
+        }
+        taken?
     };
     let mut status = if begun.outcome == BeginOutcome::Unchanged {
         StatusCode::OK
@@ -253,7 +261,10 @@ async fn multipart(
             let mut field = field.map_err(|error| std::io::Error::other(error.body_text()));
             while let Some(piece) = field.next().await {
                 let broken = piece.is_err();
-                if pieces_tx.send(piece).await.is_err() || broken {
+                if pieces_tx.send(piece).await.is_err() {
+                    return drain(field).await;
+                }
+                if broken {
                     return;
                 }
             }
@@ -278,6 +289,22 @@ fn new_document(
         content_type,
         metadata,
     }
+}
+
+/// Reads the rest of a refused body away, within bounds: a connection that is closed on unread bytes is reset, and the
+/// sender would see that instead of the reason.
+async fn drain(mut body: impl Stream<Item = std::io::Result<Bytes>> + Unpin) {
+    let mut left = DRAIN_BYTES_MAX;
+    let read = async {
+        while let Some(Ok(piece)) = body.next().await {
+            left = left.saturating_sub(piece.len());
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // Whoever sends more, or slower, finds the connection closed.
+    let _ = tokio::time::timeout(DRAIN_WAIT, read).await;
 }
 
 fn stream_of(body: RawBody) -> Part {
