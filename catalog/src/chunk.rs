@@ -82,6 +82,40 @@ pub struct ChunkRecord {
     pub tags: Vec<String>,
 }
 
+/// What is needed of a stored chunk to compare two indexes: that both hold it, for the same version, with the same
+/// content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunkKey {
+    pub id: ChunkId,
+    pub document: DocumentId,
+    pub version: Version,
+    /// [`ChunkRecord::digest`].
+    pub digest: u64,
+}
+
+impl ChunkRecord {
+    /// A hash of everything that search returns of the chunk.
+    pub fn digest(&self) -> u64 {
+        // A record of strings and numbers always has a JSON form; should it ever not, the two sides still agree.
+        let json = serde_json::to_vec(self).unwrap_or_default();
+        let hash = blake3::hash(&json);
+        let (first, _) = hash.as_bytes().split_at(8);
+        first
+            .iter()
+            .fold(0, |digest, byte| digest << 8 | u64::from(*byte))
+    }
+
+    /// What [`ChunkKey`] says of this chunk.
+    pub fn key(&self) -> ChunkKey {
+        ChunkKey {
+            id: self.id,
+            document: self.document.id,
+            version: self.document.version,
+            digest: self.digest(),
+        }
+    }
+}
+
 /// Arrow schema of chunk rows.
 ///
 /// With `dims`, a nullable column `vector: FixedSizeList<Float32, dims>` follows (null on rows that are not chunks).

@@ -43,6 +43,8 @@ pub fn document_uploaded_schema() -> SchemaRef {
         Field::new("content_hash", DataType::Utf8, false),
         Field::new("size", DataType::UInt64, false),
         Field::new("metadata", DataType::Utf8, false),
+        // Whether the document gets vectors; without a value it does. False in collections for keyword search only.
+        Field::new("vectors", DataType::Boolean, true),
     ]))
 }
 
@@ -107,6 +109,7 @@ pub fn parsed_schema() -> SchemaRef {
         Field::new("title", DataType::Utf8, true),
         Field::new("pages", DataType::UInt32, true),
         Field::new("metadata", DataType::Utf8, false),
+        Field::new("vectors", DataType::Boolean, true),
         Field::new("text", DataType::LargeUtf8, false),
         Field::new(
             "blocks",

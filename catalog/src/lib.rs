@@ -10,7 +10,7 @@ pub mod ids;
 pub mod settings;
 pub mod store;
 
-pub use chunk::{ChunkOp, ChunkRecord, DocumentRef, Filter, chunk_schema};
+pub use chunk::{ChunkKey, ChunkOp, ChunkRecord, DocumentRef, Filter, chunk_schema};
 pub use graph::{CheckpointSpec, Graph, Node, Role};
 pub use ids::{
     ChunkId, CollectionName, CollectionRef, ContentHash, DocumentId, InvalidName, NodeName, Offset,

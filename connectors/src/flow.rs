@@ -10,7 +10,7 @@ use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use serde_json::Value;
-use va_catalog::{Role, TopicName};
+use va_catalog::{CollectionRef, Role, TopicName};
 
 use crate::log::Target;
 
@@ -131,6 +131,15 @@ pub struct Append {
     pub batch: RecordBatch,
 }
 
+/// What a sink hands over at a checkpoint.
+#[derive(Debug, Clone, Default)]
+pub struct Prepared {
+    pub appends: Vec<Append>,
+    /// Collections whose indexes this checkpoint changes. The runtime shows them to searches when every sink is
+    /// prepared, so that all indexes of a collection change at once.
+    pub collections: Vec<CollectionRef>,
+}
+
 /// The running half of a sink.
 ///
 /// Order of calls: any number of `write`, then `prepare`, and so on. After a crash, everything since the last committed
@@ -141,7 +150,7 @@ pub trait Sink: Send {
     /// Takes rows; may buffer them until `prepare`. May block for as long as the outside system pushes back.
     async fn write(&mut self, batch: RecordBatch) -> Result<(), FlowError>;
 
-    /// Makes everything written so far durable outside the log, and hands over what belongs into the commit.
-    /// When this returns, only the log's commit is missing.
-    async fn prepare(&mut self, checkpoint: CheckpointId) -> Result<Vec<Append>, FlowError>;
+    /// Brings everything written so far to where only the checkpoint's own commits are missing (that of the collections
+    /// it names, then that of the log), and hands over what belongs into them.
+    async fn prepare(&mut self, checkpoint: CheckpointId) -> Result<Prepared, FlowError>;
 }

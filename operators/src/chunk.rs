@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, StringArray, UInt32Array, UInt64Array};
+use arrow::array::{ArrayRef, BooleanArray, RecordBatch, StringArray, UInt32Array, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use async_trait::async_trait;
 use schemars::JsonSchema;
@@ -112,10 +112,12 @@ impl OperatorSpec for ChunkSpec {
     }
 }
 
-/// Chunk rows, and what is embedded before the text of each: titles above it, the header row of its table.
+/// Chunk rows, what is embedded before the text of each (titles above it, the header row of its table), and whether it
+/// gets a vector.
 fn emitted_schema() -> SchemaRef {
     let mut fields: Vec<Arc<Field>> = chunk_schema(None).fields().iter().cloned().collect();
     fields.push(Arc::new(Field::new("context", DataType::Utf8, true)));
+    fields.push(Arc::new(Field::new("vectors", DataType::Boolean, true)));
     Arc::new(Schema::new(fields))
 }
 
@@ -247,6 +249,7 @@ fn rows_of(
         Arc::new(StringArray::from_iter(
             std::iter::once(None).chain(chunks.iter().map(context_of)),
         )),
+        Arc::new(BooleanArray::from(vec![document.vectors; n])),
     ];
     RecordBatch::try_new(emitted_schema(), columns).map_err(|error| error.to_string())
 }

@@ -90,8 +90,8 @@ impl Operator for EmbedTask {
         batch: RecordBatch,
         cx: &mut Cx,
     ) -> Result<(), FlowError> {
-        let embedder = load(&self.resources, &self.model).await?;
         let texts = texts_of(&batch)?;
+        let embedder = load(&self.resources, &self.model).await?;
         let keys: Vec<Option<[u8; 32]>> = texts
             .iter()
             .map(|text| {
@@ -149,23 +149,25 @@ impl Operator for EmbedTask {
     }
 }
 
-/// What is embedded of each row: its context, if it has one, and its text; `None` on rows that are not chunks.
+/// What is embedded of each row: its context, if it has one, and its text; `None` on rows that are not chunks, and on
+/// those of a collection without vectors.
 fn texts_of(batch: &RecordBatch) -> Result<Vec<Option<String>>, FlowError> {
     let op = strings(batch, "op")?;
     let text = strings(batch, "text")?;
     let context = strings(batch, "context")?;
-    Ok((0..batch.num_rows())
+    (0..batch.num_rows())
         .map(|row| {
+            let wanted = crate::parsed::yes_or_no(batch, "vectors", row)?.unwrap_or(true);
             let text = text.value(row);
-            (op.value(row) == ChunkOp::Chunk.as_str()).then(|| {
+            Ok((wanted && op.value(row) == ChunkOp::Chunk.as_str()).then(|| {
                 if context.is_valid(row) {
                     format!("{}\n{text}", context.value(row))
                 } else {
                     text.to_owned()
                 }
-            })
+            }))
         })
-        .collect())
+        .collect()
 }
 
 fn cache_key(fingerprint: &str, text: &str) -> [u8; 32] {

@@ -18,7 +18,7 @@ use va_connectors::objects::{ObjectError, Objects};
 use va_parse::{Input, Limits};
 
 use crate::operator::{Cx, Operator, OperatorSpec, Resources};
-use crate::parsed::{ParsedRow, to_batch};
+use crate::parsed::{ParsedRow, to_batch, yes_or_no};
 use crate::shape::expect_columns;
 
 /// Turns uploaded documents (PDF, DOCX, PPTX, XLSX, HTML, Markdown, text, CSV, JSON, e-mail) into text with headings,
@@ -196,6 +196,7 @@ impl Event {
                 name: text("name")?,
                 uri: text("uri")?,
                 metadata: text("metadata")?,
+                vectors: yes_or_no(&payload, "vectors", 0)?,
                 ..ParsedRow::default()
             },
         })

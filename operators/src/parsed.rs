@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, LargeStringArray, ListArray, RecordBatch, StringArray, StructArray,
+    Array, ArrayRef, AsArray, BooleanArray, LargeStringArray, ListArray, RecordBatch, StringArray, StructArray,
     UInt8Array, UInt32Array, UInt64Array,
 };
 use arrow::buffer::OffsetBuffer;
@@ -32,6 +32,8 @@ pub struct ParsedRow {
     pub pages: Option<u32>,
     /// JSON object of strings.
     pub metadata: String,
+    /// Whether it gets vectors; `None` means that it does.
+    pub vectors: Option<bool>,
     pub text: String,
     pub blocks: Vec<Block>,
 }
@@ -61,6 +63,7 @@ pub fn to_batch(rows: &[ParsedRow]) -> Result<RecordBatch, ArrowError> {
             maybe(|r| r.title.as_deref()),
             Arc::new(UInt32Array::from_iter(rows.iter().map(|r| r.pages))),
             text(|r| &r.metadata),
+            Arc::new(BooleanArray::from_iter(rows.iter().map(|r| r.vectors))),
             Arc::new(LargeStringArray::from_iter_values(
                 rows.iter().map(|r| &r.text),
             )),
@@ -124,6 +127,7 @@ pub fn from_batch(batch: &RecordBatch, row: usize) -> Result<ParsedRow, ArrowErr
         title: maybe("title")?,
         pages: pages.is_valid(row).then(|| pages.value(row)),
         metadata: text("metadata")?,
+        vectors: yes_or_no(batch, "vectors", row)?,
         text: column(batch, "text")?
             .as_string_opt::<i64>()
             .ok_or_else(|| ArrowError::SchemaError("column `text` is not LargeUtf8".into()))?
@@ -131,6 +135,21 @@ pub fn from_batch(batch: &RecordBatch, row: usize) -> Result<ParsedRow, ArrowErr
             .to_owned(),
         blocks: blocks_of(column(batch, "blocks")?, row)?,
     })
+}
+
+/// A nullable column of yes or no. Rows that were written before there was this column have no value in it.
+pub(crate) fn yes_or_no(
+    batch: &RecordBatch,
+    name: &str,
+    row: usize,
+) -> Result<Option<bool>, ArrowError> {
+    let Some(column) = batch.column_by_name(name) else {
+        return Ok(None);
+    };
+    let values = column
+        .as_boolean_opt()
+        .ok_or_else(|| ArrowError::SchemaError(format!("column `{name}` is not Boolean")))?;
+    Ok(values.is_valid(row).then(|| values.value(row)))
 }
 
 fn blocks_of(lists: &ArrayRef, row: usize) -> Result<Vec<Block>, ArrowError> {

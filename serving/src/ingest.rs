@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, RecordBatch, StringArray, StructArray, TimestampMillisecondArray, UInt32Array,
+    ArrayRef, BooleanArray, RecordBatch, StringArray, StructArray, TimestampMillisecondArray, UInt32Array,
     UInt64Array,
 };
 use arrow::datatypes::DataType;
@@ -62,7 +62,7 @@ pub async fn upload<S>(
 where
     S: Stream<Item = std::io::Result<Bytes>> + Send + Unpin,
 {
-    platform.catalog.collection(collection).await?;
+    let config = platform.catalog.collection(collection).await?.config;
     let stored = platform
         .objects
         .put_stream(bytes, platform.settings.limits.upload_bytes_max)
@@ -89,6 +89,7 @@ where
             content_hash: new.content_hash.to_string(),
             size: new.size,
             metadata: new.metadata,
+            vectors: config.model.is_some(),
         };
         append(platform, collection, event).await?;
         platform
@@ -109,7 +110,9 @@ pub async fn delete(
     let Some(document) = deleted.into_iter().next() else {
         return Ok(None);
     };
-    append(platform, collection, Event::of(&document, DOCUMENT_DELETED)).await?;
+    // A removal is the same with and without vectors.
+    let event = Event::of(&document, DOCUMENT_DELETED, true);
+    append(platform, collection, event).await?;
     Ok(Some(document))
 }
 
@@ -133,7 +136,8 @@ pub async fn resume(platform: &Platform) -> Result<(), IngestError> {
                 if document.version != version {
                     continue;
                 }
-                Event::of(&document, DOCUMENT_UPLOADED)
+                let config = platform.catalog.collection(&collection).await?.config;
+                Event::of(&document, DOCUMENT_UPLOADED, config.model.is_some())
             }
             DocumentState::Deleting => {
                 match platform
@@ -142,7 +146,7 @@ pub async fn resume(platform: &Platform) -> Result<(), IngestError> {
                     .await?
                     .first()
                 {
-                    Some(document) => Event::of(document, DOCUMENT_DELETED),
+                    Some(document) => Event::of(document, DOCUMENT_DELETED, true),
                     None => continue,
                 }
             }
@@ -166,12 +170,7 @@ pub async fn remove_collection(
     collection: &CollectionRef,
 ) -> Result<(), IngestError> {
     platform
-        .vectors
-        .drop_collection(collection)
-        .await
-        .map_err(|error| IngestError::Index(error.to_string()))?;
-    platform
-        .texts
+        .indexes
         .drop_collection(collection)
         .await
         .map_err(|error| IngestError::Index(error.to_string()))?;
@@ -228,10 +227,12 @@ struct Event {
     content_hash: String,
     size: u64,
     metadata: BTreeMap<String, String>,
+    /// Whether the collection has vectors.
+    vectors: bool,
 }
 
 impl Event {
-    fn of(document: &DocumentInfo, event_type: &'static str) -> Self {
+    fn of(document: &DocumentInfo, event_type: &'static str, vectors: bool) -> Self {
         Self {
             event_type,
             id: document.id,
@@ -242,6 +243,7 @@ impl Event {
             content_hash: document.content_hash.to_string(),
             size: document.size,
             metadata: document.metadata.clone(),
+            vectors,
         }
     }
 }
@@ -286,6 +288,7 @@ fn batch_of(
             text(&event.content_hash),
             Arc::new(UInt64Array::from(vec![event.size])),
             text(&metadata),
+            Arc::new(BooleanArray::from(vec![event.vectors])),
         ],
         None,
     )?;

@@ -20,6 +20,7 @@ use va_connectors::flow::Names;
 use va_connectors::log::embedded::{EmbeddedLog, Options as LogOptions};
 use va_connectors::log::{Log, TopicConfig};
 use va_connectors::objects::Objects;
+use va_endpoints::Indexes;
 use va_fulltext::{TantivyIndex, TextIndex};
 use va_models::{Embedders, ModelStore};
 use va_pipelines::plan::{BuiltinNames, ChainedNames};
@@ -39,8 +40,7 @@ pub struct Platform {
     pub catalog: Catalog,
     pub log: Arc<dyn Log>,
     pub objects: Objects,
-    pub vectors: Arc<dyn VectorStore>,
-    pub texts: Arc<dyn TextIndex>,
+    pub indexes: Arc<Indexes>,
     pub embedders: Arc<Embedders>,
     pub runtime: Runtime,
     pub admin_key: PathBuf,
@@ -128,6 +128,7 @@ impl Platform {
         );
         let texts: Arc<dyn TextIndex> =
             Arc::new(TantivyIndex::open(data.join("texts")).map_err(part("full-text index"))?);
+        let indexes = Arc::new(Indexes::new(vectors, texts));
         let models = ModelStore::open(
             settings
                 .models
@@ -147,8 +148,7 @@ impl Platform {
             endpoints: va_endpoints::Resources {
                 log: log.clone(),
                 catalog: catalog.clone(),
-                vectors: vectors.clone(),
-                texts: texts.clone(),
+                indexes: indexes.clone(),
             },
             clock: Arc::new(now_ms),
         });
@@ -159,8 +159,7 @@ impl Platform {
             catalog,
             log,
             objects,
-            vectors,
-            texts,
+            indexes,
             embedders,
             runtime,
             admin_key,
@@ -172,6 +171,7 @@ impl Platform {
 
     /// Creates the built-in topics, starts the built-in pipelines and those that were running, and begins upkeep.
     pub async fn start(self: &Arc<Self>) -> Result<(), OpenError> {
+        let ahead = self.indexes.recover().await.map_err(part("indexes"))?;
         for topic in built_in_topics() {
             let config = TopicConfig {
                 partitions: topic.partitions,
@@ -222,6 +222,9 @@ impl Platform {
             }
         }
         crate::ingest::resume(self).await.map_err(part("catalog"))?;
+        if !ahead.is_empty() {
+            tokio::spawn(recovered(self.clone()));
+        }
         tokio::spawn(upkeep(self.clone()));
         Ok(())
     }
@@ -330,6 +333,30 @@ fn lock(data: &Path) -> Result<File, OpenError> {
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse(data.to_owned())),
         Err(TryLockError::Error(source)) => Err(OpenError::Io { path, source }),
     }
+}
+
+/// Lets searches go on to the newest state when the pipelines have done again what a crash left uncommitted.
+async fn recovered(platform: Arc<Platform>) {
+    let names = platform.runtime.names();
+    for name in names {
+        let Ok(mut checkpoints) = platform.runtime.checkpoints(&name) else {
+            continue;
+        };
+        loop {
+            checkpoints.borrow_and_update();
+            // New rows may arrive all the time; what matters is that a checkpoint followed the start, or none was due.
+            let status = platform.runtime.status(&name).await;
+            let settled = *checkpoints.borrow() > 0 || status.is_ok_and(|s| s.lag_rows == 0);
+            if settled {
+                break;
+            }
+            tokio::select! {
+                changed = checkpoints.changed() => if changed.is_err() { break },
+                () = platform.shutdown.cancelled() => return,
+            }
+        }
+    }
+    platform.indexes.recovered().await;
 }
 
 /// Retention and idle models, now and then.

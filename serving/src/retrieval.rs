@@ -12,6 +12,7 @@ use va_catalog::store::CatalogError;
 use va_catalog::{
     ChunkId, ChunkRecord, CollectionName, CollectionRef, DocumentRef, Filter, TenantId,
 };
+use va_endpoints::View;
 use va_fulltext::{highlights, snippet};
 use va_models::Role;
 use va_vector::Metric;
@@ -84,7 +85,8 @@ pub struct Explain {
     pub fusion: String,
     pub vector: Option<RetrieverExplain>,
     pub keyword: Option<RetrieverExplain>,
-    pub model: String,
+    /// `None` in a collection for keyword search only.
+    pub model: Option<String>,
 }
 
 /// What one retriever did.
@@ -178,28 +180,28 @@ pub async fn search(
         collection: request.collection.clone(),
     };
     let config = platform.catalog.collection(&collection).await?.config;
+    if config.model.is_none() && request.mode == Mode::Vector {
+        return Err(SearchError::Invalid(format!(
+            "collection `{}` is for keyword search only, it has no vectors: use the mode `keyword` or `hybrid`",
+            collection.collection
+        )));
+    }
+    // Both sides answer from the same checkpoint, whatever is written meanwhile.
+    let view = platform.indexes.view(&collection).await;
     let candidates = limits.candidates.max(k) as usize;
 
     let vector = async {
+        let model = config.model.as_deref()?;
         if request.mode == Mode::Keyword {
             return None;
         }
-        Some(
-            vector_side(
-                platform,
-                &collection,
-                config.model.as_deref(),
-                request,
-                candidates,
-            )
-            .await,
-        )
+        Some(vector_side(platform, &view, model, request, candidates).await)
     };
     let keyword = async {
         if request.mode == Mode::Vector {
             return None;
         }
-        Some(keyword_side(platform, &collection, request, candidates).await)
+        Some(keyword_side(&view, request, candidates).await)
     };
     let (vector, keyword) = tokio::join!(vector, keyword);
 
@@ -240,10 +242,7 @@ pub async fn search(
             fusion: format!("sum over retrievers of 1 / ({} + rank)", limits.rrf_k),
             vector: side(&vector),
             keyword: side(&keyword),
-            model: config
-                .model
-                .clone()
-                .unwrap_or_else(|| va_models::DEFAULT_EMBEDDER.to_owned()),
+            model: config.model.clone(),
         }
     });
     let vector = vector.map(|(found, _)| found).unwrap_or_default();
@@ -287,14 +286,14 @@ async fn as_of(platform: &Platform) -> AsOf {
 
 async fn vector_side(
     platform: &Platform,
-    collection: &CollectionRef,
-    model: Option<&str>,
+    view: &View,
+    model: &str,
     request: &SearchRequest,
     candidates: usize,
 ) -> Side {
     let started = Instant::now();
     let embedders = platform.embedders.clone();
-    let model = model.unwrap_or(va_models::DEFAULT_EMBEDDER).to_owned();
+    let model = model.to_owned();
     let query = request.query.clone();
     let vector = tokio::task::spawn_blocking(move || {
         let embedder = embedders.get(&model)?;
@@ -307,35 +306,30 @@ async fn vector_side(
         .into_iter()
         .next()
         .ok_or("the model gave no vector")?;
-    let hits = platform
-        .vectors
-        .search(
-            collection,
-            &vector,
-            candidates,
-            Metric::Cosine,
-            &request.filter,
-        )
-        .await
-        .map_err(|error| error.to_string())?;
+    let hits = match &view.vectors {
+        Ok(Some(vectors)) => vectors
+            .search(&vector, candidates, Metric::Cosine, &request.filter)
+            .await
+            .map_err(|error| error.to_string())?,
+        Ok(None) => Vec::new(),
+        Err(error) => return Err(error.to_string()),
+    };
     Ok((
         hits.into_iter().map(|hit| (hit.chunk, hit.score)).collect(),
         started.elapsed().as_secs_f64() * 1_000.0,
     ))
 }
 
-async fn keyword_side(
-    platform: &Platform,
-    collection: &CollectionRef,
-    request: &SearchRequest,
-    candidates: usize,
-) -> Side {
+async fn keyword_side(view: &View, request: &SearchRequest, candidates: usize) -> Side {
     let started = Instant::now();
-    let hits = platform
-        .texts
-        .search(collection, &request.query, candidates, &request.filter)
-        .await
-        .map_err(|error| error.to_string())?;
+    let hits = match &view.texts {
+        Ok(Some(texts)) => texts
+            .search(&request.query, candidates, &request.filter)
+            .await
+            .map_err(|error| error.to_string())?,
+        Ok(None) => Vec::new(),
+        Err(error) => return Err(error.to_string()),
+    };
     Ok((
         hits.into_iter().map(|hit| (hit.chunk, hit.score)).collect(),
         started.elapsed().as_secs_f64() * 1_000.0,

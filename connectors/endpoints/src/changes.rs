@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use arrow::array::{Array, AsArray, BooleanArray};
 use arrow::compute::concat_batches;
 use arrow::record_batch::RecordBatch;
 use va_catalog::chunk::strings;
@@ -21,11 +22,25 @@ pub struct Change {
 #[derive(Default)]
 pub struct Changes {
     documents: BTreeMap<(CollectionRef, DocumentId), Vec<RecordBatch>>,
+    vectors_only: bool,
 }
 
 impl Changes {
+    /// Changes of an index of vectors: chunks of a collection without vectors are left out, so that their documents
+    /// have nothing there.
+    pub fn of_vectors() -> Self {
+        Self {
+            vectors_only: true,
+            ..Self::default()
+        }
+    }
+
     /// Takes chunk rows, in order.
     pub fn push(&mut self, batch: &RecordBatch) -> Result<(), FlowError> {
+        let vectors = booleans(batch, "vectors")?;
+        let left_out = |row: usize| {
+            self.vectors_only && vectors.is_some_and(|v| v.is_valid(row) && !v.value(row))
+        };
         let op = strings(batch, "op")?;
         let tenant = strings(batch, "tenant_id")?;
         let collection = strings(batch, "collection")?;
@@ -53,10 +68,10 @@ impl Changes {
                             && tenant.value(*at) == tenant.value(row)
                     };
                     let end = (row..batch.num_rows()).take_while(same).count() + row;
-                    self.documents
-                        .entry(key)
-                        .or_default()
-                        .push(batch.slice(row, end - row));
+                    let chunks = self.documents.entry(key).or_default();
+                    if !left_out(row) {
+                        chunks.push(batch.slice(row, end - row));
+                    }
                     row = end;
                 }
                 None => {
@@ -108,6 +123,20 @@ fn stored_columns(rows: &RecordBatch) -> Result<RecordBatch, FlowError> {
     }
     kept.extend(schema.index_of("vector").ok());
     Ok(rows.project(&kept)?)
+}
+
+/// A column of yes or no; `None` when the rows do not have it.
+fn booleans<'a>(batch: &'a RecordBatch, name: &str) -> Result<Option<&'a BooleanArray>, FlowError> {
+    let Some(column) = batch.column_by_name(name) else {
+        return Ok(None);
+    };
+    match column.as_boolean_opt() {
+        Some(values) => Ok(Some(values)),
+        None => Err(FlowError::fatal(
+            "index sink",
+            format!("column `{name}` is {}, not Boolean", column.data_type()),
+        )),
+    }
 }
 
 #[cfg(test)]

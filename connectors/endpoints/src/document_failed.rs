@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use va_catalog::chunk::{column, strings, u32s};
 use va_catalog::store::{Catalog, News};
 use va_catalog::{CollectionName, CollectionRef, DocumentId, TenantId, Version};
-use va_connectors::flow::{Append, CheckpointId, FlowError, Names, Problem, Sink};
+use va_connectors::flow::{CheckpointId, FlowError, Names, Prepared, Problem, Sink};
 
 use crate::endpoint::{Resources, SinkPlan, SinkSpec};
 use crate::news::NewsBatch;
@@ -71,9 +71,9 @@ impl Sink for DocumentFailedWriter {
         Ok(())
     }
 
-    async fn prepare(&mut self, _checkpoint: CheckpointId) -> Result<Vec<Append>, FlowError> {
+    async fn prepare(&mut self, _checkpoint: CheckpointId) -> Result<Prepared, FlowError> {
         self.news.apply(&self.catalog).await?;
-        Ok(Vec::new())
+        Ok(Prepared::default())
     }
 }
 

@@ -13,16 +13,15 @@ use va_catalog::store::Catalog;
 use va_catalog::{Role, TopicName};
 use va_connectors::flow::{Description, FlowError, Names, Problem, Sink};
 use va_connectors::log::Log;
-use va_fulltext::TextIndex;
-use va_vector::VectorStore;
+
+use crate::indexes::Indexes;
 
 /// The outside systems that sinks write to.
 #[derive(Clone)]
 pub struct Resources {
     pub log: Arc<dyn Log>,
     pub catalog: Catalog,
-    pub vectors: Arc<dyn VectorStore>,
-    pub texts: Arc<dyn TextIndex>,
+    pub indexes: Arc<Indexes>,
 }
 
 /// Where a group that has no committed offset begins.

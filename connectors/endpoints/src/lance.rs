@@ -1,7 +1,8 @@
 //! `lance`: chunks with vectors into LanceDB.
 //!
 //! Idempotent by document: at each checkpoint the collection holds of every document that passed exactly the rows that
-//! passed, however often they are written.
+//! passed, however often they are written. Documents of collections without vectors (`vectors` is false) leave nothing
+//! here.
 
 use std::sync::Arc;
 
@@ -10,12 +11,11 @@ use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use va_catalog::CollectionName;
-use va_connectors::flow::{Append, CheckpointId, FlowError, Names, Problem, Sink};
-use va_vector::VectorStore;
+use va_connectors::flow::{CheckpointId, FlowError, Names, Prepared, Problem, Sink};
 
 use crate::changes::Changes;
 use crate::endpoint::{Resources, SinkPlan, SinkSpec};
+use crate::indexes::Indexes;
 
 /// Writes chunk rows with vectors to the vector store, each to the collection that the row names.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -45,14 +45,14 @@ impl SinkSpec for LanceSink {
 
     fn build(self, _input: &SchemaRef, resources: &Resources) -> Result<Box<dyn Sink>, FlowError> {
         Ok(Box::new(LanceWriter {
-            vectors: resources.vectors.clone(),
-            changes: Changes::default(),
+            indexes: resources.indexes.clone(),
+            changes: Changes::of_vectors(),
         }))
     }
 }
 
 struct LanceWriter {
-    vectors: Arc<dyn VectorStore>,
+    indexes: Arc<Indexes>,
     changes: Changes,
 }
 
@@ -62,15 +62,21 @@ impl Sink for LanceWriter {
         self.changes.push(&batch)
     }
 
-    async fn prepare(&mut self, _checkpoint: CheckpointId) -> Result<Vec<Append>, FlowError> {
+    async fn prepare(&mut self, _checkpoint: CheckpointId) -> Result<Prepared, FlowError> {
+        let mut collections = Vec::new();
         for change in self.changes.take()? {
-            self.vectors
+            self.indexes.stage(&change.collection).await;
+            self.indexes
+                .vectors
                 .apply(&change.collection, &change.documents, &change.rows)
                 .await
                 .map_err(|error| FlowError::retriable("lance", error))?;
-            let name: &CollectionName = &change.collection.collection;
-            tracing::debug!(collection = %name, rows = change.rows.num_rows(), "chunks are in the vector store");
+            tracing::debug!(collection = %change.collection, rows = change.rows.num_rows(), "chunks are in the vector store");
+            collections.push(change.collection);
         }
-        Ok(Vec::new())
+        Ok(Prepared {
+            collections,
+            ..Prepared::default()
+        })
     }
 }

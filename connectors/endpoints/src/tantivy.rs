@@ -1,7 +1,7 @@
 //! `tantivy`: chunks into the full-text index.
 //!
-//! Idempotent by document, like `lance`. The index commit happens when the checkpoint is prepared and carries the
-//! checkpoint's number.
+//! Idempotent by document, like `lance`. Rows are applied when the checkpoint is prepared; the index commit follows when
+//! the vector store has its part too (see [`crate::indexes`]).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,11 +12,11 @@ use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use va_catalog::{CollectionRef, chunk_schema};
-use va_connectors::flow::{Append, CheckpointId, FlowError, Names, Problem, Sink};
-use va_fulltext::TextIndex;
+use va_connectors::flow::{CheckpointId, FlowError, Names, Prepared, Problem, Sink};
 
 use crate::changes::Changes;
 use crate::endpoint::{Resources, SinkPlan, SinkSpec};
+use crate::indexes::Indexes;
 
 /// Writes chunk rows to the full-text index, each to the collection that the row names.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -49,7 +49,7 @@ impl SinkSpec for TantivySink {
 
     fn build(self, _input: &SchemaRef, resources: &Resources) -> Result<Box<dyn Sink>, FlowError> {
         Ok(Box::new(TantivyWriter {
-            texts: resources.texts.clone(),
+            indexes: resources.indexes.clone(),
             changes: Changes::default(),
             clean: BTreeSet::new(),
         }))
@@ -57,7 +57,7 @@ impl SinkSpec for TantivySink {
 }
 
 struct TantivyWriter {
-    texts: Arc<dyn TextIndex>,
+    indexes: Arc<Indexes>,
     changes: Changes,
     /// Collections in which what a failed task before us left uncommitted has been dropped.
     clean: BTreeSet<CollectionRef>,
@@ -69,24 +69,27 @@ impl Sink for TantivyWriter {
         self.changes.push(&batch)
     }
 
-    async fn prepare(&mut self, checkpoint: CheckpointId) -> Result<Vec<Append>, FlowError> {
+    async fn prepare(&mut self, _checkpoint: CheckpointId) -> Result<Prepared, FlowError> {
+        let mut collections = Vec::new();
         for change in self.changes.take()? {
             let retriable = |error: va_fulltext::TextError| FlowError::retriable("tantivy", error);
+            let texts = &self.indexes.texts;
+            self.indexes.stage(&change.collection).await;
             if self.clean.insert(change.collection.clone()) {
-                self.texts
+                texts
                     .rollback(&change.collection)
                     .await
                     .map_err(retriable)?;
             }
-            self.texts
+            texts
                 .apply(&change.collection, &change.documents, &change.rows)
                 .await
                 .map_err(retriable)?;
-            self.texts
-                .commit(&change.collection, &checkpoint.to_string())
-                .await
-                .map_err(retriable)?;
+            collections.push(change.collection);
         }
-        Ok(Vec::new())
+        Ok(Prepared {
+            collections,
+            ..Prepared::default()
+        })
     }
 }

@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use va_catalog::{Partition, TopicName};
-use va_connectors::flow::{Append, CheckpointId, FlowError, Names, Problem, Sink};
+use va_connectors::flow::{Append, CheckpointId, FlowError, Names, Prepared, Problem, Sink};
 use va_connectors::log::{Log, Target, partition_of};
 use va_connectors::schema::parse_schema;
 
@@ -253,12 +253,12 @@ impl Sink for TopicWriter {
         Ok(())
     }
 
-    async fn prepare(&mut self, _checkpoint: CheckpointId) -> Result<Vec<Append>, FlowError> {
+    async fn prepare(&mut self, _checkpoint: CheckpointId) -> Result<Prepared, FlowError> {
         let mut by_partition: BTreeMap<Partition, Vec<RecordBatch>> = BTreeMap::new();
         for (partition, batch) in self.rows.drain(..) {
             by_partition.entry(partition).or_default().push(batch);
         }
-        by_partition
+        let appends = by_partition
             .into_iter()
             .map(|(partition, batches)| {
                 let batch = arrow::compute::concat_batches(&batches[0].schema(), &batches)?;
@@ -268,7 +268,11 @@ impl Sink for TopicWriter {
                     batch,
                 })
             })
-            .collect()
+            .collect::<Result<_, FlowError>>()?;
+        Ok(Prepared {
+            appends,
+            ..Prepared::default()
+        })
     }
 }
 

@@ -7,6 +7,7 @@ mod directory;
 mod fold;
 mod query;
 mod schema;
+mod snapshot;
 mod tantivy_index;
 
 pub mod analysis;
@@ -16,5 +17,5 @@ pub mod seam;
 pub use analysis::Analysis;
 pub use highlight::{highlights, snippet};
 pub use query::Ranking;
-pub use seam::{HITS_MAX, TextError, TextHit, TextIndex};
+pub use seam::{HITS_MAX, TextError, TextHit, TextIndex, TextSnapshot};
 pub use tantivy_index::TantivyIndex;

@@ -1,12 +1,13 @@
 //! The seam: what every full-text store must do, whichever engine is behind it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use va_catalog::{ChunkId, ChunkRecord, CollectionRef, DocumentId, Filter, InvalidName, Version};
+use va_catalog::{ChunkKey, ChunkRecord, CollectionRef, DocumentId, Filter, InvalidName};
 
 /// A chunk that matched and how well. Scores compare within one reply only.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,6 +18,26 @@ pub struct TextHit {
 
 /// Most hits that one search may ask for.
 pub const HITS_MAX: usize = 10_000;
+
+/// A collection's index as of one commit.
+#[async_trait]
+pub trait TextSnapshot: Send + Sync {
+    /// The `k` best matches, best first. `query` is plain words in any language, without syntax.
+    ///
+    /// Empty for a query without letters or digits. `k` is at most [`HITS_MAX`].
+    async fn search(
+        &self,
+        query: &str,
+        k: usize,
+        filter: &Filter,
+    ) -> Result<Vec<TextHit>, TextError>;
+
+    /// How many chunks there are.
+    fn count(&self) -> u64;
+
+    /// Every chunk, in no order: to compare with the vector store.
+    async fn chunk_keys(&self) -> Result<Vec<ChunkKey>, TextError>;
+}
 
 /// A full-text index of chunks, one per collection.
 ///
@@ -49,26 +70,34 @@ pub trait TextIndex: Send + Sync {
     /// The token of the last commit; `None` for a collection without one.
     async fn committed(&self, collection: &CollectionRef) -> Result<Option<String>, TextError>;
 
-    /// The `k` best matches, best first. `query` is plain words in any language, without syntax.
-    ///
-    /// Empty for a query without letters or digits and for a collection that was never written. `k` is at most
-    /// [`HITS_MAX`].
+    /// The collection as last committed, fixed: later commits do not show in it. `None` if it was never written.
+    async fn snapshot(
+        &self,
+        collection: &CollectionRef,
+    ) -> Result<Option<Arc<dyn TextSnapshot>>, TextError>;
+
+    /// [`TextSnapshot::search`] in the newest state.
     async fn search(
         &self,
         collection: &CollectionRef,
         query: &str,
         k: usize,
         filter: &Filter,
-    ) -> Result<Vec<TextHit>, TextError>;
+    ) -> Result<Vec<TextHit>, TextError> {
+        if k > HITS_MAX {
+            return Err(TextError::TooManyHits { k });
+        }
+        match self.snapshot(collection).await? {
+            Some(snapshot) => snapshot.search(query, k, filter).await,
+            None => Ok(Vec::new()),
+        }
+    }
 
     /// How many chunks are visible.
-    async fn count(&self, collection: &CollectionRef) -> Result<u64, TextError>;
-
-    /// Every visible chunk with its document and version, in no order: to compare with the vector store.
-    async fn chunk_ids(
-        &self,
-        collection: &CollectionRef,
-    ) -> Result<Vec<(ChunkId, DocumentId, Version)>, TextError>;
+    async fn count(&self, collection: &CollectionRef) -> Result<u64, TextError> {
+        let snapshot = self.snapshot(collection).await?;
+        Ok(snapshot.map_or(0, |snapshot| snapshot.count()))
+    }
 
     /// Removes the collection with its token. Dropping what is not there is no error.
     async fn drop_collection(&self, collection: &CollectionRef) -> Result<(), TextError>;

@@ -11,21 +11,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
-use tantivy::collector::TopDocs;
-use tantivy::columnar::StrColumn;
 use tantivy::directory::MmapDirectory;
 use tantivy::indexer::IndexWriterOptions;
 use tantivy::schema::Schema;
 use tantivy::tokenizer::TextAnalyzer;
-use tantivy::{Index, IndexReader, IndexWriter, ReloadPolicy, TantivyDocument, TantivyError, Term};
+use tantivy::{Index, IndexReader, IndexWriter, ReloadPolicy, TantivyError, Term};
 use va_catalog::chunk::{records, strings};
-use va_catalog::{ChunkId, ChunkOp, CollectionRef, DocumentId, Filter, Version};
+use va_catalog::{ChunkOp, CollectionRef, DocumentId};
 
 use crate::analysis::{Analysis, TantivyTokenizer};
 use crate::directory::IndexDirectory;
-use crate::query::{self, Ranking};
+use crate::query::Ranking;
 use crate::schema::{Fields, schema};
-use crate::seam::{HITS_MAX, TextError, TextHit, TextIndex};
+use crate::seam::{TextError, TextIndex, TextSnapshot};
+use crate::snapshot::TantivySnapshot;
 
 /// Writers that stay open between commits. A writer at work may hold up to its memory budget.
 const WRITERS_MAX: usize = 8;
@@ -141,41 +140,12 @@ impl TextIndex for TantivyIndex {
         .await
     }
 
-    async fn search(
+    async fn snapshot(
         &self,
         collection: &CollectionRef,
-        query: &str,
-        k: usize,
-        filter: &Filter,
-    ) -> Result<Vec<TextHit>, TextError> {
-        if k > HITS_MAX {
-            return Err(TextError::TooManyHits { k });
-        }
+    ) -> Result<Option<Arc<dyn TextSnapshot>>, TextError> {
         let name = collection.clone();
-        let (query, filter) = (query::cut(query).to_owned(), filter.clone());
-        self.blocking(move |shared| shared.search(&name, &query, k, &filter))
-            .await
-    }
-
-    async fn count(&self, collection: &CollectionRef) -> Result<u64, TextError> {
-        let name = collection.clone();
-        self.blocking(move |shared| {
-            let collection = shared.existing(&name)?;
-            Ok(collection.map_or(0, |c| c.reader.searcher().num_docs()))
-        })
-        .await
-    }
-
-    async fn chunk_ids(
-        &self,
-        collection: &CollectionRef,
-    ) -> Result<Vec<(ChunkId, DocumentId, Version)>, TextError> {
-        let name = collection.clone();
-        self.blocking(move |shared| match shared.existing(&name)? {
-            Some(collection) => collection.chunk_ids(),
-            None => Ok(Vec::new()),
-        })
-        .await
+        self.blocking(move |shared| shared.snapshot(&name)).await
     }
 
     async fn drop_collection(&self, collection: &CollectionRef) -> Result<(), TextError> {
@@ -324,34 +294,16 @@ impl Shared {
         Ok(())
     }
 
-    fn search(
-        &self,
-        name: &CollectionRef,
-        text: &str,
-        k: usize,
-        filter: &Filter,
-    ) -> Result<Vec<TextHit>, TextError> {
+    fn snapshot(&self, name: &CollectionRef) -> Result<Option<Arc<dyn TextSnapshot>>, TextError> {
         let Some(collection) = self.existing(name)? else {
-            return Ok(Vec::new());
+            return Ok(None);
         };
-        let fields = &collection.fields;
-        let query = query::build(fields, self.analysis, &self.ranking, text, filter);
-        let (Some(query), true) = (query, k > 0) else {
-            return Ok(Vec::new());
-        };
-        let searcher = collection.reader.searcher();
-        let best = TopDocs::with_limit(k).order_by_score();
-        let mut hits = Vec::new();
-        for (score, address) in searcher.search(&query, &best)? {
-            let document: TantivyDocument = searcher.doc(address)?;
-            let chunk = fields.record(&document)?;
-            hits.push(TextHit { chunk, score });
-        }
-        // Segments come and go, so equal scores are put into an order that lasts.
-        hits.sort_by(|a, b| {
-            (b.score.total_cmp(&a.score)).then_with(|| a.chunk.id.cmp(&b.chunk.id))
-        });
-        Ok(hits)
+        Ok(Some(Arc::new(TantivySnapshot {
+            searcher: collection.reader.searcher(),
+            fields: collection.fields.clone(),
+            analysis: self.analysis,
+            ranking: self.ranking,
+        })))
     }
 
     fn drop_collection(&self, name: &CollectionRef) -> Result<(), TextError> {
@@ -459,39 +411,6 @@ impl Collection {
                 other => other.into(),
             })
     }
-
-    fn chunk_ids(&self) -> Result<Vec<(ChunkId, DocumentId, Version)>, TextError> {
-        let searcher = self.reader.searcher();
-        let mut ids = Vec::with_capacity(searcher.num_docs() as usize);
-        let mut text = String::new();
-        for segment in searcher.segment_readers() {
-            let columns = segment.fast_fields();
-            let (Some(chunks), Some(documents)) =
-                (columns.str("chunk_id")?, columns.str("document_id")?)
-            else {
-                continue;
-            };
-            let versions = columns.u64("version")?;
-            for row in segment.doc_ids_alive() {
-                read(&chunks, row, &mut text)?;
-                let chunk = text.parse()?;
-                read(&documents, row, &mut text)?;
-                let document = text.parse()?;
-                let version = versions.first(row).unwrap_or_default();
-                ids.push((chunk, document, Version(version as u32)));
-            }
-        }
-        Ok(ids)
-    }
-}
-
-/// Reads the value of one row into `text`; empty if it has none.
-fn read(column: &StrColumn, row: u32, text: &mut String) -> tantivy::Result<()> {
-    text.clear();
-    if let Some(ord) = column.term_ords(row).next() {
-        column.ord_to_str(ord, text)?;
-    }
-    Ok(())
 }
 
 fn open_index(name: &CollectionRef, dir: PathBuf, schema: Schema) -> Result<Index, TextError> {

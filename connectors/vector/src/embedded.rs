@@ -5,21 +5,21 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use arrow::array::{AsArray, Float32Array, RecordBatch, RecordBatchOptions};
-use arrow::datatypes::{Float32Type, Schema, SchemaRef};
+use arrow::array::{RecordBatch, RecordBatchOptions};
+use arrow::datatypes::{Schema, SchemaRef};
 use async_trait::async_trait;
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use lancedb::DistanceType;
 use tokio::sync::RwLock;
-use va_catalog::chunk::{column, records, strings, u32s};
-use va_catalog::{ChunkId, ChunkRecord, CollectionRef, DocumentId, Filter, Version};
+use va_catalog::chunk::{column, records};
+use va_catalog::{ChunkId, ChunkRecord, CollectionRef, DocumentId};
 
-use crate::filter::filter_sql;
 use crate::names::{collection_in, collection_of, table_name};
-use crate::rows::{slice_problem, stored_schema};
-use crate::store::{ChunkStream, K_MAX, Metric, OptimizeReport, VectorHit, VectorStore};
+use crate::rows::stored_schema;
+use crate::snapshot::LanceSnapshot;
+use crate::store::{ChunkStream, Metric, OptimizeReport, VectorSnapshot, VectorStore};
 use crate::table::{OpenTable, arrow_schema};
 use crate::{VectorError, apply, upkeep};
 
@@ -83,7 +83,7 @@ impl Metric {
     }
 
     /// Lance's cosine distance is 1 - cosine, its L2 distance the square of the Euclidean one.
-    fn score(self, distance: f32) -> f32 {
+    pub(crate) fn score(self, distance: f32) -> f32 {
         match self {
             Self::Cosine => 1.0 - distance,
             Self::L2 => -distance.max(0.0).sqrt(),
@@ -233,76 +233,42 @@ impl VectorStore for LanceStore {
         apply::apply(self, collection, documents, rows).await
     }
 
-    async fn search(
+    async fn snapshot(
         &self,
         collection: &CollectionRef,
-        query: &[f32],
-        k: usize,
-        metric: Metric,
-        filter: &Filter,
-    ) -> Result<Vec<VectorHit>, VectorError> {
-        if k > K_MAX {
-            return Err(VectorError::Invalid(format!(
-                "k is {k}; a vector search returns at most {K_MAX} hits"
-            )));
-        }
-        if let Some(problem) = slice_problem(query) {
-            return Err(VectorError::Invalid(format!("the query vector {problem}")));
-        }
-        let condition = filter_sql(filter)?;
+    ) -> Result<Option<Arc<dyn VectorSnapshot>>, VectorError> {
         let Some(table) = self.table(collection).await? else {
-            return Ok(Vec::new());
+            return Ok(None);
         };
         let dataset = table.snapshot().await?;
-        table.check_dims(&dataset, query.len())?;
-        if k == 0 {
-            return Ok(Vec::new());
-        }
+        Ok(Some(Arc::new(LanceSnapshot::new(
+            table,
+            dataset,
+            self.options.clone(),
+        ))))
+    }
 
-        let started = Instant::now();
-        let schema = without_vector(&arrow_schema(&dataset));
-        let mut columns: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
-        columns.push("_distance");
-        let mut scanner = table.scanner(&dataset, &columns)?;
-        let fail = |error: lance::Error| table.error("searching", error);
-        scanner
-            .nearest("vector", &Float32Array::from(query.to_vec()), k)
-            .map_err(fail)?
-            .distance_metric(metric.distance().into())
-            .prefilter(true);
-        if let Some(condition) = &condition {
-            scanner.filter(condition).map_err(fail)?;
-        }
-        if let Some(nprobes) = self.options.nprobes {
-            // Only a minimum: a filter that leaves few rows makes the search go on to more partitions.
-            scanner.minimum_nprobes(nprobes);
-        }
-        if self.options.index_kind == IndexKind::IvfHnswSq {
-            scanner.refine(2).ef((2 * k).max(128));
-        }
-        let batch = scanner.try_into_batch().await.map_err(fail)?;
-
-        let chunks = records(&batch).map_err(|error| table.error("searching", error))?;
-        let distances = column(&batch, "_distance")
-            .ok()
-            .and_then(|distances| distances.as_primitive_opt::<Float32Type>())
-            .ok_or_else(|| table.error("searching", "the hits have no distance"))?;
-        let mut hits: Vec<VectorHit> = chunks
-            .into_iter()
-            .zip(distances.values())
-            .map(|(chunk, distance)| VectorHit {
-                chunk,
-                score: metric.score(*distance),
-            })
-            .collect();
-        // Equal scores in one order, so that a search can be repeated.
-        hits.sort_by(|a, b| {
-            b.score
-                .total_cmp(&a.score)
-                .then_with(|| a.chunk.id.cmp(&b.chunk.id))
-        });
-        metrics::histogram!("va_vector_search_seconds").record(started.elapsed().as_secs_f64());
-        Ok(hits)
+    async fn snapshot_at(
+        &self,
+        collection: &CollectionRef,
+        version: u64,
+    ) -> Result<Option<Arc<dyn VectorSnapshot>>, VectorError> {
+        let Some(table) = self.table(collection).await? else {
+            return Ok(None);
+        };
+        let newest = table.snapshot().await?;
+        let dataset = match newest.checkout_version(version).await {
+            Ok(dataset) => Arc::new(dataset),
+            Err(lance::Error::DatasetNotFound { .. } | lance::Error::NotFound { .. }) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(table.error("opening an earlier version", error)),
+        };
+        Ok(Some(Arc::new(LanceSnapshot::new(
+            table,
+            dataset,
+            self.options.clone(),
+        ))))
     }
 
     async fn chunks(
@@ -344,38 +310,6 @@ impl VectorStore for LanceStore {
             .await
             .map_err(|error| table.error("counting", error))?;
         Ok(rows as u64)
-    }
-
-    async fn chunk_ids(
-        &self,
-        collection: &CollectionRef,
-    ) -> Result<Vec<(ChunkId, DocumentId, Version)>, VectorError> {
-        let columns = ["id", "document_id", "version"].map(str::to_owned);
-        let Some(mut rows) = self.scan(collection, Some(&columns), None, None).await? else {
-            return Ok(Vec::new());
-        };
-        let mut ids = Vec::new();
-        while let Some(batch) = rows.batches.try_next().await? {
-            let unreadable = |error: Box<dyn std::error::Error + Send + Sync>| {
-                VectorError::storage(collection, "reading ids", error)
-            };
-            let id = strings(&batch, "id").map_err(|error| unreadable(error.into()))?;
-            let document = strings(&batch, "document_id").map_err(|e| unreadable(e.into()))?;
-            let version = u32s(&batch, "version").map_err(|error| unreadable(error.into()))?;
-            for row in 0..batch.num_rows() {
-                ids.push((
-                    id.value(row)
-                        .parse()
-                        .map_err(|error: va_catalog::InvalidName| unreadable(error.into()))?,
-                    document
-                        .value(row)
-                        .parse()
-                        .map_err(|error: va_catalog::InvalidName| unreadable(error.into()))?,
-                    Version(version.value(row)),
-                ));
-            }
-        }
-        Ok(ids)
     }
 
     async fn scan(
@@ -487,7 +421,7 @@ impl VectorStore for LanceStore {
     }
 }
 
-fn without_vector(schema: &Schema) -> SchemaRef {
+pub(crate) fn without_vector(schema: &Schema) -> SchemaRef {
     let fields: Vec<_> = schema
         .fields()
         .iter()

@@ -29,6 +29,7 @@ mod error;
 mod filter;
 mod names;
 mod rows;
+mod snapshot;
 mod store;
 mod sync;
 mod table;
@@ -38,4 +39,6 @@ pub use embedded::{IndexKind, LanceOptions, LanceStore};
 pub use error::VectorError;
 pub use filter::{filter_sql, quoted};
 pub use rows::stored_schema;
-pub use store::{ChunkStream, K_MAX, Metric, OptimizeReport, VectorHit, VectorStore};
+pub use store::{
+    ChunkStream, K_MAX, Metric, OptimizeReport, VectorHit, VectorSnapshot, VectorStore,
+};

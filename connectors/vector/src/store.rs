@@ -1,11 +1,13 @@
 //! The seam: what any vector store must do.
 
+use std::sync::Arc;
+
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
-use va_catalog::{ChunkId, ChunkRecord, CollectionRef, DocumentId, Filter, Version};
+use va_catalog::{ChunkId, ChunkKey, ChunkRecord, CollectionRef, DocumentId, Filter};
 
 use crate::VectorError;
 
@@ -50,11 +52,45 @@ pub struct OptimizeReport {
     pub indexes: Vec<String>,
 }
 
+/// A collection as it was at one moment: what is written afterwards does not show in it.
+///
+/// Hold it for the length of a search, not for minutes: while it is held, replaced rows keep their place on the disk.
+#[async_trait]
+pub trait VectorSnapshot: Send + Sync {
+    /// Names this state: [`VectorStore::snapshot_at`] finds it again, also in another process, for as long as it is kept.
+    fn version(&self) -> u64;
+
+    /// The `k` (up to [`K_MAX`]) chunks nearest to `query` among those that match `filter`, best first.
+    async fn search(
+        &self,
+        query: &[f32],
+        k: usize,
+        metric: Metric,
+        filter: &Filter,
+    ) -> Result<Vec<VectorHit>, VectorError>;
+
+    /// Every chunk, to compare with the other indexes. In no order.
+    async fn chunk_keys(&self) -> Result<Vec<ChunkKey>, VectorError>;
+}
+
 /// Chunks with their vectors, by collection.
 ///
 /// A collection exists from the first rows on; reading one that does not exist finds nothing.
 #[async_trait]
 pub trait VectorStore: Send + Sync {
+    /// The collection as last applied; `None` if it does not exist.
+    async fn snapshot(
+        &self,
+        collection: &CollectionRef,
+    ) -> Result<Option<Arc<dyn VectorSnapshot>>, VectorError>;
+
+    /// The collection at a version that [`VectorSnapshot::version`] named; `None` if that is not kept any more.
+    async fn snapshot_at(
+        &self,
+        collection: &CollectionRef,
+        version: u64,
+    ) -> Result<Option<Arc<dyn VectorSnapshot>>, VectorError>;
+
     /// Replaces whole documents, atomically and idempotently: afterwards the collection holds of `documents` exactly
     /// the `chunk` rows in `rows`.
     ///
@@ -68,7 +104,7 @@ pub trait VectorStore: Send + Sync {
         rows: &RecordBatch,
     ) -> Result<(), VectorError>;
 
-    /// The `k` (up to [`K_MAX`]) chunks nearest to `query` among those that match `filter`, best first.
+    /// [`VectorSnapshot::search`] in the newest state.
     async fn search(
         &self,
         collection: &CollectionRef,
@@ -76,7 +112,12 @@ pub trait VectorStore: Send + Sync {
         k: usize,
         metric: Metric,
         filter: &Filter,
-    ) -> Result<Vec<VectorHit>, VectorError>;
+    ) -> Result<Vec<VectorHit>, VectorError> {
+        match self.snapshot(collection).await? {
+            Some(snapshot) => snapshot.search(query, k, metric, filter).await,
+            None => Ok(Vec::new()),
+        }
+    }
 
     /// The chunks with these ids, in the order of `ids`; ids that are not stored are left out.
     async fn chunks(
@@ -87,12 +128,6 @@ pub trait VectorStore: Send + Sync {
 
     /// How many chunks the collection has.
     async fn count(&self, collection: &CollectionRef) -> Result<u64, VectorError>;
-
-    /// Every chunk, to compare with the other indexes. In no order.
-    async fn chunk_ids(
-        &self,
-        collection: &CollectionRef,
-    ) -> Result<Vec<(ChunkId, DocumentId, Version)>, VectorError>;
 
     /// Rows that match `filter_sql` (SQL over the stored columns), at most `limit`.
     ///

@@ -3,7 +3,7 @@
 //! Locks are taken in the order upkeep, writer. Readers take none: they get a snapshot of the newest version that this
 //! process has committed and keep it for as long as they read.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -31,6 +31,35 @@ pub(crate) struct OpenTable {
     pub upkeep: Arc<Mutex<Upkeep>>,
     /// Fragments left by the last compaction; the next is due when this has grown by `fragments_max`.
     pub fragments_floor: AtomicUsize,
+    /// Versions that snapshots read, with how many do.
+    readers: Readers,
+}
+
+type Readers = Arc<std::sync::Mutex<BTreeMap<u64, usize>>>;
+
+/// A version that somebody reads, for as long as this lives.
+pub(crate) struct Reading {
+    version: u64,
+    readers: Readers,
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let mut readers = locked(&self.readers);
+        if let Some(count) = readers.get_mut(&self.version) {
+            *count -= 1;
+            if *count == 0 {
+                readers.remove(&self.version);
+            }
+        }
+    }
+}
+
+/// A count is right after every step, so a poisoned lock is usable.
+fn locked(readers: &Readers) -> std::sync::MutexGuard<'_, BTreeMap<u64, usize>> {
+    readers
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 #[derive(Default)]
@@ -56,7 +85,22 @@ impl OpenTable {
             writer: Mutex::default(),
             upkeep: Arc::default(),
             fragments_floor: AtomicUsize::new(0),
+            readers: Arc::default(),
         }
+    }
+
+    /// Notes that a version is read, for as long as the result lives: it is not pruned meanwhile.
+    pub fn reading(&self, version: u64) -> Reading {
+        *locked(&self.readers).entry(version).or_default() += 1;
+        Reading {
+            version,
+            readers: self.readers.clone(),
+        }
+    }
+
+    /// The oldest version that somebody reads.
+    pub fn oldest_read(&self) -> Option<u64> {
+        locked(&self.readers).keys().next().copied()
     }
 
     /// The newest version that this process knows.

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use lance::Dataset;
+use lance::dataset::cleanup::CleanupPolicy;
 use lance::dataset::index::DatasetIndexRemapperOptions;
 use lance::dataset::optimize::{
     CompactionOptions, RewriteResult, commit_compaction, plan_compaction,
@@ -24,7 +25,6 @@ use lance_index::scalar::ScalarIndexParams;
 use lance_index::vector::hnsw::builder::HnswBuildParams;
 use lance_index::vector::ivf::IvfBuildParams;
 use lance_index::vector::sq::builder::SQBuildParams;
-use lancedb::table::OptimizeAction;
 use tokio::sync::OwnedMutexGuard;
 
 use crate::apply::is_conflict;
@@ -166,21 +166,25 @@ async fn commit(
     table.publish(dataset).map_err(external)
 }
 
-/// Removes versions that nobody has needed for a while; returns how many, and the bytes they took.
+/// Removes versions that nobody has needed for a while; returns how many, and the bytes they took. A version that a
+/// snapshot reads stays, and so do those after it.
 async fn prune(options: &LanceOptions, table: &OpenTable) -> Result<(u64, u64), VectorError> {
-    let older_than = lancedb::table::Duration::from_std(options.keep_versions)
+    let keep = chrono::Duration::from_std(options.keep_versions)
         .map_err(|error| table.error("pruning", error))?;
-    let stats = table
-        .table
-        .optimize(OptimizeAction::Prune {
-            older_than: Some(older_than),
-            // A file that no version names may belong to a write in progress.
-            delete_unverified: Some(false),
-            error_if_tagged_old_versions: Some(false),
-        })
+    let policy = CleanupPolicy {
+        before_timestamp: Some(chrono::Utc::now() - keep),
+        before_version: table.oldest_read(),
+        // A file that no version names may belong to a write in progress.
+        delete_unverified: false,
+        error_if_tagged_old_versions: false,
+        ..CleanupPolicy::default()
+    };
+    let removed = table
+        .snapshot()
+        .await?
+        .cleanup_with_policy(policy)
         .await
         .map_err(|error| table.error("pruning", error))?;
-    let removed = stats.prune.unwrap_or_default();
     metrics::counter!("va_vector_pruned_bytes_total").increment(removed.bytes_removed);
     Ok((removed.old_versions, removed.bytes_removed))
 }

@@ -4,9 +4,10 @@
 //! ```text
 //! feeder ──batch──► operator ──batch──► sink        barrier n follows the batches on every edge;
 //!    │                 │                  │         each node hands its part to the coordinator,
-//!    └──── ack n ──────┴───── ack n ──────┴──► coordinator ── one commit ──► log
+//!    └──── ack n ──────┴───── ack n ──────┴──► coordinator ── publish indexes ── one commit ──► log
 //! ```
-//! Nothing of checkpoint n is visible before the commit, and checkpoint n+1 begins after it.
+//! Nothing of checkpoint n is in the log before the commit, and checkpoint n+1 begins after it. Indexes show it just
+//! before: who reads of a document in the log finds it.
 
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 use va_catalog::event::dead_letter_schema;
-use va_catalog::{Offset, PipelineName, TopicPartition};
+use va_catalog::{CollectionRef, Offset, PipelineName, TopicPartition};
 use va_connectors::flow::Append;
 use va_connectors::log::StateKey;
 use va_operators::{Counts, DeadLetter};
@@ -37,6 +38,8 @@ pub struct Ack {
     pub dead_letters: Vec<DeadLetter>,
     pub state: Vec<(StateKey, Option<Bytes>)>,
     pub appends: Vec<Append>,
+    /// Of a sink: collections to publish.
+    pub collections: Vec<CollectionRef>,
     /// Of a source: the next offset of every partition that it reads.
     pub offsets: Vec<(TopicPartition, Offset)>,
 }

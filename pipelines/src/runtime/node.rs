@@ -151,7 +151,7 @@ pub async fn run_sink(
                 }
                 Received::Barrier(checkpoint) => {
                     let started = std::time::Instant::now();
-                    let appends = sink.prepare(CheckpointId(checkpoint)).await?;
+                    let prepared = sink.prepare(CheckpointId(checkpoint)).await?;
                     busy.increment(started.elapsed().as_micros() as u64);
                     let rows: u64 = inputs.rows.iter().sum();
                     let counts = Counts {
@@ -163,7 +163,8 @@ pub async fn run_sink(
                         node,
                         counts,
                         rows_in: inputs.rows.clone(),
-                        appends,
+                        appends: prepared.appends,
+                        collections: prepared.collections,
                         ..Ack::default()
                     };
                     report(&reports, Report::Ack { checkpoint, ack }).await?;

@@ -3,6 +3,7 @@
 //! The coordinator owns every tokio task of the graph and ends them all before it returns. It begins a checkpoint only
 //! when the one before is committed, so at most one is in flight.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use va_catalog::{Offset, Partition, Role, TopicPartition};
+use va_catalog::{CollectionRef, Offset, Partition, Role, TopicPartition};
 use va_connectors::flow::FlowError;
 use va_connectors::log::{GroupId, Log, LogError, Member, Rebalance, Target, partition_of};
 use va_endpoints::StartAt;
@@ -374,7 +375,7 @@ impl Coordinator<'_> {
         Ok(())
     }
 
-    /// The one commit of a checkpoint: appends, dead letters, offsets, state.
+    /// Shows what the checkpoint changed in indexes, then the one commit: appends, dead letters, offsets, state.
     async fn commit(&mut self, acks: Vec<Ack>) -> Result<(), FlowError> {
         let setup = self.setup;
         let pipeline = &setup.plan.graph.name;
@@ -384,6 +385,16 @@ impl Coordinator<'_> {
             return Err(FlowError::fatal("conservation", message));
         }
         let dead_letters = self.dead_letters(&acks)?;
+        let touched: BTreeSet<&CollectionRef> =
+            acks.iter().flat_map(|ack| &ack.collections).collect();
+        let touched: Vec<CollectionRef> = touched.into_iter().cloned().collect();
+        let checkpoint = format!("{pipeline} {}", self.last);
+        setup
+            .endpoints
+            .indexes
+            .publish(&touched, &checkpoint)
+            .await
+            .map_err(|error| FlowError::retriable("publish the indexes", error))?;
         let mut pauses = COMMIT_PAUSES_MS.iter();
         loop {
             let mut commit = self.member.begin();

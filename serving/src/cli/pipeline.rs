@@ -209,8 +209,7 @@ pub async fn run_test(
         endpoints: va_endpoints::Resources {
             log: platform.log.clone(),
             catalog: platform.catalog.clone(),
-            vectors: platform.vectors.clone(),
-            texts: platform.texts.clone(),
+            indexes: platform.indexes.clone(),
         },
         clock: Arc::new(now_ms),
     };

@@ -23,6 +23,9 @@ pub enum CollectionCommand {
         name: String,
         #[arg(long, default_value = "")]
         description: String,
+        /// No vectors: indexing is much faster, and only keyword search finds the documents.
+        #[arg(long)]
+        keyword_only: bool,
     },
     /// Remove a collection, its documents and its indexes.
     Delete {
@@ -70,11 +73,15 @@ pub async fn collection(client: &Client, command: &CollectionCommand) -> Outcome
         CollectionCommand::Show { name } => {
             show(client, &format!("/api/v1/collections/{}", encode(name))).await
         }
-        CollectionCommand::Create { name, description } => {
+        CollectionCommand::Create {
+            name,
+            description,
+            keyword_only,
+        } => {
             client
                 .post(
                     "/api/v1/collections",
-                    &json!({"name": name, "description": description}),
+                    &json!({"name": name, "description": description, "keyword_only": keyword_only}),
                 )
                 .await?;
             println!("Collection `{name}` is there.");

@@ -68,7 +68,7 @@ pub async fn boot(settings: Settings, pg_listen: Option<SocketAddr>) -> Result<B
     let sql = SqlEngine::new(SqlServices {
         catalog: platform.catalog.clone(),
         log: platform.log.clone(),
-        vectors: platform.vectors.clone(),
+        vectors: platform.indexes.vectors.clone(),
         search: Arc::new(PlatformSearch(platform.clone())),
     });
     let sql = Arc::new(sql.map_err(|error| OpenError::Part {

@@ -58,6 +58,9 @@ pub async fn list(
 pub struct NewCollection {
     name: CollectionName,
     model: Option<String>,
+    /// No vectors: nothing is embedded, only keyword search finds the documents.
+    #[serde(default)]
+    keyword_only: bool,
     #[serde(default)]
     description: String,
 }
@@ -69,6 +72,11 @@ pub async fn create(
 ) -> Result<(StatusCode, Json<Value>), Problem> {
     // The built-in `index` pipeline embeds every collection with the one model that it names.
     let model = va_models::DEFAULT_EMBEDDER;
+    if new.keyword_only && new.model.is_some() {
+        return Err(Problem::invalid(
+            "`keyword_only` collections have no `model`: leave one of the two out",
+        ));
+    }
     if let Some(other) = new.model.filter(|wanted| wanted != model) {
         return Err(Problem::invalid(format!(
             "collections are embedded with `{model}`, not `{other}`; leave `model` out"
@@ -76,8 +84,8 @@ pub async fn create(
     }
     let dims = va_models::dims_of(model).map_err(Problem::internal)?;
     let config = CollectionConfig {
-        model: Some(model.to_owned()),
-        dims: Some(dims as u32),
+        model: (!new.keyword_only).then(|| model.to_owned()),
+        dims: (!new.keyword_only).then_some(dims as u32),
         description: new.description,
         ..CollectionConfig::default()
     };
@@ -131,6 +139,7 @@ async fn shown(app: &App, principal: &Principal, collection: Collection) -> Resu
         "name": collection.name,
         "model": collection.config.model,
         "dims": collection.config.dims,
+        "keyword_only": collection.config.model.is_none(),
         "description": collection.config.description,
         "created_at": collection.created_at,
         "updated_at": collection.updated_at,

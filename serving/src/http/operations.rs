@@ -119,7 +119,7 @@ async fn checks(app: &App) -> Vec<Check> {
             .map(|t| format!("embedded, {} topics", t.len()))
             .map_err(|e| e.to_string()),
     );
-    let vectors = platform.vectors.collections().await;
+    let vectors = platform.indexes.vectors.collections().await;
     check(
         "vector store",
         false,
@@ -127,7 +127,7 @@ async fn checks(app: &App) -> Vec<Check> {
             .map(|c| format!("LanceDB, {} collections", c.len()))
             .map_err(|e| e.to_string()),
     );
-    let texts = platform.texts.collections().await;
+    let texts = platform.indexes.texts.collections().await;
     check(
         "full-text index",
         false,

@@ -50,10 +50,10 @@ async fn readers_never_see_a_half_replaced_document() {
                         .map(|hit| (hit.chunk.document.id, hit.chunk.document.version.0))
                         .collect()
                 } else {
-                    let ids = store.chunk_ids(&help).await.expect("ids");
-                    ids.into_iter()
-                        .map(|(_, document, version)| (document, version.0))
-                        .collect()
+                    let snapshot = store.snapshot(&help).await.expect("a snapshot");
+                    let keys = snapshot.expect("a table").chunk_keys().await;
+                    let found = keys.expect("keys").into_iter();
+                    found.map(|key| (key.document, key.version.0)).collect()
                 };
                 let (a, rest): (Vec<_>, Vec<_>) = found
                     .into_iter()

@@ -98,12 +98,12 @@ async fn order_is_that_of_brute_force() {
     }
     check_order(&store, &help, &vectors, &mut random).await;
 
-    let ids: BTreeMap<ChunkId, (DocumentId, Version)> = store
-        .chunk_ids(&help)
-        .await
-        .expect("ids")
+    let snapshot = store.snapshot(&help).await.expect("a snapshot");
+    let keys = snapshot.expect("a table").chunk_keys().await;
+    let ids: BTreeMap<ChunkId, (DocumentId, Version)> = keys
+        .expect("keys")
         .into_iter()
-        .map(|(id, document, version)| (id, (document, version)))
+        .map(|key| (key.id, (key.document, key.version)))
         .collect();
     assert_eq!(ids.len(), vectors.len());
     assert!(vectors.keys().all(|id| ids[id].1 == Version(1)));

@@ -1,0 +1,221 @@
+//! Both indexes of every collection, changed apart and shown together.
+//!
+//! The vector store and the full-text index commit one after the other; a search that took one before and the other
+//! after would see two versions of a document, or none. So searches take a [`View`]: one snapshot of each, of the same
+//! checkpoint.
+//!
+//! ```text
+//!  sink prepares:      stage(c)     search stays on the snapshots of now
+//!                      apply to the vector store (durable), apply to the full-text index (in memory)
+//!  all are prepared:   publish(c)   the full-text commit, which names the version of the vector store;
+//!                                   then search takes new snapshots of both
+//!  the log's commit follows
+//! ```
+//!
+//! After a crash between the two, the full-text index is the one behind, and it says with which version of the vector
+//! store it belongs together: [`Indexes::recover`] keeps search on that pair until the pipeline has replayed what was
+//! not committed ([`Indexes::recovered`]).
+//!
+//! What goes into the indexes is the sinks' business, ranking is retrieval's. One pipeline writes a collection at a time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::RwLock;
+use va_catalog::CollectionRef;
+use va_fulltext::{TextIndex, TextSnapshot};
+use va_vector::{VectorSnapshot, VectorStore};
+
+/// Why an index could not do its part; the text says which and why.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{index}: {message}")]
+pub struct IndexError {
+    /// `vector store` or `full-text index`.
+    pub index: &'static str,
+    pub message: String,
+}
+
+fn vector_error(error: impl std::fmt::Display) -> IndexError {
+    IndexError {
+        index: "vector store",
+        message: error.to_string(),
+    }
+}
+
+fn text_error(error: impl std::fmt::Display) -> IndexError {
+    IndexError {
+        index: "full-text index",
+        message: error.to_string(),
+    }
+}
+
+/// One side of a [`View`]: `None` when the collection has nothing there, an error when it cannot be read. The other
+/// side answers all the same.
+pub type Side<T> = Result<Option<Arc<T>>, IndexError>;
+
+/// A collection in both indexes, as of one checkpoint.
+#[derive(Clone)]
+pub struct View {
+    pub vectors: Side<dyn VectorSnapshot>,
+    pub texts: Side<dyn TextSnapshot>,
+}
+
+/// The token of a full-text commit.
+#[derive(Serialize, Deserialize)]
+struct Token {
+    /// For people who look into the files.
+    checkpoint: String,
+    /// The version of the vector store that holds the same documents; `None` when it has no such collection.
+    vectors: Option<u64>,
+}
+
+/// Why search stays on old snapshots.
+enum Pin {
+    /// A checkpoint is changing the indexes.
+    Staged(View),
+    /// A crash left one index ahead.
+    Recovering(View),
+}
+
+impl Pin {
+    fn view(&self) -> &View {
+        match self {
+            Self::Staged(view) | Self::Recovering(view) => view,
+        }
+    }
+}
+
+/// The two indexes. Shared by the sinks that write, the runtime that publishes and the searches that read.
+pub struct Indexes {
+    pub vectors: Arc<dyn VectorStore>,
+    pub texts: Arc<dyn TextIndex>,
+    pinned: RwLock<HashMap<CollectionRef, Pin>>,
+}
+
+impl Indexes {
+    pub fn new(vectors: Arc<dyn VectorStore>, texts: Arc<dyn TextIndex>) -> Self {
+        Self {
+            vectors,
+            texts,
+            pinned: RwLock::default(),
+        }
+    }
+
+    /// The collection as searches see it.
+    pub async fn view(&self, collection: &CollectionRef) -> View {
+        let pinned = self.pinned.read().await;
+        match pinned.get(collection) {
+            Some(pin) => pin.view().clone(),
+            // The lock is held while both are taken: nobody can stage in between.
+            None => self.newest(collection).await,
+        }
+    }
+
+    /// Searches stay on what they see now until [`Indexes::publish`]. A sink calls it before it changes the
+    /// collection; the second sink of a checkpoint, or a repeated checkpoint, finds it done.
+    pub async fn stage(&self, collection: &CollectionRef) {
+        let mut pinned = self.pinned.write().await;
+        let view = match pinned.remove(collection) {
+            Some(pin) => pin.view().clone(),
+            None => self.newest(collection).await,
+        };
+        pinned.insert(collection.clone(), Pin::Staged(view));
+    }
+
+    /// Commits the full-text side of the collections and shows both sides to searches, collection by collection.
+    ///
+    /// To be called when every sink of the checkpoint has applied its changes. After an error nothing new is shown;
+    /// roll the full-text index back, apply the checkpoint again and repeat.
+    pub async fn publish(
+        &self,
+        collections: &[CollectionRef],
+        checkpoint: &str,
+    ) -> Result<(), IndexError> {
+        for collection in collections {
+            let vectors = self.vectors.snapshot(collection).await;
+            let vectors = vectors.map_err(vector_error)?.map(|at| at.version());
+            let token = Token {
+                checkpoint: checkpoint.to_owned(),
+                vectors,
+            };
+            // A pipeline may write vectors only; then there is no index to commit to.
+            let texts = self.texts.snapshot(collection).await;
+            if texts.map_err(text_error)?.is_some() {
+                let token = serde_json::to_string(&token).map_err(text_error)?;
+                self.texts
+                    .commit(collection, &token)
+                    .await
+                    .map_err(text_error)?;
+            }
+            self.pinned.write().await.remove(collection);
+        }
+        Ok(())
+    }
+
+    /// After a start: keeps searches on the pairs that belong together. Returns the collections where one index is
+    /// ahead of the other.
+    pub async fn recover(&self) -> Result<Vec<CollectionRef>, IndexError> {
+        let mut ahead = Vec::new();
+        for collection in self.texts.collections().await.map_err(text_error)? {
+            // An index that cannot be read is told by the search that needs it.
+            let Ok(Some(token)) = self.texts.committed(&collection).await else {
+                continue;
+            };
+            let Ok(Token {
+                vectors: Some(version),
+                ..
+            }) = serde_json::from_str(&token)
+            else {
+                continue;
+            };
+            let newest = self.newest(&collection).await;
+            if !matches!(&newest.vectors, Ok(Some(at)) if at.version() != version) {
+                continue;
+            }
+            match self.vectors.snapshot_at(&collection, version).await {
+                Ok(Some(at)) => {
+                    let view = View {
+                        vectors: Ok(Some(at)),
+                        texts: newest.texts,
+                    };
+                    let mut pinned = self.pinned.write().await;
+                    pinned.insert(collection.clone(), Pin::Recovering(view));
+                    ahead.push(collection);
+                }
+                Ok(None) => {
+                    tracing::warn!(%collection, version, "the vector store does not keep the version of the last checkpoint; search may show documents twice until the pipeline has caught up");
+                }
+                Err(error) => tracing::warn!(%collection, version, %error, "open the last checkpoint"),
+            }
+        }
+        Ok(ahead)
+    }
+
+    /// Ends what [`Indexes::recover`] began: everything that was not committed has been done again.
+    pub async fn recovered(&self) {
+        let mut pinned = self.pinned.write().await;
+        pinned.retain(|_, pin| matches!(pin, Pin::Staged(_)));
+    }
+
+    /// Removes a collection from both indexes. Not an error if it is in neither.
+    pub async fn drop_collection(&self, collection: &CollectionRef) -> Result<(), IndexError> {
+        // Its files cannot go while a view of it is held here.
+        self.pinned.write().await.remove(collection);
+        self.vectors
+            .drop_collection(collection)
+            .await
+            .map_err(vector_error)?;
+        self.texts
+            .drop_collection(collection)
+            .await
+            .map_err(text_error)
+    }
+
+    async fn newest(&self, collection: &CollectionRef) -> View {
+        View {
+            vectors: self.vectors.snapshot(collection).await.map_err(vector_error),
+            texts: self.texts.snapshot(collection).await.map_err(text_error),
+        }
+    }
+}
