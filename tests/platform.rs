@@ -24,3 +24,5 @@ mod server;
 mod uploads;
 #[path = "platform/validate.rs"]
 mod validate;
+#[path = "platform/versions_at_once.rs"]
+mod versions_at_once;

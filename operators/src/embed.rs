@@ -159,13 +159,15 @@ fn texts_of(batch: &RecordBatch) -> Result<Vec<Option<String>>, FlowError> {
         .map(|row| {
             let wanted = crate::parsed::yes_or_no(batch, "vectors", row)?.unwrap_or(true);
             let text = text.value(row);
-            Ok((wanted && op.value(row) == ChunkOp::Chunk.as_str()).then(|| {
-                if context.is_valid(row) {
-                    format!("{}\n{text}", context.value(row))
-                } else {
-                    text.to_owned()
-                }
-            }))
+            Ok(
+                (wanted && op.value(row) == ChunkOp::Chunk.as_str()).then(|| {
+                    if context.is_valid(row) {
+                        format!("{}\n{text}", context.value(row))
+                    } else {
+                        text.to_owned()
+                    }
+                }),
+            )
         })
         .collect()
 }

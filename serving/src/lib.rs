@@ -9,3 +9,4 @@ pub mod ingest;
 pub mod platform;
 pub mod retrieval;
 pub mod telemetry;
+pub mod verify;

@@ -4,6 +4,7 @@
 //! Layout of the data directory: `catalog.db`, `log/`, `objects/`, `vectors/`, `texts/`, `admin.key`, `server.json`
 //! (where the process that holds it listens) and `lock`.
 
+use std::collections::HashMap;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use va_catalog::settings::{Durability, Settings};
 use va_catalog::store::{
     Catalog, DesiredState, Page, Retention, Topic, WireFormat, built_in_topics,
 };
-use va_catalog::{PipelineName, TenantId, TopicName};
+use va_catalog::{CollectionRef, PipelineName, TenantId, TopicName};
 use va_connectors::flow::Names;
 use va_connectors::log::embedded::{EmbeddedLog, Options as LogOptions};
 use va_connectors::log::{Log, TopicConfig};
@@ -359,9 +360,11 @@ async fn recovered(platform: Arc<Platform>) {
     platform.indexes.recovered().await;
 }
 
-/// Retention and idle models, now and then.
+/// Retention, idle models and the files of the vector store, now and then.
 async fn upkeep(platform: Arc<Platform>) {
     let mut ticks = tokio::time::interval(UPKEEP_INTERVAL);
+    // The state of each collection's vectors when they were last optimized.
+    let mut optimized = HashMap::new();
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
@@ -376,6 +379,47 @@ async fn upkeep(platform: Arc<Platform>) {
         match tokio::task::spawn_blocking(move || embedders.unload_idle(MODEL_IDLE)).await {
             Ok(0) | Err(_) => {}
             Ok(models) => tracing::info!(models, "idle models left memory"),
+        }
+        optimize(&platform, &mut optimized).await;
+    }
+}
+
+/// Merges small files, removes old versions and builds or extends the vector index of every collection that has
+/// changed. Searches and writes go on meanwhile.
+async fn optimize(platform: &Platform, optimized: &mut HashMap<CollectionRef, u64>) {
+    let vectors = &platform.indexes.vectors;
+    let collections = match vectors.collections().await {
+        Ok(collections) => collections,
+        Err(error) => return tracing::warn!(%error, "list the collections to optimize"),
+    };
+    optimized.retain(|collection, _| collections.contains(collection));
+    for collection in collections {
+        if platform.shutdown.is_cancelled() {
+            return;
+        }
+        let version = async || match vectors.snapshot(&collection).await {
+            Ok(snapshot) => snapshot.map(|snapshot| snapshot.version()),
+            Err(_) => None,
+        };
+        if version().await == optimized.get(&collection).copied() {
+            continue;
+        }
+        match vectors.optimize(&collection).await {
+            Ok(report) => {
+                let name = collection.collection.to_string();
+                metrics::gauge!("va_vector_fragments", "collection" => name)
+                    .set(report.fragments_after as f64);
+                if !report.indexes.is_empty() {
+                    tracing::info!(%collection, indexes = ?report.indexes, "vector indexes were built or extended");
+                }
+                // Its own commits are no change.
+                if let Some(version) = version().await {
+                    optimized.insert(collection, version);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%collection, %error, "optimizing failed; it is tried again");
+            }
         }
     }
 }

@@ -1,12 +1,14 @@
-//! `kill -9` of the server while it indexes: after a restart both indexes hold what an uncrashed run holds.
+//! `kill -9` of the server, or of `va index`, at any moment: afterwards both indexes hold what an uncrashed run holds.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::tempdir;
 
-use crate::server::{Server, good, need_model};
+use crate::server::{Server, both, corpus, good, need_model, run, va};
 
 const DOCUMENTS: usize = 40;
 
@@ -118,4 +120,132 @@ fn a_killed_server_loses_and_doubles_nothing() {
         "SELECT payload['document_id'] AS document, count(*) AS n FROM topic.\"document.indexed\" GROUP BY 1 HAVING count(*) > 1",
     );
     assert!(announced.is_empty(), "announced twice: {announced:?}");
+}
+
+/// Kills of one run of [`va_index_survives_kills_at_random_moments`].
+const KILLS: u64 = 20;
+/// Files that it indexes: every n-th of the sample, so that both languages and all kinds are there.
+const EVERY: usize = 3;
+
+/// A small real corpus: pages in both languages, a PDF, office files, and one file that cannot be read as text.
+fn some_of(sample: &Path, to: &Path) -> usize {
+    let docs = sample.join("docs");
+    let mut files: Vec<PathBuf> = Vec::new();
+    let mut folders = vec![docs.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => folders.push(path),
+                false => files.push(path),
+            }
+        }
+    }
+    files.sort();
+    let office = |path: &Path| path.parent() == Some(&docs.join("files"));
+    let kept = files.iter().enumerate();
+    let kept = kept.filter(|(i, path)| i % EVERY == 0 || office(path));
+    let mut count = 1;
+    for (_, path) in kept {
+        let copy = to.join(path.strip_prefix(&docs).unwrap());
+        std::fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        std::fs::copy(path, copy).unwrap();
+        count += 1;
+    }
+    std::fs::write(to.join("broken.docx"), b"PK\x03\x04 this is not a zip").unwrap();
+    count
+}
+
+/// What a collection holds, and that catalog, vector store and full-text index agree on it.
+fn verified(data: &Path) -> (Value, BTreeMap<String, String>) {
+    let server = Server::start(data);
+    let report: Value =
+        serde_json::from_str(&run(va(data).args(["collection", "verify", "c", "--json"]))).unwrap();
+    assert_eq!(
+        (&report["ok"], &report["in_work"]),
+        (&json!(true), &json!(0)),
+        "{report}"
+    );
+    assert_eq!(report["vectors"], report["texts"], "{report}");
+    let violations = server.get("/metrics").send().unwrap().text().unwrap();
+    let violations = violations
+        .lines()
+        .find(|line| line.starts_with("va_pipeline_conservation_violations_total"));
+    assert!(
+        violations.is_none_or(|line| line.ends_with(" 0")),
+        "{violations:?}"
+    );
+    (report["documents"].clone(), chunks(&server))
+}
+
+/// The next number of a fixed sequence (SplitMix64), so that a failing run can be repeated.
+fn next(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// The command brings the platform up in its own process, so each kill takes the log, the catalog and both indexes
+/// down in the middle of what they were doing.
+#[test]
+fn va_index_survives_kills_at_random_moments() {
+    let (Some(()), Some(sample)) = (need_model(), corpus("sample")) else {
+        return;
+    };
+    let dir = tempdir().unwrap();
+    let docs = dir.path().join("docs");
+    let files = some_of(&sample, &docs);
+    let index = |data: &Path| {
+        let mut command = va(data);
+        command
+            .arg("index")
+            .arg(&docs)
+            .args(["--collection", "c", "--json"]);
+        command
+    };
+    // One file is broken on purpose, so the command reports a failure and indexes the rest.
+    let to_the_end = |data: &Path| {
+        let output = index(data).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", both(&output));
+        let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let failed = said["failed"].as_array().unwrap();
+        assert!(
+            failed.len() == 1 && failed[0]["uri"].as_str().unwrap().ends_with("broken.docx"),
+            "{said}"
+        );
+    };
+    let calm = dir.path().join("calm");
+    let started = Instant::now();
+    to_the_end(&calm);
+    let whole = started.elapsed();
+    let expected = verified(&calm);
+    assert_eq!(expected.0, json!(files - 1));
+
+    let data = dir.path().join("killed");
+    let seed = std::env::var("VA_TEST_SEED").map_or(20_261_124, |seed| seed.parse().unwrap());
+    println!("VA_TEST_SEED={seed}");
+    let mut random = seed;
+    let mut killed = 0;
+    for _ in 0..KILLS {
+        let mut child = index(&data)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // From the first moment on, and long enough that the runs together come to the end of the corpus.
+        let moment = whole.mul_f64((next(&mut random) % 1_000) as f64 / 1_000.0 * 0.4);
+        let deadline = Instant::now() + moment;
+        while Instant::now() < deadline && child.try_wait().unwrap().is_none() {
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+        killed += u32::from(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    println!("{killed} of {KILLS} runs were killed before they ended");
+    assert!(killed >= 10, "the runs ended by themselves");
+    to_the_end(&data);
+    assert_eq!(verified(&data), expected);
 }

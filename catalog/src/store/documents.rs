@@ -65,6 +65,17 @@ pub struct DocumentFilter {
     pub name: Option<String>,
 }
 
+/// What the indexes must hold of a document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExpectedInIndex {
+    pub id: DocumentId,
+    pub uri: String,
+    /// The newest version and its state.
+    pub latest: (Version, DocumentState),
+    /// The version that search shows, with its number of chunks; `None` when there must be nothing.
+    pub current: Option<(Version, u32)>,
+}
+
 /// A document whose newest version that did not fail has the content asked about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unchanged {
@@ -223,6 +234,45 @@ impl Catalog {
         .await?;
         rows.iter()
             .map(|row| Ok((read_id(row, "id")?, row.try_get("uri")?)))
+            .collect()
+    }
+
+    /// What the indexes must hold of every document that the collection ever had, by id.
+    pub async fn expected_in_index(
+        &self,
+        collection: &CollectionRef,
+    ) -> Result<Vec<ExpectedInIndex>, CatalogError> {
+        let rows = sqlx::query(
+            "SELECT d.id, d.uri, d.latest_version, l.state, d.current_version, c.chunks FROM documents d \
+             JOIN document_versions l ON l.tenant_id = d.tenant_id AND l.collection = d.collection \
+               AND l.document_id = d.id AND l.version = d.latest_version \
+             LEFT JOIN document_versions c ON c.tenant_id = d.tenant_id AND c.collection = d.collection \
+               AND c.document_id = d.id AND c.version = d.current_version \
+             WHERE d.tenant_id = $1 AND d.collection = $2 ORDER BY d.id",
+        )
+        .bind(collection.tenant.as_str())
+        .bind(collection.collection.as_str())
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let current = match row.try_get::<Option<i64>, _>("current_version")? {
+                    Some(_) => Some((
+                        Version(read_number(row, "current_version")?),
+                        read_number(row, "chunks")?,
+                    )),
+                    None => None,
+                };
+                Ok(ExpectedInIndex {
+                    id: read_id(row, "id")?,
+                    uri: row.try_get("uri")?,
+                    latest: (
+                        Version(read_number(row, "latest_version")?),
+                        read_state(row)?,
+                    ),
+                    current,
+                })
+            })
             .collect()
     }
 

@@ -53,7 +53,9 @@ impl TantivySnapshot {
         let mut keys = Vec::with_capacity(self.searcher.num_docs() as usize);
         for segment in self.searcher.segment_readers() {
             // Read once, in order: a small cache is enough.
-            let store = segment.get_store_reader(1).map_err(tantivy::TantivyError::from)?;
+            let store = segment
+                .get_store_reader(1)
+                .map_err(tantivy::TantivyError::from)?;
             for document in store.iter::<TantivyDocument>(segment.alive_bitset()) {
                 keys.push(self.fields.record(&document?)?.key());
             }

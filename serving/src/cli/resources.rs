@@ -27,6 +27,13 @@ pub enum CollectionCommand {
         #[arg(long)]
         keyword_only: bool,
     },
+    /// Compare the catalog, the vector store and the full-text index: ids, versions, content.
+    #[command(after_help = "Example: va collection verify help")]
+    Verify {
+        name: String,
+        #[arg(long)]
+        json: bool,
+    },
     /// Remove a collection, its documents and its indexes.
     Delete {
         name: String,
@@ -87,6 +94,7 @@ pub async fn collection(client: &Client, command: &CollectionCommand) -> Outcome
             println!("Collection `{name}` is there.");
             Ok(())
         }
+        CollectionCommand::Verify { name, json } => verify(client, name, *json).await,
         CollectionCommand::Delete { name, yes } => {
             if !yes {
                 return Err(Failure::usage(format!(
@@ -100,6 +108,54 @@ pub async fn collection(client: &Client, command: &CollectionCommand) -> Outcome
             Ok(())
         }
     }
+}
+
+/// Differences that are printed; `--json` has more.
+const DIFFERENCES_SHOWN: usize = 20;
+
+async fn verify(client: &Client, name: &str, json: bool) -> Outcome<()> {
+    let path = format!("/api/v1/collections/{}/verify", encode(name));
+    let report: Value = client.get(&path).await?;
+    let ok = report["ok"] == true;
+    if json {
+        println!("{report}");
+    } else {
+        println!(
+            "`{name}`: {} documents, {} chunks; {} in the vector store, {} in the full-text index; {} documents in work",
+            cell(&report["documents"]),
+            cell(&report["chunks"]),
+            if report["vectors"].is_null() {
+                "no vectors".to_owned()
+            } else {
+                cell(&report["vectors"])
+            },
+            cell(&report["texts"]),
+            cell(&report["in_work"]),
+        );
+        let listed = report["listed"].as_array().into_iter().flatten();
+        for difference in listed.take(DIFFERENCES_SHOWN) {
+            let document = match difference["uri"].as_str() {
+                Some(uri) => uri.to_owned(),
+                None => cell(&difference["document"]),
+            };
+            println!(
+                "  {:<10} {document}: {}",
+                cell(&difference["kind"]),
+                cell(&difference["detail"])
+            );
+        }
+    }
+    if ok {
+        if !json {
+            println!("Everything agrees.");
+        }
+        return Ok(());
+    }
+    Err(Failure::failed(format!(
+        "{} differences; please report this with the output of `va collection verify {name} --json`. \
+         Uploading a changed document replaces what the indexes hold of it",
+        report["differences"]
+    )))
 }
 
 /// Documents of a collection.

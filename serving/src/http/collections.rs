@@ -11,6 +11,7 @@ use va_catalog::{CollectionName, CollectionRef};
 use super::problem::{Body, Params};
 use super::{App, Problem};
 use crate::ingest;
+use crate::verify::{Report, VerifyError};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -127,6 +128,24 @@ pub async fn delete(
     app.platform.catalog.delete_collection(&collection).await?;
     ingest::remove_collection(&app.platform, &collection).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Whether catalog and indexes agree.
+pub async fn verify(
+    State(app): State<App>,
+    Extension(principal): Extension<Principal>,
+    Path(name): Path<String>,
+) -> Result<Json<Report>, Problem> {
+    let collection = scoped(&principal, &name)?;
+    match crate::verify::verify(&app.platform, &collection).await {
+        Ok(report) => Ok(Json(report)),
+        Err(VerifyError::Catalog(error)) => Err(error.into()),
+        Err(VerifyError::Index(message)) => Err(Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "unavailable",
+            message,
+        )),
+    }
 }
 
 async fn shown(app: &App, principal: &Principal, collection: Collection) -> Result<Value, Problem> {

@@ -41,6 +41,7 @@ pub const API_ROUTES: &[&str] = &[
     "/api/v1/status",
     "/api/v1/collections",
     "/api/v1/collections/{collection}",
+    "/api/v1/collections/{collection}/verify",
     "/api/v1/collections/{collection}/documents",
     "/api/v1/collections/{collection}/documents/check",
     "/api/v1/collections/{collection}/documents/{id}",
@@ -68,6 +69,10 @@ pub fn router(app: App) -> Router {
         .route(
             "/api/v1/collections/{collection}",
             get(collections::get).delete(collections::delete),
+        )
+        .route(
+            "/api/v1/collections/{collection}/verify",
+            get(collections::verify),
         )
         .route(
             "/api/v1/collections/{collection}/documents",
