@@ -92,6 +92,14 @@ pub struct SearchSettings {
     #[serde(deserialize_with = "positive_u32")]
     #[schemars(range(min = 1))]
     pub rrf_k: u32,
+    /// How much a rank among the vectors counts in the fusion, against `keyword_weight`.
+    #[serde(deserialize_with = "positive_u32")]
+    #[schemars(range(min = 1))]
+    pub vector_weight: u32,
+    /// How much a rank among the keywords counts in the fusion, against `vector_weight`.
+    #[serde(deserialize_with = "positive_u32")]
+    #[schemars(range(min = 1))]
+    pub keyword_weight: u32,
 }
 
 /// What the program tells about itself.
@@ -175,7 +183,10 @@ impl Default for SearchSettings {
             candidates: 20,
             k: 5,
             k_max: 1000,
-            rrf_k: 60,
+            // Measured on labelled questions, see BENCHMARKS.md: `make bench NAME=search`.
+            rrf_k: 20,
+            vector_weight: 2,
+            keyword_weight: 3,
         }
     }
 }
@@ -527,7 +538,7 @@ mod tests {
             &[
                 "variable `VA_SEARCH__KAY`",
                 "no key `kay`",
-                "`candidates`, `k`, `k_max`, `rrf_k`",
+                "`candidates`, `k`, `k_max`, `rrf_k`, `vector_weight`, `keyword_weight`",
             ],
         );
         check(

@@ -4,13 +4,13 @@
 //! function. Reciprocal rank fusion: Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and
 //! individual Rank Learning Methods", SIGIR 2009.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use va_catalog::store::CatalogError;
 use va_catalog::{
-    ChunkId, ChunkRecord, CollectionName, CollectionRef, DocumentRef, Filter, TenantId,
+    ChunkId, ChunkRecord, CollectionName, CollectionRef, DocumentId, DocumentRef, Filter, TenantId,
 };
 use va_endpoints::View;
 use va_fulltext::{highlights, snippet};
@@ -238,8 +238,19 @@ pub async fn search(
                 took_ms: *took_ms,
             })
         };
+        let single = |name: &str| format!("score of the {name} retriever");
+        let fusion = match request.mode {
+            Mode::Vector => single("vector"),
+            Mode::Keyword => single("keyword"),
+            Mode::Hybrid => format!(
+                "sum of {} / ({k} + rank) by vectors and {} / ({k} + rank) by keywords, ranks of documents; {REPEAT} of it for each further chunk",
+                limits.vector_weight,
+                limits.keyword_weight,
+                k = limits.rrf_k
+            ),
+        };
         Explain {
-            fusion: format!("sum over retrievers of 1 / ({} + rank)", limits.rrf_k),
+            fusion,
             vector: side(&vector),
             keyword: side(&keyword),
             model: config.model.clone(),
@@ -247,7 +258,17 @@ pub async fn search(
     });
     let vector = vector.map(|(found, _)| found).unwrap_or_default();
     let keyword = keyword.map(|(found, _)| found).unwrap_or_default();
-    let fused = fuse(vector, keyword, limits.rrf_k, k as usize);
+    let fusion = Fusion {
+        rrf_k: limits.rrf_k,
+        vector_weight: limits.vector_weight,
+        keyword_weight: limits.keyword_weight,
+    };
+    let fused = match request.mode {
+        Mode::Hybrid => fuse(vector, keyword, fusion, k as usize),
+        // One retriever alone: its order and its scores.
+        Mode::Vector => alone(vector, true, k as usize),
+        Mode::Keyword => alone(keyword, false, k as usize),
+    };
     let query = request.query.clone();
     // The segmenter is fast but not free; a thousand hits would hold up the executor.
     let hits = tokio::task::spawn_blocking(move || {
@@ -344,24 +365,51 @@ pub struct Fused {
     pub retrievers: Retrievers,
 }
 
-/// Fuses two ranked lists: a chunk's score is the sum of `1 / (rrf_k + rank)` over the lists that hold it. Ties keep
-/// the better single rank first, then the id, so that the same lists always give the same order.
+/// How ranks become a score.
+#[derive(Debug, Clone, Copy)]
+pub struct Fusion {
+    pub rrf_k: u32,
+    pub vector_weight: u32,
+    pub keyword_weight: u32,
+}
+
+/// Each further chunk of the same document counts so much of the one before it: a page that answers comes before a
+/// second passage of the page above it, unless that page is far better than all others.
+const REPEAT: f64 = 0.5;
+
+/// Fuses two ranked lists of chunks.
+///
+/// Documents are ranked, because that is where the lists agree: the words of a question may be in one passage of a page
+/// and its meaning in another. A document's score is the sum of `weight / (rrf_k + rank)` over the lists that hold a
+/// chunk of it, where `rank` counts documents. Its chunks follow each other by their own fused rank, each with
+/// [`REPEAT`] of the score before. Ties keep the better single rank first, then the id, so that the same lists always
+/// give the same order.
 pub fn fuse(
     vector: Vec<(ChunkRecord, f32)>,
     keyword: Vec<(ChunkRecord, f32)>,
-    rrf_k: u32,
+    fusion: Fusion,
     k: usize,
 ) -> Vec<Fused> {
     let mut fused: HashMap<ChunkId, Fused> = HashMap::new();
+    let mut documents: HashMap<DocumentId, f64> = HashMap::new();
     for (from_vector, list) in [(true, vector), (false, keyword)] {
+        let weight = f64::from(match from_vector {
+            true => fusion.vector_weight,
+            false => fusion.keyword_weight,
+        });
+        let share = |rank: u32| weight / f64::from(fusion.rrf_k + rank);
+        let mut seen: HashSet<DocumentId> = HashSet::new();
         for (i, (chunk, score)) in list.into_iter().enumerate() {
             let rank = i as u32 + 1;
+            if seen.insert(chunk.document.id) {
+                *documents.entry(chunk.document.id).or_default() += share(seen.len() as u32);
+            }
             let entry = fused.entry(chunk.id).or_insert_with(|| Fused {
                 chunk,
                 score: 0.0,
                 retrievers: Retrievers::default(),
             });
-            entry.score += 1.0 / f64::from(rrf_k + rank);
+            entry.score += share(rank);
             let place = Some(RankScore { rank, score });
             if from_vector {
                 entry.retrievers.vector = place;
@@ -370,19 +418,57 @@ pub fn fuse(
             }
         }
     }
+    let mut fused: Vec<Fused> = fused.into_values().collect();
+    sort(&mut fused);
+    // In the order of the chunks' own scores, so that each document's best chunk takes its whole score.
+    for fused in &mut fused {
+        if let Some(score) = documents.get_mut(&fused.chunk.document.id) {
+            fused.score = *score;
+            *score *= REPEAT;
+        }
+    }
+    sort(&mut fused);
+    fused.truncate(k);
+    fused
+}
+
+/// The list of one retriever as it is.
+fn alone(list: Vec<(ChunkRecord, f32)>, from_vector: bool, k: usize) -> Vec<Fused> {
+    let ranked = list.into_iter().take(k).zip(1..);
+    ranked
+        .map(|((chunk, score), rank)| {
+            let place = Some(RankScore { rank, score });
+            let retrievers = match from_vector {
+                true => Retrievers {
+                    vector: place,
+                    keyword: None,
+                },
+                false => Retrievers {
+                    vector: None,
+                    keyword: place,
+                },
+            };
+            Fused {
+                chunk,
+                score: f64::from(score),
+                retrievers,
+            }
+        })
+        .collect()
+}
+
+/// Best first, in an order that is always the same.
+fn sort(fused: &mut [Fused]) {
     let best = |fused: &Fused| {
         let rank = |place: Option<RankScore>| place.map_or(u32::MAX, |place| place.rank);
         rank(fused.retrievers.vector).min(rank(fused.retrievers.keyword))
     };
-    let mut fused: Vec<Fused> = fused.into_values().collect();
     fused.sort_by(|a, b| {
         b.score
             .total_cmp(&a.score)
             .then_with(|| best(a).cmp(&best(b)))
             .then_with(|| a.chunk.id.cmp(&b.chunk.id))
     });
-    fused.truncate(k);
-    fused
 }
 
 fn hit(rank: u32, fused: Fused, query: &str) -> Hit {
@@ -422,16 +508,23 @@ fn hit(rank: u32, fused: Fused, query: &str) -> Hit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use va_catalog::{DocumentId, Version};
+    use va_catalog::Version;
 
-    fn chunk(name: &str) -> ChunkRecord {
+    const FUSION: Fusion = Fusion {
+        rrf_k: 5,
+        vector_weight: 1,
+        keyword_weight: 2,
+    };
+
+    /// Chunk `index` of a document.
+    fn chunk(name: &str, index: u32) -> ChunkRecord {
         let collection = CollectionRef {
             tenant: TenantId::default_tenant(),
             collection: CollectionName::new("c").expect("a name"),
         };
         let id = DocumentId::of(&collection, name);
         ChunkRecord {
-            id: ChunkId::of(&collection, id, Version(1), 0),
+            id: ChunkId::of(&collection, id, Version(1), index),
             document: DocumentRef {
                 id,
                 name: name.into(),
@@ -439,36 +532,61 @@ mod tests {
                 title: None,
                 version: Version(1),
             },
-            index: 0,
-            count: 1,
+            index,
+            count: 3,
             title_path: vec![],
             page: None,
             start: 0,
             end: 0,
-            text: name.into(),
+            text: format!("{name}{index}"),
             tokens: 1,
             tags: vec![],
         }
     }
 
+    /// Lists of chunks, best first, as `document index` words; the fused order in the same words, with scores.
+    fn fused(vector: &str, keyword: &str) -> Vec<(String, f64)> {
+        let list = |text: &str| {
+            let chunks = text.split_whitespace().map(|word| {
+                let (name, index) = word.split_at(1);
+                (chunk(name, index.parse().expect("an index")), 0.5)
+            });
+            chunks.collect()
+        };
+        fuse(list(vector), list(keyword), FUSION, 10)
+            .into_iter()
+            .map(|fused| (fused.chunk.text, fused.score))
+            .collect()
+    }
+
+    fn order(vector: &str, keyword: &str) -> String {
+        let words: Vec<String> = fused(vector, keyword).into_iter().map(|f| f.0).collect();
+        words.join(" ")
+    }
+
     #[test]
     fn what_both_find_comes_first() {
-        let vector = ["a", "b", "c"].map(|name| (chunk(name), 0.9)).to_vec();
-        let keyword = ["d", "c"].map(|name| (chunk(name), 7.0)).to_vec();
-        let fused = fuse(vector, keyword, 60, 3);
-        let names: Vec<&str> = fused.iter().map(|f| f.chunk.text.as_str()).collect();
-        assert_eq!(names[0], "c");
-        assert_eq!(fused.len(), 3);
-        assert!((fused[0].score - (1.0 / 63.0 + 1.0 / 62.0)).abs() < 1e-12);
-        assert_eq!(fused[0].retrievers.vector.map(|r| r.rank), Some(3));
-        // `a` and `d` are both first in one list; the order is fixed by the id.
-        assert_eq!(
-            {
-                let mut rest = vec![names[1], names[2]];
-                rest.sort();
-                rest
-            },
-            ["a", "d"]
-        );
+        let found = fused("a0 b0 c0", "d0 c0");
+        assert_eq!(found[0].0, "c0");
+        assert!((found[0].1 - (1.0 / 8.0 + 2.0 / 7.0)).abs() < 1e-12);
+        assert_eq!(order("a0 b0 c0", "d0 c0"), "c0 d0 a0 b0");
+    }
+
+    #[test]
+    fn a_document_is_found_by_different_passages_in_each_list() {
+        // `b` is second in both lists by another chunk each time, `a` and `c` are first in one.
+        assert_eq!(order("a0 b0", "c0 b1"), "b1 c0 b0 a0");
+    }
+
+    #[test]
+    fn passages_of_one_document_do_not_crowd_out_others() {
+        // Ranks count documents: `b` is second, not fourth.
+        assert_eq!(order("a0 a1 a2 b0", ""), "a0 b0 a1 a2");
+        assert_eq!(order("a0 a1 a2", ""), "a0 a1 a2");
+    }
+
+    #[test]
+    fn nothing_is_nothing() {
+        assert_eq!(order("", ""), "");
     }
 }
