@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arrow::datatypes::SchemaRef;
 use tokio_util::sync::CancellationToken;
-use va_catalog::settings::{Durability, Settings};
+use va_catalog::settings::{Durability, ParseSettings, Settings};
 use va_catalog::store::{
     Catalog, DesiredState, Page, Retention, Topic, WireFormat, built_in_topics,
 };
@@ -24,13 +24,18 @@ use va_connectors::objects::Objects;
 use va_endpoints::Indexes;
 use va_fulltext::{TantivyIndex, TextIndex};
 use va_models::{Embedders, ModelStore};
+use va_parse_worker::{PoolOptions, WorkerPool};
 use va_pipelines::plan::{BuiltinNames, ChainedNames};
 use va_pipelines::{Diagnostics, Plan, Runtime, RuntimeConfig};
 use va_vector::{LanceStore, VectorStore};
 
+use crate::disk::Disk;
+
 /// How long an unused model stays in memory.
 const MODEL_IDLE: Duration = Duration::from_secs(600);
-/// How often idle models and expired rows are looked for.
+/// How long a parser process without work is kept.
+const PARSER_IDLE: Duration = Duration::from_secs(60);
+/// How often idle models and processes, and expired rows, are looked for.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Every open part of the platform.
@@ -43,6 +48,8 @@ pub struct Platform {
     pub objects: Objects,
     pub indexes: Arc<Indexes>,
     pub embedders: Arc<Embedders>,
+    pub parser: Arc<WorkerPool>,
+    pub disk: Disk,
     pub runtime: Runtime,
     pub admin_key: PathBuf,
     pub started_at_ms: i64,
@@ -55,9 +62,10 @@ pub struct Platform {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error(
-        "`{0}` is in use by another `va` process; talk to that one (commands find it by themselves) or stop it first"
+        "`{data}` is in use by {holder}; talk to that one (commands find it by themselves) or stop it first",
+        data = data.display()
     )]
-    InUse(PathBuf),
+    InUse { data: PathBuf, holder: String },
     #[error("open `{path}`: {source}")]
     Io {
         path: PathBuf,
@@ -139,12 +147,16 @@ impl Platform {
         )
         .map_err(part("model store"))?;
         let embedders = Arc::new(Embedders::new(models));
+        let parser =
+            Arc::new(WorkerPool::new(pool_options(&settings.parse)).map_err(part("parser"))?);
 
+        let disk = Disk::new(&data, settings.limits.disk_free_bytes_min);
         let runtime = Runtime::new(RuntimeConfig {
             log: log.clone(),
             operators: va_operators::Resources {
                 objects: objects.clone(),
                 embedders: embedders.clone(),
+                parser: parser.clone(),
             },
             endpoints: va_endpoints::Resources {
                 log: log.clone(),
@@ -162,6 +174,8 @@ impl Platform {
             objects,
             indexes,
             embedders,
+            parser,
+            disk,
             runtime,
             admin_key,
             started_at_ms: now_ms(),
@@ -227,6 +241,7 @@ impl Platform {
             tokio::spawn(recovered(self.clone()));
         }
         tokio::spawn(upkeep(self.clone()));
+        tokio::spawn(crate::disk::watch(self.clone()));
         Ok(())
     }
 
@@ -279,6 +294,7 @@ impl Platform {
     pub async fn stop(&self) {
         self.shutdown.cancel();
         self.runtime.shutdown().await;
+        self.parser.end_idle(Duration::ZERO);
         if let Err(error) = self.log.close().await {
             tracing::error!(%error, "the log did not close");
         }
@@ -318,6 +334,24 @@ impl Names for CatalogNames {
     }
 }
 
+/// Who holds the data directory, as far as it has said so.
+fn holder(data: &Path) -> String {
+    let pid = std::fs::read_to_string(data.join("lock")).unwrap_or_default();
+    let mut holder = match pid.trim() {
+        "" => "another `va` process".to_owned(),
+        pid => format!("the `va` process {pid}"),
+    };
+    let note = std::fs::read_to_string(data.join("server.json")).unwrap_or_default();
+    let note: serde_json::Value = serde_json::from_str(&note).unwrap_or_default();
+    // A killed process leaves its note behind.
+    if note["pid"].to_string() == pid.trim()
+        && let Some(address) = note["address"].as_str()
+    {
+        holder.push_str(&format!(" ({address})"));
+    }
+    holder
+}
+
 fn lock(data: &Path) -> Result<File, OpenError> {
     let path = data.join("lock");
     let file = File::options()
@@ -330,8 +364,15 @@ fn lock(data: &Path) -> Result<File, OpenError> {
             source,
         })?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse(data.to_owned())),
+        Ok(()) => {
+            // For the message that another process gives; the lock holds without it.
+            let _ = std::fs::write(&path, std::process::id().to_string());
+            Ok(file)
+        }
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse {
+            data: data.to_owned(),
+            holder: holder(data),
+        }),
         Err(TryLockError::Error(source)) => Err(OpenError::Io { path, source }),
     }
 }
@@ -360,7 +401,22 @@ async fn recovered(platform: Arc<Platform>) {
     platform.indexes.recovered().await;
 }
 
-/// Retention, idle models and the files of the vector store, now and then.
+fn pool_options(settings: &ParseSettings) -> PoolOptions {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    PoolOptions {
+        workers: settings
+            .workers
+            .map_or_else(cores, |workers| workers.get() as usize),
+        timeout: Duration::from_millis(settings.timeout_ms),
+        memory_bytes_max: settings.memory_bytes_max,
+        limits: va_parse::Limits {
+            text_bytes_max: usize::try_from(settings.text_bytes_max).unwrap_or(usize::MAX),
+            ..va_parse::Limits::default()
+        },
+    }
+}
+
+/// Retention, idle models, idle parsers and the files of the vector store, now and then.
 async fn upkeep(platform: Arc<Platform>) {
     let mut ticks = tokio::time::interval(UPKEEP_INTERVAL);
     // The state of each collection's vectors when they were last optimized.
@@ -374,6 +430,10 @@ async fn upkeep(platform: Arc<Platform>) {
             Ok(0) => {}
             Ok(rows) => tracing::info!(rows, "retention removed rows"),
             Err(error) => tracing::warn!(%error, "retention failed; it is tried again"),
+        }
+        match platform.parser.end_idle(PARSER_IDLE) {
+            0 => {}
+            workers => tracing::debug!(workers, "idle parser processes ended"),
         }
         let embedders = platform.embedders.clone();
         match tokio::task::spawn_blocking(move || embedders.unload_idle(MODEL_IDLE)).await {
