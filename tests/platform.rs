@@ -20,6 +20,8 @@ mod http;
 mod pipelines;
 #[path = "platform/server.rs"]
 mod server;
+#[path = "platform/sql_shell.rs"]
+mod sql_shell;
 #[path = "platform/uploads.rs"]
 mod uploads;
 #[path = "platform/validate.rs"]
