@@ -10,6 +10,8 @@
 
 #[path = "platform/crash.rs"]
 mod crash;
+#[path = "platform/dlq.rs"]
+mod dlq;
 #[path = "platform/examples.rs"]
 mod examples;
 #[path = "platform/help_corpus.rs"]

@@ -45,6 +45,8 @@ pub struct Platform {
     pub runtime: Runtime,
     pub admin_key: PathBuf,
     pub started_at_ms: i64,
+    /// Held while dead letters are retried: one retry at a time.
+    pub(crate) retrying: tokio::sync::Mutex<()>,
     shutdown: CancellationToken,
     /// Held as long as the platform lives; the operating system lets go of it when the process dies.
     _lock: File,
@@ -165,6 +167,7 @@ impl Platform {
             runtime,
             admin_key,
             started_at_ms: now_ms(),
+            retrying: tokio::sync::Mutex::default(),
             shutdown: CancellationToken::new(),
             _lock: lock,
         }))
@@ -222,6 +225,9 @@ impl Platform {
             }
         }
         crate::ingest::resume(self).await.map_err(part("catalog"))?;
+        crate::dead_letters::resume(self)
+            .await
+            .map_err(part("dead letters"))?;
         tokio::spawn(upkeep(self.clone()));
         Ok(())
     }

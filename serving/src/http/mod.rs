@@ -2,6 +2,7 @@
 
 mod auth;
 mod collections;
+mod dead_letters;
 mod documents;
 mod operations;
 mod pipelines;
@@ -51,6 +52,9 @@ pub const API_ROUTES: &[&str] = &[
     "/api/v1/pipelines/{pipeline}/start",
     "/api/v1/pipelines/{pipeline}/stop",
     "/api/v1/pipelines/{pipeline}/tap",
+    "/api/v1/pipelines/{pipeline}/dlq",
+    "/api/v1/pipelines/{pipeline}/dlq/retry",
+    "/api/v1/pipelines/{pipeline}/dlq/{id}",
     "/api/v1/topics",
     "/api/v1/topics/{topic}",
     "/api/v1/topics/{topic}/records",
@@ -100,6 +104,7 @@ pub fn router(app: App) -> Router {
         .route("/api/v1/pipelines/{pipeline}/start", post(pipelines::start))
         .route("/api/v1/pipelines/{pipeline}/stop", post(pipelines::stop))
         .route("/api/v1/pipelines/{pipeline}/tap", get(pipelines::tap))
+        .merge(dead_letters::routes())
         .route("/api/v1/topics", get(topics::list).post(topics::create))
         .route(
             "/api/v1/topics/{topic}",
