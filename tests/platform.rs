@@ -28,3 +28,5 @@ mod sql_shell;
 mod uploads;
 #[path = "platform/validate.rs"]
 mod validate;
+#[path = "platform/versions.rs"]
+mod versions;

@@ -9,4 +9,6 @@ pub mod http;
 pub mod ingest;
 pub mod platform;
 pub mod retrieval;
+pub mod sweep;
 pub mod telemetry;
+pub mod versions;

@@ -123,6 +123,17 @@ impl Platform {
         .map_err(part("log"))?
         .map_err(part("log"))?;
         let objects = Objects::local(&data.join("objects")).map_err(part("object store"))?;
+        // Nobody uploads yet, so all of them are of a process that died.
+        let unfinished = objects
+            .remove_unfinished()
+            .await
+            .map_err(part("object store"))?;
+        if unfinished > 0 {
+            tracing::info!(
+                files = unfinished,
+                "removed uploads that a stop had interrupted"
+            );
+        }
         let vectors: Arc<dyn VectorStore> = Arc::new(
             LanceStore::open(data.join("vectors"))
                 .await
@@ -229,6 +240,7 @@ impl Platform {
             .await
             .map_err(part("dead letters"))?;
         tokio::spawn(upkeep(self.clone()));
+        tokio::spawn(crate::sweep::run(self.clone()));
         Ok(())
     }
 
@@ -243,6 +255,10 @@ impl Platform {
                     .map_err(|error| error.to_string())?;
             }
         }
+        // An alert on its growth needs it to be there before it grows.
+        metrics::counter!("va_pipeline_conservation_violations_total",
+            "pipeline" => plan.graph.name.to_string())
+        .increment(0);
         self.runtime
             .start(plan)
             .await

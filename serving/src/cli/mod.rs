@@ -10,6 +10,7 @@ mod search;
 mod sql;
 mod table;
 mod up;
+mod versions;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -10,6 +10,7 @@ mod problem;
 mod search;
 mod sql;
 mod topics;
+mod versions;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -46,6 +47,10 @@ pub const API_ROUTES: &[&str] = &[
     "/api/v1/collections/{collection}/documents/check",
     "/api/v1/collections/{collection}/documents/{id}",
     "/api/v1/collections/{collection}/documents/{id}/versions",
+    "/api/v1/collections/{collection}/documents/{id}/versions/{version}",
+    "/api/v1/collections/{collection}/documents/{id}/versions/{version}/content",
+    "/api/v1/collections/{collection}/documents/{id}/diff",
+    "/api/v1/collections/{collection}/documents/{id}/rollback",
     "/api/v1/retrieval/hybrid_search",
     "/api/v1/pipelines",
     "/api/v1/pipelines/{pipeline}",
@@ -105,6 +110,7 @@ pub fn router(app: App) -> Router {
         .route("/api/v1/pipelines/{pipeline}/stop", post(pipelines::stop))
         .route("/api/v1/pipelines/{pipeline}/tap", get(pipelines::tap))
         .merge(dead_letters::routes())
+        .merge(versions::routes())
         .route("/api/v1/topics", get(topics::list).post(topics::create))
         .route(
             "/api/v1/topics/{topic}",
