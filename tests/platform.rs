@@ -12,6 +12,8 @@
 mod bad_input;
 #[path = "platform/crash.rs"]
 mod crash;
+#[path = "platform/dlq.rs"]
+mod dlq;
 #[path = "platform/examples.rs"]
 mod examples;
 #[path = "platform/help_corpus.rs"]
@@ -22,9 +24,13 @@ mod http;
 mod pipelines;
 #[path = "platform/server.rs"]
 mod server;
+#[path = "platform/sql_shell.rs"]
+mod sql_shell;
 #[path = "platform/uploads.rs"]
 mod uploads;
 #[path = "platform/validate.rs"]
 mod validate;
 #[path = "platform/versions_at_once.rs"]
 mod versions_at_once;
+#[path = "platform/versions.rs"]
+mod versions;

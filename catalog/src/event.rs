@@ -65,7 +65,7 @@ pub fn dead_letter_schema() -> SchemaRef {
         Field::new("pipeline", DataType::Utf8, false),
         Field::new("operator", DataType::Utf8, false),
         Field::new("reason", DataType::Utf8, false),
-        // The topic, partition and offset range of the source rows that the failing batch was made from.
+        // The source row that the failing row was made from; no offset behind a step that makes one row into many.
         Field::new("source_topic", DataType::Utf8, true),
         Field::new("source_partition", DataType::UInt32, true),
         Field::new("source_offset", DataType::UInt64, true),

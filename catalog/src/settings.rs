@@ -27,6 +27,7 @@ pub struct Settings {
     #[serde(deserialize_with = "address")]
     pub pg_listen: SocketAddr,
     pub log: LogSettings,
+    pub documents: DocumentSettings,
     pub limits: LimitSettings,
     pub models: ModelSettings,
     pub parse: ParseSettings,
@@ -54,6 +55,16 @@ pub enum Durability {
     EveryCommit,
     /// The disk is synced every `interval_ms`: a power cut loses at most that much, a crash of the program nothing.
     Interval,
+}
+
+/// Documents and their stored content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct DocumentSettings {
+    /// Time between two looks for stored content that no document needs any more, in milliseconds.
+    #[serde(deserialize_with = "positive_u64")]
+    #[schemars(range(min = 1))]
+    pub sweep_interval_ms: u64,
 }
 
 /// What is refused for being too large.
@@ -176,6 +187,7 @@ impl Default for Settings {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             pg_listen: SocketAddr::from(([127, 0, 0, 1], 5439)),
             log: LogSettings::default(),
+            documents: DocumentSettings::default(),
             limits: LimitSettings::default(),
             models: ModelSettings::default(),
             parse: ParseSettings::default(),
@@ -190,6 +202,14 @@ impl Default for LogSettings {
         Self {
             durability: Durability::EveryCommit,
             interval_ms: 1000,
+        }
+    }
+}
+
+impl Default for DocumentSettings {
+    fn default() -> Self {
+        Self {
+            sweep_interval_ms: 60_000,
         }
     }
 }

@@ -2,7 +2,10 @@
 //!
 //! The same content is stored once, and a stored object never changes. Relies on `object_store`, so that a directory
 //! and S3 are alike; a directory is also synced, so that a document whose upload was acknowledged survives a power cut.
-//! Who may see an object, and when it may go, is the catalog's business.
+//! Who may see an object, and whether it is still needed, is the catalog's business; that a removal never takes an object
+//! from under an upload of the same content is ours (see `objects/uses.rs`).
+
+mod uses;
 
 use std::fmt::Write as _;
 use std::path::{Path as FilePath, PathBuf};
@@ -15,6 +18,8 @@ use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt, WriteMultipart};
 use sha2::{Digest, Sha256};
 use va_catalog::ContentHash;
+
+use self::uses::{Kept, Uses};
 
 /// Where uploads are before their hash is known.
 const INCOMING: &str = "incoming";
@@ -49,13 +54,23 @@ impl From<StoreError> for ObjectError {
     }
 }
 
-/// A stored object.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A stored object. It is not removed as long as this, or a clone of it, lives: hold it until the catalog has a version
+/// that refers to the object.
+#[derive(Debug, Clone)]
 pub struct StoredObject {
     pub hash: ContentHash,
     /// In bytes.
     pub size: u64,
+    _kept: Arc<Kept>,
 }
+
+impl PartialEq for StoredObject {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.hash, self.size) == (&other.hash, other.size)
+    }
+}
+
+impl Eq for StoredObject {}
 
 /// A content-addressed store of objects. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -63,6 +78,8 @@ pub struct Objects {
     store: Arc<dyn ObjectStore>,
     /// Of a directory: its files are synced by path.
     root: Option<PathBuf>,
+    /// Shared by the clones.
+    uses: Arc<Uses>,
 }
 
 impl Objects {
@@ -75,12 +92,17 @@ impl Objects {
         Ok(Self {
             store: Arc::new(store),
             root: Some(dir.to_owned()),
+            uses: Arc::default(),
         })
     }
 
     /// Objects in any other store: S3 and its like.
     pub fn new(store: Arc<dyn ObjectStore>) -> Self {
-        Self { store, root: None }
+        Self {
+            store,
+            root: None,
+            uses: Arc::default(),
+        }
     }
 
     /// Stores what the stream brings, holding a few MiB of it at a time. Nothing is left behind when the stream fails,
@@ -97,8 +119,8 @@ impl Objects {
         let incoming = Path::from_iter([INCOMING, &uuid::Uuid::now_v7().simple().to_string()]);
         let upload = self.store.put_multipart(&incoming).await?;
         let mut writer = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
-        let object = match copy(stream, &mut writer, bytes_max).await {
-            Ok(object) => object,
+        let (hash, size) = match copy(stream, &mut writer, bytes_max).await {
+            Ok(copied) => copied,
             Err(error) => {
                 if let Err(abort) = writer.abort().await {
                     tracing::warn!(error = %abort, %incoming, "remove an unfinished upload");
@@ -107,12 +129,17 @@ impl Objects {
             }
         };
         writer.finish().await?;
-        let moved = self.take_in(&incoming, &object.hash).await;
+        let kept = Arc::new(self.uses.keep(&hash).await);
+        let moved = self.take_in(&incoming, &hash).await;
         if moved.is_err() {
             // The first error is the one to tell.
             let _ = self.store.delete(&incoming).await;
         }
-        moved.map(|()| object)
+        moved.map(|()| StoredObject {
+            hash,
+            size,
+            _kept: kept,
+        })
     }
 
     /// Stores bytes that are in memory already.
@@ -146,7 +173,37 @@ impl Objects {
         }
     }
 
-    /// Removes the object; one that is not there is no error.
+    /// The objects in directory `dir`, one of 256 among which they are spread evenly.
+    pub async fn list(&self, dir: u8) -> Result<Vec<ContentHash>, ObjectError> {
+        let digits = format!("{dir:02x}");
+        let mut found = Vec::new();
+        let mut entries = self.store.list(Some(&Path::from(digits.as_str())));
+        while let Some(entry) = entries.next().await {
+            let rest = entry?.location.filename().unwrap_or_default().to_owned();
+            // Whatever else lies there is not ours to judge.
+            found.extend(ContentHash::new(format!("{digits}{rest}")).ok());
+        }
+        Ok(found)
+    }
+
+    /// Removes the object if no upload is about to rely on it and `used`, which is asked after that is certain, says
+    /// that nothing refers to it. Whether it was removed.
+    pub async fn remove_unless_used<E: From<ObjectError>>(
+        &self,
+        hash: &ContentHash,
+        used: impl Future<Output = Result<bool, E>>,
+    ) -> Result<bool, E> {
+        let Some(_going) = self.uses.begin_removal(hash) else {
+            return Ok(false);
+        };
+        if used.await? {
+            return Ok(false);
+        }
+        self.delete(hash).await?;
+        Ok(true)
+    }
+
+    /// Removes the object, whoever may need it; one that is not there is no error.
     pub async fn delete(&self, hash: &ContentHash) -> Result<(), ObjectError> {
         match self.store.delete(&path_of(hash)).await {
             Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
@@ -204,7 +261,7 @@ async fn copy<S, E>(
     stream: S,
     writer: &mut WriteMultipart,
     bytes_max: u64,
-) -> Result<StoredObject, ObjectError>
+) -> Result<(ContentHash, u64), ObjectError>
 where
     S: Stream<Item = Result<Bytes, E>> + Send,
     E: std::fmt::Display,
@@ -224,7 +281,7 @@ where
     }
     let hash = ContentHash::new(hex(hasher.finalize()))
         .map_err(|e| ObjectError::Storage(e.to_string()))?;
-    Ok(StoredObject { hash, size })
+    Ok((hash, size))
 }
 
 /// Two digits as a directory, so that none grows too large.
@@ -358,6 +415,45 @@ mod tests {
             matches!(&error, ObjectError::NotFound(h) if *h == stored.hash),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn what_an_upload_relies_on_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let objects = Objects::local(dir.path()).unwrap();
+        let unused = || async { Ok::<_, ObjectError>(false) };
+        let stored = objects.put_bytes("kept".into()).await.unwrap();
+        let hash = stored.hash.clone();
+        assert_eq!(
+            objects
+                .list(u8::from_str_radix(&hash.as_str()[..2], 16).unwrap())
+                .await
+                .unwrap(),
+            std::slice::from_ref(&hash)
+        );
+        assert!(!objects.remove_unless_used(&hash, unused()).await.unwrap());
+        let again = objects.put_bytes("kept".into()).await.unwrap();
+        drop(stored);
+        assert!(!objects.remove_unless_used(&hash, unused()).await.unwrap());
+        drop(again);
+        let used = async { Ok::<_, ObjectError>(true) };
+        assert!(!objects.remove_unless_used(&hash, used).await.unwrap());
+        // An upload of the same content that comes in the middle of the removal stores it anew.
+        let racing = async {
+            let put = objects.clone();
+            let upload = tokio::spawn(async move { put.put_bytes("kept".into()).await });
+            tokio::task::yield_now().await;
+            Ok::<_, ObjectError>((false, upload))
+        };
+        let slot = std::cell::RefCell::new(None);
+        let used = async {
+            let (used, upload) = racing.await?;
+            slot.replace(Some(upload));
+            Ok::<_, ObjectError>(used)
+        };
+        assert!(objects.remove_unless_used(&hash, used).await.unwrap());
+        let stored = slot.take().unwrap().await.unwrap().unwrap();
+        assert_eq!(objects.get(&stored.hash).await.unwrap(), "kept");
     }
 
     #[tokio::test]

@@ -88,3 +88,12 @@ pub fn without_rows(batch: &RecordBatch, bad: &[(usize, String)]) -> RecordBatch
     }
     arrow::compute::filter_record_batch(batch, &keep.into()).expect("the mask has one entry a row")
 }
+
+/// Numbers of the rows that [`without_rows`] keeps, of `rows`.
+pub fn rows_left(rows: usize, bad: &[(usize, String)]) -> Vec<usize> {
+    let mut keep = vec![true; rows];
+    for (row, _) in bad {
+        keep[*row] = false;
+    }
+    (0..rows).filter(|&row| keep[row]).collect()
+}

@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use va_connectors::flow::{FlowError, Names, Problem};
 
-use crate::expression::Expression;
+use crate::expression::{Expression, rows_left};
 use crate::operator::{Cx, Operator, OperatorSpec, Resources};
 use crate::shape::column_names;
 
@@ -75,6 +75,7 @@ impl Operator for FilterTask {
         cx: &mut Cx,
     ) -> Result<(), FlowError> {
         let (good, values, bad) = self.condition.evaluate_rows(&batch);
+        let rows = rows_left(batch.num_rows(), &bad);
         for (row, reason) in bad {
             cx.dead_letter(&batch, row, reason);
         }
@@ -85,6 +86,11 @@ impl Operator for FilterTask {
         let kept = filter_record_batch(&good, mask)?;
         cx.passed(kept.num_rows());
         cx.filtered(good.num_rows() - kept.num_rows());
-        cx.emit(kept).await
+        let rows: Vec<usize> = rows
+            .into_iter()
+            .zip(mask)
+            .filter_map(|(row, keep)| (keep == Some(true)).then_some(row))
+            .collect();
+        cx.emit_from(kept, &rows).await
     }
 }

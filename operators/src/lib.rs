@@ -10,5 +10,5 @@ mod shape;
 
 pub use operator::{
     BarrierOutput, Counts, Cx, DeadLetter, Message, Operator, OperatorEntry, Origin, Resources,
-    State,
+    RowOrigin, State,
 };

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use va_connectors::flow::{FlowError, Names, Problem};
 
-use crate::expression::{Expression, without_rows};
+use crate::expression::{Expression, rows_left, without_rows};
 use crate::operator::{Cx, Operator, OperatorSpec, Resources};
 use crate::shape::column_names;
 
@@ -140,6 +140,7 @@ impl Operator for MapTask {
             }
         }
         let good = without_rows(&batch, &bad);
+        let rows = rows_left(batch.num_rows(), &bad);
         for (row, reason) in bad {
             cx.dead_letter(&batch, row, reason);
         }
@@ -155,11 +156,7 @@ impl Operator for MapTask {
             .collect::<Result<Vec<_>, _>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(good.num_rows()));
         cx.passed(good.num_rows());
-        cx.emit(RecordBatch::try_new_with_options(
-            self.schema.clone(),
-            arrays,
-            &options,
-        )?)
-        .await
+        let made = RecordBatch::try_new_with_options(self.schema.clone(), arrays, &options)?;
+        cx.emit_from(made, &rows).await
     }
 }

@@ -118,8 +118,29 @@ pub struct Origin {
     pub partition: TopicPartition,
     /// Offset of the first source row that the batch was made from.
     pub base: Offset,
-    /// Whether row `i` of the batch still is source row `base + i`.
-    pub aligned: bool,
+    pub rows: RowOrigin,
+}
+
+/// Which source row each row of a batch was made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RowOrigin {
+    /// Row `i` is source row `base + i`.
+    Aligned,
+    /// Row `i` was made from the source row at the `i`th of these offsets.
+    At(Arc<[u64]>),
+    /// One source row was made into many, or many into one.
+    Unknown,
+}
+
+impl Origin {
+    /// The source row of row `row`; `None` when it is not known: a wrong offset would be worse.
+    fn offset(&self, row: usize) -> Option<Offset> {
+        match &self.rows {
+            RowOrigin::Aligned => Some(Offset(self.base.0 + row as u64)),
+            RowOrigin::At(offsets) => offsets.get(row).copied().map(Offset),
+            RowOrigin::Unknown => None,
+        }
+    }
 }
 
 /// What flows along an edge.
@@ -140,6 +161,7 @@ pub struct DeadLetter {
     pub row: RecordBatch,
     pub reason: String,
     pub partition: Option<TopicPartition>,
+    /// Of the source row, where each row still comes from exactly one.
     pub offset: Option<Offset>,
 }
 
@@ -169,6 +191,8 @@ pub struct Cx {
     outputs: Vec<mpsc::Sender<Message>>,
     tap: Arc<dyn Fn(&RecordBatch) + Send + Sync>,
     origin: Option<Origin>,
+    /// Rows of the batch that is being worked on.
+    input_rows: usize,
     counts: Counts,
     dead_letters: Vec<DeadLetter>,
     state: State,
@@ -189,6 +213,7 @@ impl Cx {
             outputs,
             tap,
             origin: None,
+            input_rows: 0,
             counts: Counts::default(),
             dead_letters: Vec::new(),
             state,
@@ -202,13 +227,42 @@ impl Cx {
         if batch.num_rows() == 0 {
             return Ok(());
         }
-        self.counts.rows_out += batch.num_rows() as u64;
-        (self.tap)(&batch);
-        // Only the operator next to the source sees rows one to one with the log.
         let origin = self.origin.clone().map(|origin| Origin {
-            aligned: false,
+            rows: RowOrigin::Unknown,
             ..origin
         });
+        self.emit_with(batch, origin).await
+    }
+
+    /// [`Cx::emit`] for rows that were each made from one input row: row `i` from input row `rows[i]`, in order. Dead
+    /// letters further down the graph then name the exact source row, and can be retried.
+    pub async fn emit_from(&mut self, batch: RecordBatch, rows: &[usize]) -> Result<(), FlowError> {
+        if batch.num_rows() == 0 {
+            return Ok(());
+        }
+        let origin = self.origin.clone().map(|origin| {
+            let whole = rows.len() == self.input_rows;
+            let offsets = || -> Option<Arc<[u64]>> {
+                rows.iter()
+                    .map(|&row| Some(origin.offset(row)?.0))
+                    .collect()
+            };
+            let rows = match &origin.rows {
+                same if whole => same.clone(),
+                _ => offsets().map_or(RowOrigin::Unknown, RowOrigin::At),
+            };
+            Origin { rows, ..origin }
+        });
+        self.emit_with(batch, origin).await
+    }
+
+    async fn emit_with(
+        &mut self,
+        batch: RecordBatch,
+        origin: Option<Origin>,
+    ) -> Result<(), FlowError> {
+        self.counts.rows_out += batch.num_rows() as u64;
+        (self.tap)(&batch);
         self.send(Message::Batch { batch, origin }).await
     }
 
@@ -237,16 +291,9 @@ impl Cx {
     /// checkpoint's commit.
     pub fn dead_letter(&mut self, input: &RecordBatch, row: usize, reason: impl Into<String>) {
         self.counts.dead_lettered += 1;
-        let (partition, offset) = match &self.origin {
-            Some(origin) => {
-                let step = if origin.aligned { row as u64 } else { 0 };
-                (
-                    Some(origin.partition.clone()),
-                    Some(Offset(origin.base.0 + step)),
-                )
-            }
-            None => (None, None),
-        };
+        let origin = self.origin.as_ref();
+        let partition = origin.map(|origin| origin.partition.clone());
+        let offset = origin.and_then(|origin| origin.offset(row));
         self.dead_letters.push(DeadLetter {
             row: input.slice(row, 1),
             reason: reason.into(),
@@ -273,6 +320,7 @@ impl Cx {
     /// For the runtime: begins a batch.
     pub fn enter(&mut self, batch: &RecordBatch, origin: Option<Origin>) {
         self.counts.rows_in += batch.num_rows() as u64;
+        self.input_rows = batch.num_rows();
         self.origin = origin;
     }
 

@@ -107,7 +107,8 @@ impl Operator for ParseTask {
                     });
                     events.push((row, event.parsed));
                 }
-                Err(error @ ObjectError::NotFound(_)) => {
+                // One document's trouble, not the store's: the others go on.
+                Err(error @ (ObjectError::NotFound(_) | ObjectError::Corrupt { .. })) => {
                     cx.dead_letter(&batch, row, error.to_string())
                 }
                 Err(error) => return Err(FlowError::retriable("parse", error)),

@@ -4,10 +4,13 @@
 //! up in its own process and talks to that, so there is one code path.
 
 pub mod cli;
+pub mod dead_letters;
 pub mod disk;
 pub mod http;
 pub mod ingest;
 pub mod platform;
 pub mod retrieval;
+pub mod sweep;
 pub mod telemetry;
 pub mod verify;
+pub mod versions;

@@ -53,6 +53,8 @@ pub struct Platform {
     pub runtime: Runtime,
     pub admin_key: PathBuf,
     pub started_at_ms: i64,
+    /// Held while dead letters are retried: one retry at a time.
+    pub(crate) retrying: tokio::sync::Mutex<()>,
     shutdown: CancellationToken,
     /// Held as long as the platform lives; the operating system lets go of it when the process dies.
     _lock: File,
@@ -130,6 +132,17 @@ impl Platform {
         .map_err(part("log"))?
         .map_err(part("log"))?;
         let objects = Objects::local(&data.join("objects")).map_err(part("object store"))?;
+        // Nobody uploads yet, so all of them are of a process that died.
+        let unfinished = objects
+            .remove_unfinished()
+            .await
+            .map_err(part("object store"))?;
+        if unfinished > 0 {
+            tracing::info!(
+                files = unfinished,
+                "removed uploads that a stop had interrupted"
+            );
+        }
         let vectors: Arc<dyn VectorStore> = Arc::new(
             LanceStore::open(data.join("vectors"))
                 .await
@@ -179,6 +192,7 @@ impl Platform {
             runtime,
             admin_key,
             started_at_ms: now_ms(),
+            retrying: tokio::sync::Mutex::default(),
             shutdown: CancellationToken::new(),
             _lock: lock,
         }))
@@ -237,11 +251,15 @@ impl Platform {
             }
         }
         crate::ingest::resume(self).await.map_err(part("catalog"))?;
+        crate::dead_letters::resume(self)
+            .await
+            .map_err(part("dead letters"))?;
         if !ahead.is_empty() {
             tokio::spawn(recovered(self.clone()));
         }
         tokio::spawn(upkeep(self.clone()));
         tokio::spawn(crate::disk::watch(self.clone()));
+        tokio::spawn(crate::sweep::run(self.clone()));
         Ok(())
     }
 
@@ -256,6 +274,10 @@ impl Platform {
                     .map_err(|error| error.to_string())?;
             }
         }
+        // An alert on its growth needs it to be there before it grows.
+        metrics::counter!("va_pipeline_conservation_violations_total",
+            "pipeline" => plan.graph.name.to_string())
+        .increment(0);
         self.runtime
             .start(plan)
             .await

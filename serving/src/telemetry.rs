@@ -133,8 +133,17 @@ pub fn init_metrics() -> Option<PrometheusHandle> {
     let seconds = [
         0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
     ];
+    // A document waits for those before it: from parts of a second, alone, to the hours of a first import.
+    let freshness = [
+        0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0, 14400.0,
+    ];
     let builder = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &seconds)
+        .ok()?
+        .set_buckets_for_metric(
+            Matcher::Full("va_document_freshness_seconds".into()),
+            &freshness,
+        )
         .ok()?;
     let handle = builder.install_recorder().ok()?;
     metrics::describe_counter!(
@@ -183,6 +192,22 @@ pub fn init_metrics() -> Option<PrometheusHandle> {
     metrics::describe_counter!(
         "va_parse_worker_restarts_total",
         "Parser processes that were lost, by cause."
+    );
+    metrics::describe_histogram!(
+        "va_document_freshness_seconds",
+        "From when a version of a document was taken to when it was searchable."
+    );
+    metrics::describe_gauge!(
+        "va_document_oldest_pending_seconds",
+        "Age of the oldest version that waits to become searchable; 0 when none does."
+    );
+    metrics::describe_counter!(
+        "va_dead_letters_retried_total",
+        "Dead letters whose source row was sent through the pipeline again."
+    );
+    metrics::describe_counter!(
+        "va_objects_removed_total",
+        "Stored objects that no document version needed any more."
     );
     metrics::describe_counter!(
         "va_embed_cache_total",

@@ -95,6 +95,11 @@ impl Response {
             .to_owned()
     }
 
+    /// A header that must be there.
+    pub fn header(&self, name: &str) -> String {
+        self.0.headers()[name].to_str().unwrap().to_owned()
+    }
+
     pub fn text(self) -> reqwest::Result<String> {
         RUNTIME.block_on(async { self.0.text().await })
     }

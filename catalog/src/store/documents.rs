@@ -51,6 +51,7 @@ pub struct VersionInfo {
     pub size: u64,
     pub content_type: Option<String>,
     pub content_hash: ContentHash,
+    pub metadata: BTreeMap<String, String>,
     /// UTC milliseconds.
     pub created_at: i64,
     pub updated_at: i64,
@@ -169,7 +170,7 @@ impl Catalog {
         document: DocumentId,
     ) -> Result<Vec<VersionInfo>, CatalogError> {
         let rows = sqlx::query(
-            "SELECT version, state, error, chunks, title, size, content_type, content_hash, created_at, updated_at \
+            "SELECT version, state, error, chunks, title, size, content_type, content_hash, metadata, created_at, updated_at \
              FROM document_versions WHERE tenant_id = $1 AND collection = $2 AND document_id = $3 ORDER BY version DESC",
         )
         .bind(collection.tenant.as_str())
@@ -390,7 +391,6 @@ fn like_pattern(part: &str) -> String {
 
 pub(crate) fn read_document(row: &SqliteRow) -> Result<DocumentInfo, CatalogError> {
     let version = read_version(row)?;
-    let metadata: String = row.try_get("metadata")?;
     Ok(DocumentInfo {
         id: read_id(row, "id")?,
         name: row.try_get("name")?,
@@ -407,14 +407,14 @@ pub(crate) fn read_document(row: &SqliteRow) -> Result<DocumentInfo, CatalogErro
         size: version.size,
         content_type: version.content_type,
         content_hash: version.content_hash,
-        metadata: serde_json::from_str(&metadata)
-            .map_err(|_| CatalogError::corrupt("metadata", &metadata))?,
+        metadata: version.metadata,
         created_at: version.created_at,
         updated_at: version.updated_at,
     })
 }
 
 fn read_version(row: &SqliteRow) -> Result<VersionInfo, CatalogError> {
+    let metadata: String = row.try_get("metadata")?;
     Ok(VersionInfo {
         version: Version(read_number(row, "version")?),
         state: read_state(row)?,
@@ -424,6 +424,8 @@ fn read_version(row: &SqliteRow) -> Result<VersionInfo, CatalogError> {
         size: row.try_get::<i64, _>("size")?.unsigned_abs(),
         content_type: row.try_get("content_type")?,
         content_hash: ContentHash::new(row.try_get::<String, _>("content_hash")?)?,
+        metadata: serde_json::from_str(&metadata)
+            .map_err(|_| CatalogError::corrupt("metadata", &metadata))?,
         created_at: row.try_get("created_at")?,
         updated_at: row.try_get("updated_at")?,
     })

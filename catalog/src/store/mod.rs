@@ -10,6 +10,7 @@ mod error;
 mod keys;
 mod models;
 mod news;
+mod objects;
 mod page;
 mod pipelines;
 mod state;

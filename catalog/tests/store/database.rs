@@ -50,7 +50,7 @@ async fn opening_is_repeatable_and_refuses_what_is_newer() {
             error,
             CatalogError::NewerDatabase {
                 found: 9001,
-                known: 1,
+                known: 2,
                 ..
             }
         ),

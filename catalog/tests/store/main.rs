@@ -3,6 +3,7 @@
 mod database;
 mod documents;
 mod keys;
+mod objects;
 mod tenancy;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use arrow::datatypes::{DataType, Schema};
-use va_catalog::store::{Catalog, CatalogError, News};
+use va_catalog::store::{Applied, Catalog, CatalogError, News};
 use va_catalog::{CollectionRef, DocumentId, Version};
 use va_connectors::flow::{FlowError, Problem};
 
@@ -33,11 +33,26 @@ impl NewsBatch {
                     continue;
                 }
             };
-            for (result, (document, version, _)) in results.into_iter().zip(items) {
-                if let Err(error) = result {
-                    metrics::counter!("va_catalog_stale_news_total").increment(1);
-                    tracing::debug!(%collection, %document, %version, %error, "stale news about a document");
+            let mut searchable = Vec::new();
+            for (result, (document, version, news)) in results.into_iter().zip(items) {
+                match (result, news) {
+                    (Ok(Applied::Changed), News::Ready { .. }) => {
+                        searchable.push((*document, *version));
+                    }
+                    (Ok(_), _) => {}
+                    (Err(error), _) => {
+                        metrics::counter!("va_catalog_stale_news_total").increment(1);
+                        tracing::debug!(%collection, %document, %version, %error, "stale news about a document");
+                    }
                 }
+            }
+            // A measurement that fails is no reason to hold documents up.
+            match catalog.version_ages_ms(collection, &searchable).await {
+                Ok(ages) => ages.into_iter().for_each(|age_ms| {
+                    metrics::histogram!("va_document_freshness_seconds")
+                        .record(age_ms.max(0) as f64 / 1000.0);
+                }),
+                Err(error) => tracing::warn!(%collection, %error, "measure freshness"),
             }
         }
         self.by_collection.clear();

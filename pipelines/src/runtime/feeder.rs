@@ -17,7 +17,7 @@ use va_catalog::{CheckpointSpec, Offset, TopicPartition};
 use va_connectors::flow::FlowError;
 use va_connectors::log::{FetchLimit, Log, LogError};
 use va_endpoints::SourcePlan;
-use va_operators::{Counts, Message, Origin};
+use va_operators::{Counts, Message, Origin, RowOrigin};
 
 use super::checkpoint::Ack;
 use super::node::Report;
@@ -241,7 +241,7 @@ impl Running {
         let origin = Origin {
             partition: partition.clone(),
             base,
-            aligned: true,
+            rows: RowOrigin::Aligned,
         };
         self.send(Message::Batch {
             batch,

@@ -36,6 +36,7 @@ struct Inner {
     edges: BTreeMap<(NodeName, NodeName), mpsc::WeakSender<Message>>,
     last_checkpoint_at_ms: Option<i64>,
     last_checkpoint_seconds: f64,
+    violations: u64,
 }
 
 impl Stats {
@@ -90,12 +91,9 @@ impl Stats {
                 .set(ack.counts.held as f64);
         }
         for ((from, to), sender) in &inner.edges {
-            let fill = sender.upgrade().map_or(0.0, |sender| {
-                1.0 - sender.capacity() as f64 / sender.max_capacity().max(1) as f64
-            });
             metrics::gauge!("va_pipeline_queue_fill", "pipeline" => self.pipeline.clone(),
                 "from" => from.to_string(), "to" => to.to_string())
-            .set(fill);
+            .set(fill(sender));
         }
         inner.last_checkpoint_at_ms = Some(now_ms);
         inner.last_checkpoint_seconds = seconds;
@@ -103,6 +101,27 @@ impl Stats {
         metrics::histogram!("va_pipeline_checkpoint_seconds", "pipeline" => self.pipeline.clone())
             .record(seconds);
         self.checkpoints.send_modify(|n| *n += 1);
+    }
+
+    /// Notes a checkpoint at which rows were unaccounted for.
+    pub fn violated(&self) {
+        self.lock().violations += 1;
+        metrics::counter!("va_pipeline_conservation_violations_total", "pipeline" => self.pipeline.clone())
+            .increment(1);
+    }
+
+    /// Checkpoints at which rows were unaccounted for; 0 unless something is wrong.
+    pub fn violations(&self) -> u64 {
+        self.lock().violations
+    }
+
+    /// How full the queue between two nodes is, 0 to 1, by `from → to`.
+    pub fn queues(&self) -> BTreeMap<String, f64> {
+        let inner = self.lock();
+        let edges = inner.edges.iter();
+        edges
+            .map(|((from, to), sender)| (format!("{from} → {to}"), fill(sender)))
+            .collect()
     }
 
     /// Changes with every committed checkpoint.
@@ -126,4 +145,11 @@ impl Stats {
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// 0 for a queue whose nodes have ended.
+fn fill(sender: &mpsc::WeakSender<Message>) -> f64 {
+    sender.upgrade().map_or(0.0, |sender| {
+        1.0 - sender.capacity() as f64 / sender.max_capacity().max(1) as f64
+    })
 }

@@ -75,6 +75,10 @@ pub struct PipelineStatus {
     pub lag: BTreeMap<String, u64>,
     pub lag_rows: u64,
     pub nodes: BTreeMap<NodeName, NodeStats>,
+    /// How full the queue between two nodes is, 0 to 1.
+    pub queues: BTreeMap<String, f64>,
+    /// Checkpoints at which rows were unaccounted for, since the pipeline was started in this process; must stay 0.
+    pub conservation_violations: u64,
     pub last_checkpoint_at_ms: Option<i64>,
     pub last_checkpoint_seconds: Option<f64>,
 }
@@ -248,6 +252,8 @@ impl Runtime {
             lag,
             lag_rows,
             nodes: stats.nodes(),
+            queues: stats.queues(),
+            conservation_violations: stats.violations(),
             last_checkpoint_at_ms: last.map(|(at, _)| at),
             last_checkpoint_seconds: last.map(|(_, seconds)| seconds),
         })

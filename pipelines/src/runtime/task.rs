@@ -380,8 +380,7 @@ impl Coordinator<'_> {
         let setup = self.setup;
         let pipeline = &setup.plan.graph.name;
         if let Err(message) = conservation(&setup.plan, &acks) {
-            metrics::counter!("va_pipeline_conservation_violations_total", "pipeline" => pipeline.to_string())
-                .increment(1);
+            setup.stats.violated();
             return Err(FlowError::fatal("conservation", message));
         }
         let dead_letters = self.dead_letters(&acks)?;

@@ -1,6 +1,7 @@
 //! The command line: `va --help`. Exit code 0, 1 (failed) or 2 (wrong usage); errors on stderr.
 
 mod client;
+mod dlq;
 mod index;
 mod model;
 pub mod pipeline;
@@ -9,6 +10,7 @@ mod search;
 mod sql;
 mod table;
 mod up;
+mod versions;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -63,6 +65,9 @@ enum Command {
     /// Validate, draw, test, run and watch pipelines.
     #[command(subcommand)]
     Pipeline(pipeline::PipelineCommand),
+    /// List, show and retry the rows that a pipeline could not process.
+    #[command(subcommand)]
+    Dlq(dlq::DlqCommand),
     /// List, create, fill and read topics of the log.
     #[command(subcommand)]
     Topic(resources::TopicCommand),
@@ -176,6 +181,7 @@ async fn run(cli: Cli) -> Outcome<()> {
         Command::Collection(command) => resources::collection(&client, command).await,
         Command::Document(command) => resources::document(&client, command).await,
         Command::Pipeline(command) => pipeline::remote(&client, command).await,
+        Command::Dlq(command) => dlq::dlq(&client, command).await,
         Command::Topic(command) => resources::topic(&client, command).await,
         Command::Doctor { json } => resources::doctor(&client, *json).await,
         Command::Up { .. } | Command::Model(_) | Command::ParseWorker { .. } => Ok(()),

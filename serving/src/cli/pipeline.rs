@@ -358,10 +358,18 @@ fn print_status(status: &Value) {
         let took = status["last_checkpoint_seconds"]
             .as_f64()
             .unwrap_or_default();
+        let age = (now_ms() - status["last_checkpoint_at_ms"].as_i64().unwrap_or_default()) / 1000;
         println!(
-            "  last checkpoint  {} UTC, took {took:.3} s",
+            "  last checkpoint  {} UTC ({age} s ago), took {took:.3} s",
             time(&status["last_checkpoint_at_ms"])
         );
+    }
+    if let Some(violations) = status["conservation_violations"].as_u64() {
+        let verdict = match violations {
+            0 => "every row is accounted for".to_owned(),
+            n => format!("VIOLATED at {n} checkpoints"),
+        };
+        println!("  conservation     {verdict}");
     }
     let rows: Vec<Vec<String>> = status["nodes"]
         .as_object()
@@ -380,5 +388,18 @@ fn print_status(status: &Value) {
     if !rows.is_empty() {
         println!();
         print(&["NODE", "IN", "OUT", "FILTERED", "DEAD-LETTERED"], &rows);
+    }
+    let queues: Vec<Vec<String>> = status["queues"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(queue, fill)| {
+            let percent = fill.as_f64().unwrap_or_default() * 100.0;
+            vec![queue.clone(), format!("{percent:.0} %")]
+        })
+        .collect();
+    if !queues.is_empty() {
+        println!();
+        print(&["QUEUE", "FULL"], &queues);
     }
 }

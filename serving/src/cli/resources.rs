@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::client::{Client, Failure, Outcome, encode};
 use super::table::{cell, print, time};
+use super::versions;
 
 /// Collections.
 #[derive(Subcommand)]
@@ -182,11 +183,43 @@ pub enum DocumentCommand {
         #[arg(long, short)]
         collection: String,
     },
-    /// All versions of a document.
+    /// All versions of a document, newest first.
     Versions {
         id: String,
         #[arg(long, short)]
         collection: String,
+        #[arg(long)]
+        json: bool,
+    },
+    /// What changed in the text between two versions.
+    #[command(after_help = "Example: va document diff ID --collection help --from 1 --to 3")]
+    Diff {
+        id: String,
+        #[arg(long, short)]
+        collection: String,
+        /// The older version; the one before `--to` when left out.
+        #[arg(long)]
+        from: Option<u32>,
+        /// The newer version; the one that search shows when left out.
+        #[arg(long)]
+        to: Option<u32>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Go back to an old version: a new version with its content.
+    #[command(after_help = "Example: va document rollback ID --collection help --to 1")]
+    Rollback {
+        id: String,
+        #[arg(long, short)]
+        collection: String,
+        /// The version whose content is wanted.
+        #[arg(long)]
+        to: u32,
+        /// Do not wait until it is searchable.
+        #[arg(long)]
+        no_wait: bool,
+        #[arg(long)]
+        json: bool,
     },
     /// Remove a document from the collection and both indexes.
     Delete {
@@ -248,12 +281,27 @@ pub async fn document(client: &Client, command: &DocumentCommand) -> Outcome<()>
         DocumentCommand::Show { id, collection } => {
             show(client, &format!("{}/{}", base(collection), encode(id))).await
         }
-        DocumentCommand::Versions { id, collection } => {
-            show(
-                client,
-                &format!("{}/{}/versions", base(collection), encode(id)),
-            )
-            .await
+        DocumentCommand::Versions {
+            id,
+            collection,
+            json,
+        } => versions::versions(client, &versions::path(collection, id), *json).await,
+        DocumentCommand::Diff {
+            id,
+            collection,
+            from,
+            to,
+            json,
+        } => versions::diff(client, &versions::path(collection, id), *from, *to, *json).await,
+        DocumentCommand::Rollback {
+            id,
+            collection,
+            to,
+            no_wait,
+            json,
+        } => {
+            let path = versions::path(collection, id);
+            versions::rollback(client, &path, *to, *no_wait, *json).await
         }
         DocumentCommand::Delete { id, collection } => {
             client

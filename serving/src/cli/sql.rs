@@ -10,7 +10,7 @@ use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{CompletionType, Config, Context, Editor, Helper, Highlighter, Hinter};
 use serde_json::json;
 
-use super::client::{Client, Outcome};
+use super::client::{Client, Failure, Outcome};
 use super::table::{cell, print};
 
 /// SQL over the catalog, chunks, topics and `hybrid_search`.
@@ -82,7 +82,7 @@ async fn shell(client: &Client) -> Outcome<()> {
     editor.set_helper(Some(Words {
         words: words(client).await,
     }));
-    let history = dirs_history();
+    let history = history_file();
     if let Some(history) = &history {
         // The first time there is none.
         let _ = editor.load_history(history);
@@ -95,7 +95,16 @@ async fn shell(client: &Client) -> Outcome<()> {
             }
             Ok(line) if line.trim().is_empty() => {}
             Ok(line) => {
-                if let Err(failure) = run(client, line.trim().trim_end_matches(';'), false).await {
+                // At once, so that a session that is killed is remembered too. A shell without memory still works.
+                if let Some(history) = &history {
+                    let _ = editor.append_history(history);
+                }
+                let statement = line.trim().trim_end_matches(';');
+                let done = tokio::select! {
+                    done = run(client, statement, false) => done,
+                    _ = tokio::signal::ctrl_c() => Err(Failure::failed("interrupted")),
+                };
+                if let Err(failure) = done {
                     eprintln!("error: {}", failure.message);
                 }
             }
@@ -104,37 +113,70 @@ async fn shell(client: &Client) -> Outcome<()> {
             Err(error) => return Err(error.into()),
         }
     }
-    if let Some(history) = &history {
-        if let Some(dir) = history.parent() {
-            std::fs::create_dir_all(dir)?;
-        }
-        editor.save_history(history)?;
-    }
     Ok(())
 }
 
-/// `$XDG_STATE_HOME/voiceassistant/sql_history`, or the same under `~/.local/state`.
-fn dirs_history() -> Option<PathBuf> {
+/// `$XDG_STATE_HOME/voiceassistant/sql_history`, or the same under `~/.local/state`; its folder is there. Only its owner
+/// may read the file: statements hold what somebody looked for.
+fn history_file() -> Option<PathBuf> {
     let state = std::env::var_os("XDG_STATE_HOME")
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")))?;
-    Some(state.join("voiceassistant").join("sql_history"))
+    let dir = state.join("voiceassistant");
+    std::fs::create_dir_all(&dir).ok()?;
+    Some(dir.join("sql_history"))
 }
+
+const KEYWORDS: &[&str] = &[
+    "AND",
+    "AS",
+    "ASC",
+    "AVG(",
+    "BETWEEN",
+    "CASE",
+    "CAST(",
+    "COUNT(*)",
+    "DESC",
+    "DESCRIBE",
+    "DISTINCT",
+    "ELSE",
+    "END",
+    "EXPLAIN",
+    "FROM",
+    "GROUP BY",
+    "HAVING",
+    "ILIKE",
+    "IN",
+    "INNER JOIN",
+    "IS NOT NULL",
+    "IS NULL",
+    "JOIN",
+    "LEFT JOIN",
+    "LIKE",
+    "LIMIT",
+    "MAX(",
+    "MIN(",
+    "NOT",
+    "NULL",
+    "OFFSET",
+    "ON",
+    "OR",
+    "ORDER BY",
+    "SELECT",
+    "SHOW TABLES",
+    "SUM(",
+    "THEN",
+    "UNION ALL",
+    "USING",
+    "WHEN",
+    "WHERE",
+    "WITH",
+    "hybrid_search(",
+];
 
 /// Keywords, tables and columns, for completion.
 async fn words(client: &Client) -> Vec<String> {
-    let mut words: Vec<String> = [
-        "SELECT",
-        "FROM",
-        "WHERE",
-        "GROUP BY",
-        "ORDER BY",
-        "LIMIT",
-        "hybrid_search(",
-        "COUNT(*)",
-    ]
-    .map(ToOwned::to_owned)
-    .to_vec();
+    let mut words: Vec<String> = KEYWORDS.iter().map(|word| (*word).to_owned()).collect();
     let query = "SELECT table_schema, table_name, column_name FROM information_schema.columns \
                  WHERE table_schema <> 'information_schema'";
     // Completion is a comfort; a shell without it still works.
@@ -180,9 +222,11 @@ impl Completer for Words {
         at: usize,
         _: &Context<'_>,
     ) -> rustyline::Result<(usize, Vec<Pair>)> {
+        // White space may be wide, more than one byte.
         let start = line[..at]
-            .rfind(|c: char| c.is_whitespace() || "(,".contains(c))
-            .map_or(0, |i| i + 1);
+            .char_indices()
+            .rfind(|(_, c)| c.is_whitespace() || "(,=<>+-*/".contains(*c))
+            .map_or(0, |(i, c)| i + c.len_utf8());
         let begun = line[start..at].to_lowercase();
         let found = self
             .words

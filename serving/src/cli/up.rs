@@ -52,6 +52,8 @@ pub async fn boot(settings: Settings, pg_listen: Option<SocketAddr>) -> Result<B
             message: error.to_string(),
         }
     };
+    // First, so that what is counted during the start is counted.
+    let metrics = telemetry::init_metrics();
     let listen = settings.listen;
     let platform = Platform::open(settings).await?;
     let bind = |address: SocketAddr| async move {
@@ -78,7 +80,7 @@ pub async fn boot(settings: Settings, pg_listen: Option<SocketAddr>) -> Result<B
     let app = App {
         platform: platform.clone(),
         sql: sql.clone(),
-        metrics: telemetry::init_metrics(),
+        metrics,
     };
     let mut listeners = vec![tokio::spawn(async move {
         if let Err(error) = serve(app, listener).await {

@@ -2,6 +2,7 @@
 
 mod auth;
 mod collections;
+mod dead_letters;
 mod documents;
 mod operations;
 mod pipelines;
@@ -9,6 +10,7 @@ mod problem;
 mod search;
 mod sql;
 mod topics;
+mod versions;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -46,12 +48,19 @@ pub const API_ROUTES: &[&str] = &[
     "/api/v1/collections/{collection}/documents/check",
     "/api/v1/collections/{collection}/documents/{id}",
     "/api/v1/collections/{collection}/documents/{id}/versions",
+    "/api/v1/collections/{collection}/documents/{id}/versions/{version}",
+    "/api/v1/collections/{collection}/documents/{id}/versions/{version}/content",
+    "/api/v1/collections/{collection}/documents/{id}/diff",
+    "/api/v1/collections/{collection}/documents/{id}/rollback",
     "/api/v1/retrieval/hybrid_search",
     "/api/v1/pipelines",
     "/api/v1/pipelines/{pipeline}",
     "/api/v1/pipelines/{pipeline}/start",
     "/api/v1/pipelines/{pipeline}/stop",
     "/api/v1/pipelines/{pipeline}/tap",
+    "/api/v1/pipelines/{pipeline}/dlq",
+    "/api/v1/pipelines/{pipeline}/dlq/retry",
+    "/api/v1/pipelines/{pipeline}/dlq/{id}",
     "/api/v1/topics",
     "/api/v1/topics/{topic}",
     "/api/v1/topics/{topic}/records",
@@ -105,6 +114,8 @@ pub fn router(app: App) -> Router {
         .route("/api/v1/pipelines/{pipeline}/start", post(pipelines::start))
         .route("/api/v1/pipelines/{pipeline}/stop", post(pipelines::stop))
         .route("/api/v1/pipelines/{pipeline}/tap", get(pipelines::tap))
+        .merge(dead_letters::routes())
+        .merge(versions::routes())
         .route("/api/v1/topics", get(topics::list).post(topics::create))
         .route(
             "/api/v1/topics/{topic}",

@@ -9,6 +9,7 @@ use va_models::ModelState;
 use va_pipelines::runtime::PipelineState;
 
 use super::{App, Problem};
+use crate::platform::now_ms;
 
 /// The OpenAPI 3.1 document.
 pub const OPENAPI: &str = include_str!("openapi.json");
@@ -45,6 +46,10 @@ pub async fn metrics(State(app): State<App>) -> Response {
     // Lag is measured when somebody asks.
     for name in app.platform.runtime.names() {
         let _ = app.platform.runtime.status(&name).await;
+    }
+    if let Ok(oldest) = app.platform.catalog.oldest_pending_all_tenants().await {
+        let age_ms = oldest.map_or(0, |oldest| now_ms() - oldest);
+        metrics::gauge!("va_document_oldest_pending_seconds").set(age_ms.max(0) as f64 / 1000.0);
     }
     let text = app
         .metrics

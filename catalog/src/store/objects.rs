@@ -1,0 +1,77 @@
+//! Which stored objects document versions need, and how long versions take.
+
+use std::collections::BTreeSet;
+
+use sqlx::Row;
+
+use super::database::Catalog;
+use super::documents::{IDS_PER_QUERY, parameters};
+use super::error::CatalogError;
+use crate::ids::{CollectionRef, ContentHash, DocumentId, Version};
+
+impl Catalog {
+    /// Those of the objects that a version of some tenant refers to. A version that is gone needs nothing; one that is
+    /// older, failed or being removed still does: it can be read, taken back, tried again, or is still under way.
+    pub async fn objects_in_use_all_tenants(
+        &self,
+        objects: &[ContentHash],
+    ) -> Result<BTreeSet<ContentHash>, CatalogError> {
+        let mut used = BTreeSet::new();
+        for part in objects.chunks(IDS_PER_QUERY) {
+            let statement = format!(
+                "SELECT DISTINCT content_hash FROM document_versions WHERE state <> 'DELETED' AND content_hash IN ({})",
+                parameters(1, part.len())
+            );
+            let mut query = sqlx::query(&statement);
+            for hash in part {
+                query = query.bind(hash.as_str());
+            }
+            for row in query.fetch_all(&self.read).await? {
+                used.insert(ContentHash::new(row.try_get::<String, _>("content_hash")?)?);
+            }
+        }
+        Ok(used)
+    }
+
+    /// How long each of the versions took from when it was begun to its last change of state, in milliseconds, in any
+    /// order; versions that are not there are left out.
+    pub async fn version_ages_ms(
+        &self,
+        collection: &CollectionRef,
+        versions: &[(DocumentId, Version)],
+    ) -> Result<Vec<i64>, CatalogError> {
+        let mut ages = Vec::with_capacity(versions.len());
+        for part in versions.chunks(IDS_PER_QUERY) {
+            let pairs: Vec<String> = (0..part.len())
+                .map(|i| format!("({})", parameters(3 + 2 * i, 2)))
+                .collect();
+            let statement = format!(
+                "SELECT updated_at - created_at AS age FROM document_versions \
+                 WHERE tenant_id = $1 AND collection = $2 AND (document_id, version) IN (VALUES {})",
+                pairs.join(", ")
+            );
+            let mut query = sqlx::query(&statement)
+                .bind(collection.tenant.as_str())
+                .bind(collection.collection.as_str());
+            for (id, version) in part {
+                query = query.bind(id.to_string()).bind(i64::from(version.0));
+            }
+            for row in query.fetch_all(&self.read).await? {
+                ages.push(row.try_get("age")?);
+            }
+        }
+        Ok(ages)
+    }
+
+    /// When the oldest version was begun that waits to become searchable, UTC milliseconds.
+    pub async fn oldest_pending_all_tenants(&self) -> Result<Option<i64>, CatalogError> {
+        // The first condition is, word for word, that of the index.
+        let row = sqlx::query(
+            "SELECT MIN(created_at) AS oldest FROM document_versions \
+             WHERE state IN ('UPLOADING', 'PROCESSING', 'DELETING') AND state <> 'DELETING'",
+        )
+        .fetch_one(&self.read)
+        .await?;
+        Ok(row.try_get("oldest")?)
+    }
+}
