@@ -12,9 +12,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use va_catalog::store::DocumentState;
 use va_catalog::{ContentHash, DocumentId, Version};
 
@@ -152,7 +154,18 @@ struct Run<'a> {
 }
 
 /// Makes the collection hold what the scan found. The outcome is in `tally`, as far as it came.
-pub async fn sync(
+pub fn sync<'a>(
+    documents: &'a dyn Documents,
+    scan: Scan,
+    wishes: &'a Wishes,
+    progress: &'a dyn Progress,
+    tally: &'a Tally,
+) -> BoxFuture<'a, Result<(), SyncError>> {
+    // Boxed: the compiler cannot prove of the nested streams themselves that they may be sent to another thread.
+    sync_all(documents, scan, wishes, progress, tally).boxed()
+}
+
+async fn sync_all(
     documents: &dyn Documents,
     mut scan: Scan,
     wishes: &Wishes,
@@ -322,7 +335,7 @@ impl<'a> Run<'a> {
             lots.push(files.by_ref().take(COMPARE_FILES).collect::<Vec<_>>());
         }
         let mut compared = futures::stream::iter(lots)
-            .map(|lot| self.compare_lot(lot))
+            .map(|lot| self.compare_lot(lot).boxed())
             .buffered(COMPARES);
         while let Some(lot) = compared.next().await {
             let (fresh, pending) = lot?;
@@ -421,16 +434,10 @@ impl<'a> Run<'a> {
         &self,
         queued: mpsc::Receiver<Fresh>,
     ) -> Result<Vec<(ContentHash, String)>, SyncError> {
-        let batches = futures::stream::unfold(queued, |mut queued| async move {
-            let mut batch = Vec::with_capacity(FILES_MAX);
-            let count = queued.recv_many(&mut batch, FILES_MAX).await;
-            (count > 0).then_some((batch, queued))
-        });
-        let mut handed = Box::pin(
-            batches
-                .map(|batch| self.hand_over(batch))
-                .buffer_unordered(HAND_OVERS),
-        );
+        let batches = ReceiverStream::new(queued).ready_chunks(FILES_MAX);
+        let mut handed = batches
+            .map(|batch| self.hand_over(batch).boxed())
+            .buffer_unordered(HAND_OVERS);
         let mut new = Vec::new();
         while let Some(batch) = handed.next().await {
             new.extend(batch?);
