@@ -20,6 +20,8 @@ mod examples;
 mod help_corpus;
 #[path = "platform/http.rs"]
 mod http;
+#[path = "platform/incremental.rs"]
+mod incremental;
 #[path = "platform/pipelines.rs"]
 mod pipelines;
 #[path = "platform/server.rs"]
@@ -30,7 +32,7 @@ mod sql_shell;
 mod uploads;
 #[path = "platform/validate.rs"]
 mod validate;
-#[path = "platform/versions_at_once.rs"]
-mod versions_at_once;
 #[path = "platform/versions.rs"]
 mod versions;
+#[path = "platform/versions_at_once.rs"]
+mod versions_at_once;

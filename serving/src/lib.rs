@@ -6,6 +6,7 @@
 pub mod cli;
 pub mod dead_letters;
 pub mod disk;
+pub mod folder;
 pub mod http;
 pub mod ingest;
 pub mod platform;

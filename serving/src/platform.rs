@@ -55,6 +55,8 @@ pub struct Platform {
     pub started_at_ms: i64,
     /// Held while dead letters are retried: one retry at a time.
     pub(crate) retrying: tokio::sync::Mutex<()>,
+    /// How the folders of the settings stand.
+    pub folders: crate::folder::served::Folders,
     shutdown: CancellationToken,
     /// Held as long as the platform lives; the operating system lets go of it when the process dies.
     _lock: File,
@@ -193,6 +195,7 @@ impl Platform {
             admin_key,
             started_at_ms: now_ms(),
             retrying: tokio::sync::Mutex::default(),
+            folders: crate::folder::served::Folders::default(),
             shutdown: CancellationToken::new(),
             _lock: lock,
         }))
