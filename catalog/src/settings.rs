@@ -83,6 +83,11 @@ pub struct DocumentSettings {
     #[serde(deserialize_with = "positive_u64")]
     #[schemars(range(min = 1))]
     pub sweep_interval_ms: u64,
+    /// How many of a document's newest versions keep their content; of an older one that is superseded or failed only
+    /// what was recorded stays, so it cannot be taken back.
+    #[serde(deserialize_with = "positive_u32")]
+    #[schemars(range(min = 1))]
+    pub versions_max: u32,
 }
 
 /// What is refused for being too large.
@@ -229,6 +234,7 @@ impl Default for DocumentSettings {
     fn default() -> Self {
         Self {
             sweep_interval_ms: 60_000,
+            versions_max: 20,
         }
     }
 }

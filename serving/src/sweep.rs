@@ -3,7 +3,7 @@
 //! This is the compensation of every way that leaves an object behind: an upload whose catalog step failed or whose
 //! process died, a document or a collection that was removed. One rule covers them all, so no path has to remember to
 //! clean up: an object stays as long as any version, of any tenant, that is not DELETED has its hash. Older and failed
-//! versions count, for rollback, diff and retry.
+//! versions count, for rollback, diff and retry, up to `documents.versions_max` of a document.
 //!
 //! An object goes in two looks. The first finds that nothing refers to it and notes where `document.uploaded` ends; the
 //! second, when the `index` pipeline has committed everything up to there, asks again and removes. So no event under
@@ -79,6 +79,7 @@ struct Unused {
 impl Sweep {
     /// One look, the second or the first; returns how many objects were removed.
     async fn step(&mut self, platform: &Platform) -> Result<u64, SweepError> {
+        let versions_max = platform.settings.documents.versions_max;
         let mut removed = 0;
         if let Some(unused) = &self.unused {
             if !are_indexed(platform, &unused.events).await? {
@@ -88,7 +89,7 @@ impl Sweep {
                 let used = async {
                     let used = platform
                         .catalog
-                        .objects_in_use_all_tenants(std::slice::from_ref(hash))
+                        .objects_in_use_all_tenants(std::slice::from_ref(hash), versions_max)
                         .await?;
                     Ok::<_, SweepError>(!used.is_empty())
                 };
@@ -115,7 +116,7 @@ impl Sweep {
         }
         let used = platform
             .catalog
-            .objects_in_use_all_tenants(&objects)
+            .objects_in_use_all_tenants(&objects, platform.settings.documents.versions_max)
             .await?;
         objects.retain(|hash| !used.contains(hash));
         if objects.is_empty() {

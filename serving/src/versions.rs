@@ -36,8 +36,10 @@ pub enum VersionError {
         "version {0} is the first, so there is none before it to compare it with: name the other one"
     )]
     First(Version),
-    #[error("the content of version {0} is not stored any more")]
-    Gone(Version),
+    #[error(
+        "the content of version {version} is not stored any more: of a document the newest {versions_max} versions are kept (`documents.versions_max`)"
+    )]
+    Gone { version: Version, versions_max: u32 },
     #[error("version {version} cannot be read as text: {reason}")]
     Unreadable { version: Version, reason: String },
     #[error(transparent)]
@@ -104,7 +106,10 @@ pub async fn content(platform: &Platform, version: &VersionInfo) -> Result<Bytes
         .get(&version.content_hash)
         .await
         .map_err(|error| match error {
-            ObjectError::NotFound(_) => VersionError::Gone(version.version),
+            ObjectError::NotFound(_) => VersionError::Gone {
+                version: version.version,
+                versions_max: platform.settings.documents.versions_max,
+            },
             other => VersionError::Objects(other),
         })
 }

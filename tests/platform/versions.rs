@@ -180,7 +180,8 @@ fn of_quick_versions_exactly_the_newest_is_found() {
 /// A server that looks for unneeded objects all the time.
 fn sweeping(dir: &TempDir) -> Server {
     let config = dir.path().join("va.yaml");
-    std::fs::write(&config, "documents: {sweep_interval_ms: 5}\n").unwrap();
+    let settings = "documents: {sweep_interval_ms: 5, versions_max: 3}\n";
+    std::fs::write(&config, settings).unwrap();
     Server::start_with(
         &dir.path().join("data"),
         &["--config", config.to_str().unwrap()],
@@ -262,6 +263,52 @@ fn content_is_kept_as_long_as_a_version_needs_it() {
     let again = server.upload("a", "three.txt", "shared words".into());
     assert_eq!(again["state"], json!("READY"));
     until_objects(&server, &["shared words"]);
+}
+
+#[test]
+fn of_many_versions_the_newest_keep_their_content() {
+    let Some(()) = need_model() else { return };
+    let dir = tempdir().unwrap();
+    let server = sweeping(&dir);
+    server.create_collection("a");
+    let mut id = String::new();
+    for word in ["one", "two", "three", "four", "five"] {
+        let reply = server.upload("a", "words.txt", format!("the word {word}").into());
+        id = reply["id"].as_str().unwrap().to_owned();
+    }
+    until_objects(
+        &server,
+        &["the word five", "the word four", "the word three"],
+    );
+    let base = format!("/api/v1/collections/a/documents/{id}");
+    let version = |n: u32| good(server.get(&format!("{base}/versions/{n}")));
+    assert_eq!(
+        (&version(2)["content_stored"], &version(3)["content_stored"]),
+        (&json!(false), &json!(true))
+    );
+    for request in [
+        server
+            .post(&format!("{base}/rollback"))
+            .json(&json!({"version": 2})),
+        server.get(&format!("{base}/diff?from=2")),
+        server.get(&format!("{base}/versions/2/content")),
+    ] {
+        let (status, reply) = problem(request);
+        assert_eq!((status, &reply["code"]), (410, &json!("gone")), "{reply}");
+        assert!(
+            reply["detail"]
+                .as_str()
+                .unwrap()
+                .contains("newest 3 versions"),
+            "{reply}"
+        );
+    }
+    let back = server.post(&format!("{base}/rollback?wait=ready"));
+    let back = good(back.json(&json!({"version": 3})));
+    assert_eq!(
+        (&back["version"], &back["state"]),
+        (&json!(6), &json!("READY"))
+    );
 }
 
 /// Uploads and removals of one content while the sweep runs all the time: no version loses its content.

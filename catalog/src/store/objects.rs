@@ -11,18 +11,24 @@ use crate::ids::{CollectionRef, ContentHash, DocumentId, Version};
 
 impl Catalog {
     /// Those of the objects that a version of some tenant refers to. A version that is gone needs nothing; one that is
-    /// older, failed or being removed still does: it can be read, taken back, tried again, or is still under way.
+    /// older, failed or being removed still does: it can be read, taken back, tried again, or is still under way. But
+    /// of superseded and failed versions only those among a document's newest `versions_max` count.
     pub async fn objects_in_use_all_tenants(
         &self,
         objects: &[ContentHash],
+        versions_max: u32,
     ) -> Result<BTreeSet<ContentHash>, CatalogError> {
         let mut used = BTreeSet::new();
         for part in objects.chunks(IDS_PER_QUERY) {
             let statement = format!(
-                "SELECT DISTINCT content_hash FROM document_versions WHERE state <> 'DELETED' AND content_hash IN ({})",
-                parameters(1, part.len())
+                "SELECT DISTINCT v.content_hash FROM document_versions v \
+                 JOIN documents d ON d.tenant_id = v.tenant_id AND d.collection = v.collection AND d.id = v.document_id \
+                 WHERE v.state <> 'DELETED' \
+                   AND NOT (v.state IN ('SUPERSEDED', 'FAILED') AND v.version <= d.latest_version - $1) \
+                   AND v.content_hash IN ({})",
+                parameters(2, part.len())
             );
-            let mut query = sqlx::query(&statement);
+            let mut query = sqlx::query(&statement).bind(i64::from(versions_max));
             for hash in part {
                 query = query.bind(hash.as_str());
             }

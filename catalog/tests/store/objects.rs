@@ -14,7 +14,7 @@ async fn objects_are_needed_until_their_last_version_is_gone() {
     let all = [hash("one"), hash("two"), hash("nobody's")];
     let used = async || {
         catalog
-            .objects_in_use_all_tenants(&all)
+            .objects_in_use_all_tenants(&all, 20)
             .await
             .expect("hashes")
     };
@@ -54,10 +54,23 @@ async fn objects_are_needed_until_their_last_version_is_gone() {
         .expect("applied");
     let both = BTreeSet::from([hash("one"), hash("two")]);
     assert_eq!(used().await, both);
+    let newest = catalog.objects_in_use_all_tenants(&all, 1).await;
+    // The one that search shows is kept, however old.
+    assert_eq!(newest.expect("hashes"), both);
+    let a3 = begin(&help, "a", "nobody's").await;
+    catalog
+        .set_ready(&help, a3.id, a3.version, None, 1)
+        .await
+        .expect("applied");
+    let newest = catalog.objects_in_use_all_tenants(&all, 1).await;
+    let elsewhere = BTreeSet::from([hash("one"), hash("nobody's")]);
+    assert_eq!(newest.expect("hashes"), elsewhere);
+    let both = BTreeSet::from(all.clone());
+    assert_eq!(used().await, both);
     catalog.delete_document(&help, a.id).await.expect("marked");
     assert_eq!(used().await, both, "its removal is under way");
     catalog
-        .set_deleted(&help, a.id, a2.version)
+        .set_deleted(&help, a.id, a3.version)
         .await
         .expect("applied");
     assert_eq!(used().await, BTreeSet::from([hash("one")]));

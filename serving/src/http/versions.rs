@@ -56,6 +56,9 @@ async fn get(
     item["id"] = json!(id);
     item["name"] = json!(document.name);
     item["uri"] = json!(document.uri);
+    // Of an old version only what was recorded may be left.
+    let stored = app.platform.objects.exists(&found.content_hash).await;
+    item["content_stored"] = json!(stored.map_err(VersionError::Objects)?);
     Ok(Json(item))
 }
 
@@ -223,7 +226,7 @@ impl From<VersionError> for Problem {
             VersionError::Only | VersionError::First(_) => {
                 Self::new(StatusCode::CONFLICT, "conflict", error.to_string())
             }
-            VersionError::Gone(_) => Self::new(StatusCode::GONE, "gone", error.to_string()),
+            VersionError::Gone { .. } => Self::new(StatusCode::GONE, "gone", error.to_string()),
             VersionError::Unreadable { .. } => Self::unprocessable("unreadable", error.to_string()),
             VersionError::Catalog(error) => error.into(),
             VersionError::Ingest(error) => error.into(),
