@@ -163,11 +163,15 @@ impl Catalog {
         let now = self.now_ms();
         let last_used_at: Option<i64> = row.try_get("last_used_at")?;
         if last_used_at.is_none_or(|at| at + LAST_USED_STEP_MS <= now) {
-            sqlx::query("UPDATE api_keys SET last_used_at = $2 WHERE id = $1")
+            let noted = sqlx::query("UPDATE api_keys SET last_used_at = $2 WHERE id = $1")
                 .bind(principal.key_id.as_str())
                 .bind(now)
                 .execute(&self.write)
-                .await?;
+                .await;
+            // On a full disk, people must still be able to search and to see what is wrong.
+            if let Err(error) = noted {
+                tracing::warn!(%error, "note when a key was used");
+            }
         }
         Ok(Some(principal))
     }
