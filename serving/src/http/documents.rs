@@ -21,7 +21,7 @@ use super::{App, Problem};
 use crate::ingest::{self, NewDocument, outcome_word};
 
 /// What is read of a body that was refused, so that the sender comes to read the reply.
-const DRAIN_BYTES_MAX: usize = 64 << 20;
+const DRAIN_BYTES_MAX: usize = 256 << 20;
 const DRAIN_WAIT: Duration = Duration::from_secs(5);
 
 /// How long `wait=ready` waits; the document goes on being indexed after it.
@@ -175,7 +175,10 @@ pub async fn upload(
         })?,
         None => BTreeMap::new(),
     };
-    refuse_announced_size(&app, &request)?;
+    if let Err(refused) = refuse_announced_size(&app, &request) {
+        drain(stream_of(request.into_body())).await;
+        return Err(refused);
+    }
     let wait = upload.wait == Some(Wait::Ready);
     let begun = if is_multipart(&request) {
         multipart(&app, &collection, upload, metadata, request).await?
