@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
@@ -28,6 +29,7 @@ pub struct Settings {
     pub log: LogSettings,
     pub limits: LimitSettings,
     pub models: ModelSettings,
+    pub parse: ParseSettings,
     pub search: SearchSettings,
     pub telemetry: TelemetrySettings,
 }
@@ -70,6 +72,26 @@ pub struct LimitSettings {
 pub struct ModelSettings {
     /// Directory of the model files; without it, one in the user's cache that all data directories share.
     pub dir: Option<PathBuf>,
+}
+
+/// What parsing one document may cost. A document that goes over a limit fails with the reason; others go on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ParseSettings {
+    /// The longest time for one document, in milliseconds.
+    #[serde(deserialize_with = "positive_u64")]
+    #[schemars(range(min = 1))]
+    pub timeout_ms: u64,
+    /// The most memory that one parser process may allocate, in bytes.
+    #[serde(deserialize_with = "positive_u64")]
+    #[schemars(range(min = 1))]
+    pub memory_bytes_max: u64,
+    /// The longest text of one document, in bytes of UTF-8: it is cut into chunks and embedded as a whole.
+    #[serde(deserialize_with = "positive_u64")]
+    #[schemars(range(min = 1))]
+    pub text_bytes_max: u64,
+    /// The most parser processes at once; without it, one a processor.
+    pub workers: Option<NonZeroU32>,
 }
 
 /// Search.
@@ -146,6 +168,7 @@ impl Default for Settings {
             log: LogSettings::default(),
             limits: LimitSettings::default(),
             models: ModelSettings::default(),
+            parse: ParseSettings::default(),
             search: SearchSettings::default(),
             telemetry: TelemetrySettings::default(),
         }
@@ -165,6 +188,17 @@ impl Default for LimitSettings {
     fn default() -> Self {
         Self {
             upload_bytes_max: 100 * 1024 * 1024,
+        }
+    }
+}
+
+impl Default for ParseSettings {
+    fn default() -> Self {
+        Self {
+            timeout_ms: 60_000,
+            memory_bytes_max: 1 << 30,
+            text_bytes_max: 16 << 20,
+            workers: None,
         }
     }
 }

@@ -20,12 +20,14 @@ use va_connectors::flow::{Description, FlowError, Names, Problem};
 use va_connectors::log::{GroupId, Log, StateKey};
 use va_connectors::objects::Objects;
 use va_models::Embedders;
+use va_parse_worker::Parser;
 
 /// What operators are built with: the outside systems that they may use.
 #[derive(Clone)]
 pub struct Resources {
     pub objects: Objects,
     pub embedders: Arc<Embedders>,
+    pub parser: Arc<dyn Parser>,
 }
 
 /// The declared half of an operator: its options, as users write them.

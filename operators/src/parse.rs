@@ -1,13 +1,15 @@
 //! `parse`: document bytes to text with structure.
 //!
 //! Takes `document.uploaded` events, reads the bytes from the object store by content hash and emits one
-//! `parsed_schema` row a document. The formats and encodings themselves are `va-parse`'s business. A document that
-//! cannot be parsed goes to the dead-letter topic with the reason.
+//! `parsed_schema` row a document. The formats and encodings themselves are `va-parse`'s business, and limits of time and
+//! memory the parser's that it is given (`va-parse-worker`). A document that cannot be parsed goes to the dead-letter
+//! topic with the reason.
+
+use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch, StructArray};
 use arrow::datatypes::{SchemaRef, UInt32Type};
 use async_trait::async_trait;
-use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use va_catalog::ContentHash;
@@ -15,7 +17,8 @@ use va_catalog::chunk::{column, strings};
 use va_catalog::event::{DOCUMENT_DELETED, document_uploaded_schema, parsed_schema};
 use va_connectors::flow::{FlowError, Names, Problem};
 use va_connectors::objects::{ObjectError, Objects};
-use va_parse::{Input, Limits};
+use va_parse::{Document, Limits};
+use va_parse_worker::{Parser, Source};
 
 use crate::operator::{Cx, Operator, OperatorSpec, Resources};
 use crate::parsed::{ParsedRow, to_batch};
@@ -26,13 +29,10 @@ use crate::shape::expect_columns;
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ParseSpec {
-    /// Longest text kept of one document, in bytes; a document with more goes to the dead-letter topic.
-    #[serde(default = "default_text_bytes_max")]
-    pub text_bytes_max: usize,
-}
-
-fn default_text_bytes_max() -> usize {
-    Limits::default().text_bytes_max
+    /// Longest text kept of one document, in bytes; a document with more goes to the dead-letter topic. Without it,
+    /// `parse.text_bytes_max` of the configuration holds.
+    #[serde(default)]
+    pub text_bytes_max: Option<usize>,
 }
 
 impl OperatorSpec for ParseSpec {
@@ -49,12 +49,14 @@ impl OperatorSpec for ParseSpec {
         _inputs: &[SchemaRef],
         resources: &Resources,
     ) -> Result<Box<dyn Operator>, FlowError> {
+        let usual = resources.parser.limits();
         let limits = Limits {
-            text_bytes_max: self.text_bytes_max,
-            ..Limits::default()
+            text_bytes_max: self.text_bytes_max.unwrap_or(usual.text_bytes_max),
+            ..usual
         };
         Ok(Box::new(ParseTask {
             objects: resources.objects.clone(),
+            parser: resources.parser.clone(),
             limits,
         }))
     }
@@ -62,15 +64,8 @@ impl OperatorSpec for ParseSpec {
 
 struct ParseTask {
     objects: Objects,
+    parser: Arc<dyn Parser>,
     limits: Limits,
-}
-
-/// An event, and what its bytes are to become.
-struct Job {
-    row: usize,
-    parsed: ParsedRow,
-    content_type: Option<String>,
-    bytes: bytes::Bytes,
 }
 
 #[async_trait]
@@ -82,7 +77,8 @@ impl Operator for ParseTask {
         cx: &mut Cx,
     ) -> Result<(), FlowError> {
         let mut rows: Vec<(usize, ParsedRow)> = Vec::with_capacity(batch.num_rows());
-        let mut jobs = Vec::with_capacity(batch.num_rows());
+        let mut events = Vec::with_capacity(batch.num_rows());
+        let mut sources = Vec::with_capacity(batch.num_rows());
         for row in 0..batch.num_rows() {
             let event = Event::of(&batch, row)?;
             if event.event_type == DOCUMENT_DELETED {
@@ -104,12 +100,12 @@ impl Operator for ParseTask {
             };
             match bytes {
                 Ok(bytes) => {
-                    jobs.push(Job {
-                        row,
-                        parsed: event.parsed,
+                    sources.push(Source {
+                        name: event.parsed.name.clone(),
                         content_type: event.content_type,
                         bytes,
                     });
+                    events.push((row, event.parsed));
                 }
                 Err(error @ ObjectError::NotFound(_)) => {
                     cx.dead_letter(&batch, row, error.to_string())
@@ -118,18 +114,15 @@ impl Operator for ParseTask {
             }
         }
 
-        let limits = self.limits.clone();
-        let done = tokio::task::spawn_blocking(move || {
-            jobs.into_par_iter()
-                .map(|job| (job.row, parse_one(job, &limits)))
-                .collect::<Vec<_>>()
-        })
-        .await
-        .map_err(|error| FlowError::fatal("parse", error))?;
-        for (row, result) in done {
-            match result {
-                Ok(parsed) => rows.push((row, parsed)),
-                Err(reason) => cx.dead_letter(&batch, row, reason),
+        let parsed = self
+            .parser
+            .parse(sources, &self.limits)
+            .await
+            .map_err(|error| FlowError::retriable("parse", error))?;
+        for ((row, event), outcome) in events.into_iter().zip(parsed) {
+            match outcome {
+                Ok(document) => rows.push((row, parsed_row(event, document))),
+                Err(failure) => cx.dead_letter(&batch, row, failure.to_string()),
             }
         }
         rows.sort_unstable_by_key(|(row, _)| *row);
@@ -139,20 +132,14 @@ impl Operator for ParseTask {
     }
 }
 
-fn parse_one(job: Job, limits: &Limits) -> Result<ParsedRow, String> {
-    let input = Input {
-        name: &job.parsed.name,
-        content_type: job.content_type.as_deref(),
-        bytes: &job.bytes,
-    };
-    let document = va_parse::parse(&input, limits).map_err(|error| error.to_string())?;
+fn parsed_row(event: ParsedRow, document: Document) -> ParsedRow {
     for warning in &document.warnings {
-        tracing::info!(document = %job.parsed.document_id, name = %job.parsed.name, warning, "parsed with a warning");
+        tracing::info!(document = %event.document_id, name = %event.name, warning, "parsed with a warning");
     }
     let format = serde_json::to_value(document.format)
         .ok()
         .and_then(|v| v.as_str().map(str::to_owned));
-    Ok(ParsedRow {
+    ParsedRow {
         op: "upsert".into(),
         format,
         encoding: document.encoding,
@@ -160,8 +147,8 @@ fn parse_one(job: Job, limits: &Limits) -> Result<ParsedRow, String> {
         pages: document.pages,
         text: document.text,
         blocks: document.blocks,
-        ..job.parsed
-    })
+        ..event
+    }
 }
 
 struct Event {

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arrow::datatypes::SchemaRef;
 use tokio_util::sync::CancellationToken;
-use va_catalog::settings::{Durability, Settings};
+use va_catalog::settings::{Durability, ParseSettings, Settings};
 use va_catalog::store::{
     Catalog, DesiredState, Page, Retention, Topic, WireFormat, built_in_topics,
 };
@@ -22,13 +22,16 @@ use va_connectors::log::{Log, TopicConfig};
 use va_connectors::objects::Objects;
 use va_fulltext::{TantivyIndex, TextIndex};
 use va_models::{Embedders, ModelStore};
+use va_parse_worker::{PoolOptions, WorkerPool};
 use va_pipelines::plan::{BuiltinNames, ChainedNames};
 use va_pipelines::{Diagnostics, Plan, Runtime, RuntimeConfig};
 use va_vector::{LanceStore, VectorStore};
 
 /// How long an unused model stays in memory.
 const MODEL_IDLE: Duration = Duration::from_secs(600);
-/// How often idle models and expired rows are looked for.
+/// How long a parser process without work is kept.
+const PARSER_IDLE: Duration = Duration::from_secs(60);
+/// How often idle models and processes, and expired rows, are looked for.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Every open part of the platform.
@@ -42,6 +45,7 @@ pub struct Platform {
     pub vectors: Arc<dyn VectorStore>,
     pub texts: Arc<dyn TextIndex>,
     pub embedders: Arc<Embedders>,
+    pub parser: Arc<WorkerPool>,
     pub runtime: Runtime,
     pub admin_key: PathBuf,
     pub started_at_ms: i64,
@@ -137,12 +141,15 @@ impl Platform {
         )
         .map_err(part("model store"))?;
         let embedders = Arc::new(Embedders::new(models));
+        let parser =
+            Arc::new(WorkerPool::new(pool_options(&settings.parse)).map_err(part("parser"))?);
 
         let runtime = Runtime::new(RuntimeConfig {
             log: log.clone(),
             operators: va_operators::Resources {
                 objects: objects.clone(),
                 embedders: embedders.clone(),
+                parser: parser.clone(),
             },
             endpoints: va_endpoints::Resources {
                 log: log.clone(),
@@ -162,6 +169,7 @@ impl Platform {
             vectors,
             texts,
             embedders,
+            parser,
             runtime,
             admin_key,
             started_at_ms: now_ms(),
@@ -275,6 +283,7 @@ impl Platform {
     pub async fn stop(&self) {
         self.shutdown.cancel();
         self.runtime.shutdown().await;
+        self.parser.end_idle(Duration::ZERO);
         if let Err(error) = self.log.close().await {
             tracing::error!(%error, "the log did not close");
         }
@@ -332,7 +341,22 @@ fn lock(data: &Path) -> Result<File, OpenError> {
     }
 }
 
-/// Retention and idle models, now and then.
+fn pool_options(settings: &ParseSettings) -> PoolOptions {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    PoolOptions {
+        workers: settings
+            .workers
+            .map_or_else(cores, |workers| workers.get() as usize),
+        timeout: Duration::from_millis(settings.timeout_ms),
+        memory_bytes_max: settings.memory_bytes_max,
+        limits: va_parse::Limits {
+            text_bytes_max: usize::try_from(settings.text_bytes_max).unwrap_or(usize::MAX),
+            ..va_parse::Limits::default()
+        },
+    }
+}
+
+/// Retention, idle models and idle parsers, now and then.
 async fn upkeep(platform: Arc<Platform>) {
     let mut ticks = tokio::time::interval(UPKEEP_INTERVAL);
     loop {
@@ -344,6 +368,10 @@ async fn upkeep(platform: Arc<Platform>) {
             Ok(0) => {}
             Ok(rows) => tracing::info!(rows, "retention removed rows"),
             Err(error) => tracing::warn!(%error, "retention failed; it is tried again"),
+        }
+        match platform.parser.end_idle(PARSER_IDLE) {
+            0 => {}
+            workers => tracing::debug!(workers, "idle parser processes ended"),
         }
         let embedders = platform.embedders.clone();
         match tokio::task::spawn_blocking(move || embedders.unload_idle(MODEL_IDLE)).await {

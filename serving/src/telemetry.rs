@@ -21,6 +21,7 @@ pub fn init_logs(settings: &TelemetrySettings) {
             "va_models",
             "va_operators",
             "va_parse",
+            "va_parse_worker",
             "va_pipelines",
             "va_serving",
             "va_sql",
@@ -177,6 +178,11 @@ pub fn init_metrics() -> Option<PrometheusHandle> {
     metrics::describe_counter!(
         "va_documents_taken_total",
         "Documents handed in, by outcome."
+    );
+    metrics::describe_histogram!("va_parse_seconds", "Parsing of one document, by outcome.");
+    metrics::describe_counter!(
+        "va_parse_worker_restarts_total",
+        "Parser processes that were lost, by cause."
     );
     metrics::describe_counter!(
         "va_embed_cache_total",

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::document::Format;
@@ -11,7 +12,7 @@ pub(crate) const SUPPORTED: &str = "PDF, DOCX, PPTX, XLSX, plain text, Markdown,
 
 /// Why a document could not be parsed. It is always the document's problem and never worth a retry with the same bytes,
 /// except [`ParseError::Panicked`], which is a bug of ours or of a library.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Error, Serialize, Deserialize)]
 pub enum ParseError {
     /// The bytes are of a kind that is not read.
     #[error("file type is not supported: it looks like {looks_like}; supported are {SUPPORTED}")]
@@ -57,13 +58,15 @@ impl ParseError {
 }
 
 /// Which bound of [`Limits`](crate::Limits) was hit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LimitKind {
     TextBytes,
     UnpackedBytes,
     Pages,
     /// Files packed into each other, see `attachment_depth_max`.
     AttachmentDepth,
+    /// What says where each heading, paragraph and table is, on its way out of the process that parsed it.
+    StructureBytes,
 }
 
 impl fmt::Display for LimitKind {
@@ -73,6 +76,9 @@ impl fmt::Display for LimitKind {
             LimitKind::UnpackedBytes => "bytes when unpacked",
             LimitKind::Pages => "pages, slides or sheets",
             LimitKind::AttachmentDepth => "levels of attached e-mails",
+            LimitKind::StructureBytes => {
+                "bytes of headings, paragraphs and tables to keep track of"
+            }
         })
     }
 }

@@ -1,5 +1,7 @@
 //! What a caller hands in: the bytes with what is known about them, and how much work they may cause.
 
+use serde::{Deserialize, Serialize};
+
 /// A file to parse.
 #[derive(Debug, Clone, Copy)]
 pub struct Input<'a> {
@@ -13,7 +15,7 @@ pub struct Input<'a> {
 
 /// Bounds on what one document may cost. A document that goes over one ends in
 /// [`ParseError::TooLarge`](crate::ParseError::TooLarge); nothing is cut off silently.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Bytes of UTF-8 text that a document may come to.
     pub text_bytes_max: usize,
@@ -29,8 +31,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            text_bytes_max: 64 << 20,
-            unpacked_bytes_max: 512 << 20,
+            text_bytes_max: 16 << 20,
+            unpacked_bytes_max: 256 << 20,
             pages_max: 20_000,
             attachment_depth_max: 3,
         }

@@ -69,6 +69,13 @@ enum Command {
     /// List, fetch and check local models.
     #[command(subcommand)]
     Model(model::ModelCommand),
+    /// Parse documents for the process that started this one.
+    #[command(hide = true)]
+    ParseWorker {
+        /// Most memory to allocate, in bytes.
+        #[arg(long)]
+        memory_bytes_max: u64,
+    },
     /// What is configured, reachable, lagging, broken.
     Doctor {
         #[arg(long)]
@@ -92,6 +99,15 @@ fn end_with_the_reader() {
 pub fn main() -> ExitCode {
     end_with_the_reader();
     let cli = Cli::parse();
+    if let Command::ParseWorker { memory_bytes_max } = cli.command {
+        return match va_parse_worker::run_worker(memory_bytes_max) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("error: {error}");
+                ExitCode::from(1)
+            }
+        };
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -162,7 +178,7 @@ async fn run(cli: Cli) -> Outcome<()> {
         Command::Pipeline(command) => pipeline::remote(&client, command).await,
         Command::Topic(command) => resources::topic(&client, command).await,
         Command::Doctor { json } => resources::doctor(&client, *json).await,
-        Command::Up { .. } | Command::Model(_) => Ok(()),
+        Command::Up { .. } | Command::Model(_) | Command::ParseWorker { .. } => Ok(()),
     };
     client.close().await;
     result

@@ -7,6 +7,7 @@ use clap::{Subcommand, ValueEnum};
 use serde_json::Value;
 use va_catalog::settings::Settings;
 use va_connectors::flow::Names;
+use va_parse_worker::{InProcess, Parser as _};
 use va_pipelines::load::Loaded;
 use va_pipelines::plan::BuiltinNames;
 use va_pipelines::{draw, fixture};
@@ -205,6 +206,10 @@ pub async fn run_test(
         operators: va_operators::Resources {
             objects: platform.objects.clone(),
             embedders: platform.embedders.clone(),
+            // The rows of a test are small, and the program that runs it need not be `va`.
+            parser: Arc::new(InProcess {
+                limits: platform.parser.limits(),
+            }),
         },
         endpoints: va_endpoints::Resources {
             log: platform.log.clone(),
