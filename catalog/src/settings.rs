@@ -64,6 +64,8 @@ pub struct LimitSettings {
     #[serde(deserialize_with = "positive_u64")]
     #[schemars(range(min = 1))]
     pub upload_bytes_max: u64,
+    /// The free space, in bytes, below which uploads are refused: indexing what was taken before needs it.
+    pub disk_free_bytes_min: u64,
 }
 
 /// Local models.
@@ -188,6 +190,7 @@ impl Default for LimitSettings {
     fn default() -> Self {
         Self {
             upload_bytes_max: 100 * 1024 * 1024,
+            disk_free_bytes_min: 256 * 1024 * 1024,
         }
     }
 }

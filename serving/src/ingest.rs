@@ -22,6 +22,7 @@ use va_catalog::{CollectionRef, DocumentId, PipelineName, TopicName, Version};
 use va_connectors::log::{LogError, Target};
 use va_connectors::objects::ObjectError;
 
+use crate::disk::{self, DiskFull};
 use crate::platform::{Platform, now_ms};
 
 /// A document as it is handed in.
@@ -43,6 +44,8 @@ pub enum IngestError {
     Objects(#[from] ObjectError),
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error(transparent)]
+    DiskFull(#[from] DiskFull),
     #[error("{0}")]
     Index(String),
     #[error("make the event: {0}")]
@@ -63,6 +66,35 @@ where
     S: Stream<Item = std::io::Result<Bytes>> + Send + Unpin,
 {
     platform.catalog.collection(collection).await?;
+    platform.disk.room()?;
+    let begun = take(platform, collection, document, bytes).await;
+    begun.map_err(|error| or_full(platform, error))
+}
+
+/// The same error, or that the disk is full when that is what it means.
+fn or_full(platform: &Platform, error: IngestError) -> IngestError {
+    let storage = matches!(
+        error,
+        IngestError::Log(_) | IngestError::Objects(ObjectError::Storage(_))
+    );
+    // A log that met the full disk before refuses with other words.
+    if disk::is_full(&error.to_string()) || storage && !platform.disk.has_room_again() {
+        tracing::warn!(%error, "the disk is full");
+        platform.disk.full().into()
+    } else {
+        error
+    }
+}
+
+async fn take<S>(
+    platform: &Platform,
+    collection: &CollectionRef,
+    document: NewDocument,
+    bytes: S,
+) -> Result<Begun, IngestError>
+where
+    S: Stream<Item = std::io::Result<Bytes>> + Send + Unpin,
+{
     let stored = platform
         .objects
         .put_stream(bytes, platform.settings.limits.upload_bytes_max)

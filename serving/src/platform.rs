@@ -27,6 +27,8 @@ use va_pipelines::plan::{BuiltinNames, ChainedNames};
 use va_pipelines::{Diagnostics, Plan, Runtime, RuntimeConfig};
 use va_vector::{LanceStore, VectorStore};
 
+use crate::disk::Disk;
+
 /// How long an unused model stays in memory.
 const MODEL_IDLE: Duration = Duration::from_secs(600);
 /// How long a parser process without work is kept.
@@ -46,6 +48,7 @@ pub struct Platform {
     pub texts: Arc<dyn TextIndex>,
     pub embedders: Arc<Embedders>,
     pub parser: Arc<WorkerPool>,
+    pub disk: Disk,
     pub runtime: Runtime,
     pub admin_key: PathBuf,
     pub started_at_ms: i64,
@@ -58,9 +61,10 @@ pub struct Platform {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error(
-        "`{0}` is in use by another `va` process; talk to that one (commands find it by themselves) or stop it first"
+        "`{data}` is in use by {holder}; talk to that one (commands find it by themselves) or stop it first",
+        data = data.display()
     )]
-    InUse(PathBuf),
+    InUse { data: PathBuf, holder: String },
     #[error("open `{path}`: {source}")]
     Io {
         path: PathBuf,
@@ -144,6 +148,7 @@ impl Platform {
         let parser =
             Arc::new(WorkerPool::new(pool_options(&settings.parse)).map_err(part("parser"))?);
 
+        let disk = Disk::new(&data, settings.limits.disk_free_bytes_min);
         let runtime = Runtime::new(RuntimeConfig {
             log: log.clone(),
             operators: va_operators::Resources {
@@ -170,6 +175,7 @@ impl Platform {
             texts,
             embedders,
             parser,
+            disk,
             runtime,
             admin_key,
             started_at_ms: now_ms(),
@@ -231,6 +237,7 @@ impl Platform {
         }
         crate::ingest::resume(self).await.map_err(part("catalog"))?;
         tokio::spawn(upkeep(self.clone()));
+        tokio::spawn(crate::disk::watch(self.clone()));
         Ok(())
     }
 
@@ -323,6 +330,24 @@ impl Names for CatalogNames {
     }
 }
 
+/// Who holds the data directory, as far as it has said so.
+fn holder(data: &Path) -> String {
+    let pid = std::fs::read_to_string(data.join("lock")).unwrap_or_default();
+    let mut holder = match pid.trim() {
+        "" => "another `va` process".to_owned(),
+        pid => format!("the `va` process {pid}"),
+    };
+    let note = std::fs::read_to_string(data.join("server.json")).unwrap_or_default();
+    let note: serde_json::Value = serde_json::from_str(&note).unwrap_or_default();
+    // A killed process leaves its note behind.
+    if note["pid"].to_string() == pid.trim()
+        && let Some(address) = note["address"].as_str()
+    {
+        holder.push_str(&format!(" ({address})"));
+    }
+    holder
+}
+
 fn lock(data: &Path) -> Result<File, OpenError> {
     let path = data.join("lock");
     let file = File::options()
@@ -335,8 +360,15 @@ fn lock(data: &Path) -> Result<File, OpenError> {
             source,
         })?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse(data.to_owned())),
+        Ok(()) => {
+            // For the message that another process gives; the lock holds without it.
+            let _ = std::fs::write(&path, std::process::id().to_string());
+            Ok(file)
+        }
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse {
+            data: data.to_owned(),
+            holder: holder(data),
+        }),
         Err(TryLockError::Error(source)) => Err(OpenError::Io { path, source }),
     }
 }

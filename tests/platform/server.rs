@@ -142,6 +142,11 @@ impl Server {
         }
     }
 
+    /// Of the server's process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGKILL: no goodbye.
     pub fn kill(mut self) {
         self.child.kill().unwrap();

@@ -118,7 +118,7 @@ impl Client {
                         own: Some(own),
                     });
                 }
-                Err(OpenError::InUse(_)) => {}
+                Err(OpenError::InUse { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         }

@@ -111,6 +111,7 @@ async fn checks(app: &App) -> Vec<Check> {
             .map(|_| "SQLite".to_owned())
             .map_err(|e| e.to_string()),
     );
+    check("disk", false, platform.disk.health());
     let topics = platform.log.topics().await;
     check(
         "log",
@@ -155,6 +156,9 @@ async fn checks(app: &App) -> Vec<Check> {
                 PipelineState::Running => Ok(format!("running, {} rows behind", status.lag_rows)),
                 PipelineState::Stopped => Err("stopped".to_owned()),
                 PipelineState::Restarting { reason } => Err(format!("restarting: {reason}")),
+                PipelineState::Failed { reason } if crate::disk::is_full(&reason) => Err(format!(
+                    "failed, because the disk is full: {reason}; it goes on by itself when there is room again"
+                )),
                 PipelineState::Failed { reason } => Err(format!(
                     "failed: {reason}; mend the cause, then `va pipeline run {name}`"
                 )),

@@ -53,12 +53,22 @@ impl Problem {
 
     /// Our own fault: logged here, once, and told without inner details.
     pub fn internal(error: impl std::fmt::Display) -> Self {
+        if crate::disk::is_full(&error.to_string()) {
+            tracing::warn!(%error, "the disk is full");
+            return Self::disk_full(format!(
+                "the disk that holds the data directory is full: make room there, then try again ({error})"
+            ));
+        }
         tracing::error!(%error, "a request failed");
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "internal",
             error.to_string(),
         )
+    }
+
+    fn disk_full(detail: String) -> Self {
+        Self::new(StatusCode::INSUFFICIENT_STORAGE, "disk_full", detail)
     }
 
     #[must_use]
@@ -142,6 +152,7 @@ impl From<IngestError> for Problem {
                     limit / (1 << 20)
                 ),
             ),
+            IngestError::DiskFull(error) => Self::disk_full(error.to_string()),
             IngestError::Objects(error @ ObjectError::Upload(_)) => {
                 Self::invalid(error.to_string())
             }
