@@ -8,6 +8,8 @@
     reason = "a failed step of a test is a failed test"
 )]
 
+#[path = "platform/bad_input.rs"]
+mod bad_input;
 #[path = "platform/crash.rs"]
 mod crash;
 #[path = "platform/examples.rs"]
