@@ -281,6 +281,42 @@ fn a_parser_that_is_killed_costs_nothing_the_first_time() {
         reason.contains("the parser process was killed twice by signal 9"),
         "{reason}"
     );
+
+    // A server that is killed takes its parsers with it, in the middle of a document.
+    let third = [pdf.clone(), b"\n%third".to_vec()].concat();
+    let path = "/api/v1/collections/c/documents?name=third.pdf";
+    good(
+        server
+            .post(path)
+            .header("content-type", "application/octet-stream")
+            .body(third),
+    );
+    let deadline = Instant::now() + PATIENCE;
+    let parsers = loop {
+        let parsers = children(&server);
+        if !parsers.is_empty() {
+            break parsers;
+        }
+        assert!(Instant::now() < deadline, "no parser process was started");
+    };
+    server.kill();
+    for pid in parsers {
+        while is_running(pid) {
+            assert!(Instant::now() < deadline, "parser {pid} is still there");
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Whether a process is there and has not ended; one that nobody asks after stays in the list as a zombie.
+fn is_running(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        !stat
+            .rsplit(')')
+            .next()
+            .unwrap_or_default()
+            .starts_with(" Z")
+    })
 }
 
 #[test]
