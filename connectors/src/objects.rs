@@ -4,6 +4,7 @@
 //! and S3 are alike; a directory is also synced, so that a document whose upload was acknowledged survives a power cut.
 //! Who may see an object, and when it may go, is the catalog's business.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
@@ -20,6 +21,8 @@ use va_catalog::ContentHash;
 const INCOMING: &str = "incoming";
 /// Bytes of one part; S3 wants at least 5 MiB.
 const PART_BYTES: usize = 5 << 20;
+/// Files of one batch that are written and synced at once: waiting for the disk together, they share its flushes.
+const WRITERS: usize = 16;
 /// Parts on their way at once: with [`PART_BYTES`] it bounds the memory of an upload.
 const PARTS_IN_FLIGHT: usize = 2;
 
@@ -121,6 +124,42 @@ impl Objects {
         self.put_stream(whole, u64::MAX).await
     }
 
+    /// Stores many small contents; when it returns, all are durable. The results are in the order of `contents`. Costs
+    /// a fraction of as many single calls, because the files are synced side by side and each directory once.
+    pub async fn put_all(&self, contents: Vec<Bytes>) -> Result<Vec<StoredObject>, ObjectError> {
+        let hashed = blocking(move || {
+            Ok(contents
+                .into_iter()
+                .map(|bytes| (hex(Sha256::digest(&bytes)), bytes))
+                .collect::<Vec<_>>())
+        })
+        .await?;
+        let stored = hashed
+            .iter()
+            .map(|(hash, bytes)| {
+                Ok(StoredObject {
+                    hash: ContentHash::new(hash.as_str())
+                        .map_err(|e| ObjectError::Storage(e.to_string()))?,
+                    size: bytes.len() as u64,
+                })
+            })
+            .collect::<Result<Vec<_>, ObjectError>>()?;
+        // The same content twice is one file.
+        let wanted: BTreeMap<String, Bytes> = hashed.into_iter().collect();
+        match self.root.clone() {
+            Some(root) => put_files(root, wanted.into_iter().collect()).await?,
+            None => {
+                let mut puts = futures::stream::iter(wanted.into_values())
+                    .map(|bytes| self.put_bytes(bytes))
+                    .buffer_unordered(WRITERS);
+                while let Some(put) = puts.next().await {
+                    put?;
+                }
+            }
+        }
+        Ok(stored)
+    }
+
     /// The whole object, checked against its hash.
     pub async fn get(&self, hash: &ContentHash) -> Result<Bytes, ObjectError> {
         let result = match self.store.get(&path_of(hash)).await {
@@ -198,6 +237,79 @@ impl Objects {
         }
         Ok(())
     }
+}
+
+/// Writes contents to the places of their hashes, several at a time, then syncs the directories that got a new name.
+async fn put_files(root: PathBuf, contents: Vec<(String, Bytes)>) -> Result<(), ObjectError> {
+    let share = contents.len().div_ceil(WRITERS).max(1);
+    let mut shares = Vec::with_capacity(WRITERS);
+    let mut contents = contents.into_iter().peekable();
+    while contents.peek().is_some() {
+        let part: Vec<_> = contents.by_ref().take(share).collect();
+        let root = root.clone();
+        shares.push(tokio::spawn(blocking(move || {
+            let mut dirs = BTreeSet::new();
+            for (hash, bytes) in part {
+                let (dir, rest) = hash.split_at(2);
+                let dir = root.join(dir);
+                let target = dir.join(rest);
+                if target.exists() {
+                    continue;
+                }
+                write_file(&root, &dir, &target, &bytes)?;
+                dirs.insert(dir);
+            }
+            Ok(dirs)
+        })));
+    }
+    let mut dirs = BTreeSet::new();
+    let mut first_error = None;
+    // Every share is waited for: none may go on writing after the call has failed.
+    for share in shares {
+        match share.await {
+            Ok(Ok(written)) => dirs.extend(written),
+            Ok(Err(error)) => first_error = first_error.or(Some(error)),
+            Err(error) => {
+                first_error = first_error.or_else(|| Some(ObjectError::Storage(error.to_string())));
+            }
+        }
+    }
+    if let Some(error) = first_error {
+        return Err(error);
+    }
+    if dirs.is_empty() {
+        return Ok(());
+    }
+    blocking(move || {
+        for dir in dirs.into_iter().chain([root]) {
+            std::fs::File::open(dir)?.sync_all()?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// The content before the name: a name never leads to half a file.
+fn write_file(
+    root: &FilePath,
+    dir: &FilePath,
+    target: &FilePath,
+    bytes: &[u8],
+) -> std::io::Result<()> {
+    let incoming = root.join(INCOMING);
+    std::fs::create_dir_all(&incoming)?;
+    std::fs::create_dir_all(dir)?;
+    let temporary = incoming.join(uuid::Uuid::now_v7().simple().to_string());
+    let write = || {
+        let mut file = std::fs::File::create(&temporary)?;
+        std::io::Write::write_all(&mut file, bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, target)
+    };
+    write().inspect_err(|_| {
+        // The first error is the one to tell.
+        let _ = std::fs::remove_file(&temporary);
+    })
 }
 
 async fn copy<S, E>(
@@ -311,6 +423,29 @@ mod tests {
         // SHA-256 of nothing, at the documented place.
         let empty = "e3/b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert!(dir.path().join(empty).is_file());
+    }
+
+    #[tokio::test]
+    async fn many_at_once_are_as_many_one_by_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let stores = [
+            Objects::local(dir.path()).unwrap(),
+            Objects::new(Arc::new(InMemory::new())),
+        ];
+        let contents: Vec<Bytes> = (0..100)
+            .map(|n| Bytes::from(format!("content {}", n % 90)))
+            .collect();
+        for objects in stores {
+            assert!(objects.put_all(Vec::new()).await.unwrap().is_empty());
+            let one = objects.put_bytes(contents[3].clone()).await.unwrap();
+            let stored = objects.put_all(contents.clone()).await.unwrap();
+            assert_eq!(stored[3], one);
+            for (object, bytes) in stored.iter().zip(&contents) {
+                assert_eq!(objects.get(&object.hash).await.unwrap(), bytes);
+            }
+        }
+        // Ten of the contents came twice, and nothing is left in between.
+        assert_eq!(files(dir.path()).len(), 90);
     }
 
     #[tokio::test]
