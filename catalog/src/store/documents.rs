@@ -75,6 +75,15 @@ pub struct Unchanged {
     pub state: DocumentState,
 }
 
+/// What a collection holds at a URI: the newest version that neither failed nor is on its way out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveContent {
+    pub id: DocumentId,
+    pub version: Version,
+    pub state: DocumentState,
+    pub content_hash: ContentHash,
+}
+
 const DOCUMENT: &str = "SELECT d.id, d.name, d.uri, v.version, v.state, d.current_version, v.error, v.chunks, \
     v.title, v.size, v.content_type, v.content_hash, v.metadata, d.created_at, v.updated_at \
     FROM documents d JOIN document_versions v ON v.tenant_id = d.tenant_id AND v.collection = d.collection \
@@ -178,25 +187,48 @@ impl Catalog {
         collection: &CollectionRef,
         contents: &[(String, ContentHash)],
     ) -> Result<Vec<Unchanged>, CatalogError> {
-        let mut found = Vec::new();
-        for part in contents.chunks(IDS_PER_QUERY) {
+        let uris: Vec<&str> = contents.iter().map(|(uri, _)| uri.as_str()).collect();
+        let held = self.live_contents(collection, &uris).await?;
+        Ok(contents
+            .iter()
+            .zip(held)
+            .filter_map(|((uri, hash), held)| {
+                let held = held.filter(|held| held.content_hash == *hash)?;
+                Some(Unchanged {
+                    uri: uri.clone(),
+                    id: held.id,
+                    version: held.version,
+                    state: held.state,
+                })
+            })
+            .collect())
+    }
+
+    /// What the collection holds at each of the URIs, in their order: the newest version that neither failed nor is on
+    /// its way out.
+    pub async fn live_contents(
+        &self,
+        collection: &CollectionRef,
+        uris: &[&str],
+    ) -> Result<Vec<Option<LiveContent>>, CatalogError> {
+        let mut found = Vec::with_capacity(uris.len());
+        for part in uris.chunks(IDS_PER_QUERY) {
             let ids: Vec<_> = part
                 .iter()
-                .map(|(uri, _)| DocumentId::of(collection, uri))
+                .map(|uri| DocumentId::of(collection, uri))
                 .collect();
             let mut transaction = self.read.begin().await?;
-            let latest = latest_of(&mut transaction, collection, &ids).await?;
-            for ((uri, hash), id) in part.iter().zip(ids) {
-                let live = latest.get(&id).and_then(|latest| latest.live.as_ref());
-                if let Some(live) = live.filter(|live| live.content_hash == *hash) {
-                    found.push(Unchanged {
-                        uri: uri.clone(),
-                        id,
-                        version: live.version,
-                        state: live.state,
-                    });
-                }
-            }
+            let mut latest = latest_of(&mut transaction, collection, &ids).await?;
+            found.extend(ids.into_iter().map(|id| {
+                // Not removed: the same URI may be asked for twice.
+                let live = latest.get_mut(&id)?.live.clone()?;
+                Some(LiveContent {
+                    id,
+                    version: live.version,
+                    state: live.state,
+                    content_hash: live.content_hash,
+                })
+            }));
         }
         Ok(found)
     }
@@ -206,24 +238,29 @@ impl Catalog {
         &self,
         collection: &CollectionRef,
         prefix: &str,
-    ) -> Result<Vec<(DocumentId, String)>, CatalogError> {
+        page: &Page,
+    ) -> Result<Listing<(DocumentId, String)>, CatalogError> {
         let rows = sqlx::query(
             "SELECT d.id, d.uri FROM documents d \
              JOIN document_versions v ON v.tenant_id = d.tenant_id AND v.collection = d.collection \
                AND v.document_id = d.id AND v.version = d.latest_version \
-             WHERE d.tenant_id = $1 AND d.collection = $2 AND d.uri >= $3 AND d.uri < $4 \
-               AND v.state NOT IN ('DELETING', 'DELETED') ORDER BY d.uri",
+             WHERE d.tenant_id = $1 AND d.collection = $2 AND d.uri >= $3 AND d.uri < $4 AND d.uri > $5 \
+               AND v.state NOT IN ('DELETING', 'DELETED') ORDER BY d.uri LIMIT $6",
         )
         .bind(collection.tenant.as_str())
         .bind(collection.collection.as_str())
         .bind(prefix)
         // Texts are compared by their bytes, and no text has a character above this one.
         .bind(format!("{prefix}{}", char::MAX))
+        .bind(page.after()?)
+        .bind(page.rows()?)
         .fetch_all(&self.read)
         .await?;
-        rows.iter()
+        let documents = rows
+            .iter()
             .map(|row| Ok((read_id(row, "id")?, row.try_get("uri")?)))
-            .collect()
+            .collect::<Result<_, CatalogError>>()?;
+        Ok(page.listing(documents, |(_, uri): &(DocumentId, String)| uri))
     }
 
     /// Documents of which a pipeline owes news, of every tenant, at most `limit`; for the recovery at start.

@@ -21,7 +21,7 @@ mod versions;
 
 pub use collections::{Collection, CollectionConfig, CollectionCounts};
 pub use database::{Catalog, Clock};
-pub use documents::{DocumentFilter, DocumentInfo, Unchanged, VersionInfo};
+pub use documents::{DocumentFilter, DocumentInfo, LiveContent, Unchanged, VersionInfo};
 pub use error::CatalogError;
 pub use keys::{ApiKey, KeyId, Principal, Scope, SecretKey};
 pub use models::Model;

@@ -127,9 +127,10 @@ async fn a_document_lives() {
     assert_eq!((deleting.version, deleting.state), (Version(4), Deleting));
     assert!(
         catalog
-            .documents_under(&help, "file:///")
+            .documents_under(&help, "file:///", &Page::first(1000))
             .await
             .expect("documents")
+            .items
             .is_empty()
     );
     let fifth = catalog.begin_version(&help, &version_of(uri, "four")).await;
@@ -242,9 +243,10 @@ async fn bulk_finds_new_changed_unchanged_and_gone() {
     );
 
     let under = catalog
-        .documents_under(&help, "file:///docs/09")
+        .documents_under(&help, "file:///docs/09", &Page::first(1000))
         .await
-        .expect("documents");
+        .expect("documents")
+        .items;
     assert_eq!(under.len(), 100);
     let ids: Vec<_> = under.iter().map(|(id, _)| *id).collect();
     let removed = catalog
@@ -254,9 +256,10 @@ async fn bulk_finds_new_changed_unchanged_and_gone() {
     assert_eq!(removed.len(), 100);
     assert_eq!(
         catalog
-            .documents_under(&help, "file:///docs/")
+            .documents_under(&help, "file:///docs/", &Page::first(1000))
             .await
             .expect("documents")
+            .items
             .len(),
         900
     );

@@ -100,9 +100,10 @@ async fn a_tenant_sees_only_its_own() {
     );
     assert!(
         catalog
-            .documents_under(&other, "")
+            .documents_under(&other, "", &Page::first(1000))
             .await
             .expect("a list")
+            .items
             .is_empty()
     );
     let contents = [("file:///a".to_owned(), hash("a"))];
