@@ -16,10 +16,10 @@ use bytes::Bytes;
 use futures::Stream;
 use va_catalog::event::{DOCUMENT_DELETED, DOCUMENT_UPLOADED, document_uploaded_schema};
 use va_catalog::store::{
-    BeginOutcome, Begun, CatalogError, DocumentInfo, DocumentState, NewVersion,
+    BeginOutcome, Begun, CatalogError, DocumentInfo, DocumentState, NewVersion, News,
 };
-use va_catalog::{CollectionRef, DocumentId, PipelineName, TopicName, Version};
-use va_connectors::log::{LogError, Target};
+use va_catalog::{CollectionRef, DocumentId, Partition, PipelineName, TopicName, Version};
+use va_connectors::log::{LogError, Target, partition_of};
 use va_connectors::objects::ObjectError;
 
 use crate::platform::{Platform, now_ms};
@@ -79,24 +79,95 @@ where
     metrics::counter!("va_documents_taken_total", "outcome" => outcome_word(begun.outcome))
         .increment(1);
     if begun.state == DocumentState::Uploading {
-        let event = Event {
-            event_type: DOCUMENT_UPLOADED,
-            id: begun.id,
-            version: begun.version,
-            name: new.name,
-            uri: new.uri,
-            content_type: new.content_type,
-            content_hash: new.content_hash.to_string(),
-            size: new.size,
-            metadata: new.metadata,
-        };
-        append(platform, collection, event).await?;
-        platform
-            .catalog
-            .set_processing(collection, begun.id, begun.version)
-            .await?;
+        announce(platform, collection, vec![Event::uploaded(new, &begun)]).await?;
     }
     Ok(begun)
+}
+
+/// Takes many small documents at the price of a few: their files are synced together, and one transaction begins all
+/// versions, one commit of the log announces them, one transaction notes that.
+///
+/// The outcomes are in the order of `documents`; one that cannot be taken does not hinder the others. An error of the
+/// call as a whole means that none may be relied on; handing all of them in again is right. At most
+/// [`va_catalog::store::VERSIONS_PER_CALL_MAX`] documents.
+pub async fn upload_many(
+    platform: &Platform,
+    collection: &CollectionRef,
+    documents: Vec<(NewDocument, Bytes)>,
+) -> Result<Vec<Result<Begun, IngestError>>, IngestError> {
+    platform.catalog.collection(collection).await?;
+    let limit = platform.settings.limits.upload_bytes_max;
+    let mut outcomes: Vec<Option<Result<Begun, IngestError>>> = Vec::new();
+    let mut taken = Vec::new();
+    let mut contents = Vec::new();
+    for (document, bytes) in documents {
+        let problem = if document.uri.is_empty() || document.name.is_empty() {
+            Some(
+                CatalogError::Invalid(format!(
+                    "a document needs a uri and a name, but these are `{}` and `{}`",
+                    document.uri, document.name
+                ))
+                .into(),
+            )
+        } else if bytes.len() as u64 > limit {
+            Some(ObjectError::TooLarge { limit }.into())
+        } else {
+            None
+        };
+        outcomes.push(problem.map(Err));
+        if let Some(None) = outcomes.last() {
+            taken.push(document);
+            contents.push(bytes);
+        }
+    }
+    let stored = platform.objects.put_all(contents).await?;
+    let new: Vec<NewVersion> = taken
+        .into_iter()
+        .zip(stored)
+        .map(|(document, stored)| NewVersion {
+            uri: document.uri,
+            name: document.name,
+            content_type: document.content_type,
+            content_hash: stored.hash,
+            size: stored.size,
+            metadata: document.metadata,
+        })
+        .collect();
+    let begun = platform.catalog.begin_versions(collection, &new).await?;
+    let mut events = Vec::new();
+    for (new, begun) in new.into_iter().zip(&begun) {
+        metrics::counter!("va_documents_taken_total", "outcome" => outcome_word(begun.outcome))
+            .increment(1);
+        if begun.state == DocumentState::Uploading {
+            events.push(Event::uploaded(new, begun));
+        }
+    }
+    announce(platform, collection, events).await?;
+    let mut begun = begun.into_iter();
+    Ok(outcomes
+        .into_iter()
+        .filter_map(|outcome| outcome.or_else(|| begun.next().map(Ok)))
+        .collect())
+}
+
+/// Appends uploads to the log and notes in the catalog that they are there.
+async fn announce(
+    platform: &Platform,
+    collection: &CollectionRef,
+    events: Vec<Event>,
+) -> Result<(), IngestError> {
+    if events.is_empty() {
+        return Ok(());
+    }
+    let news: Vec<_> = events
+        .iter()
+        .map(|event| (event.id, event.version, News::Processing))
+        .collect();
+    append(platform, collection, events).await?;
+    for applied in platform.catalog.apply_news(collection, &news).await? {
+        applied?;
+    }
+    Ok(())
 }
 
 /// Marks a document for removal and tells the pipeline. `None` when there is no such document.
@@ -105,59 +176,100 @@ pub async fn delete(
     collection: &CollectionRef,
     id: DocumentId,
 ) -> Result<Option<DocumentInfo>, IngestError> {
-    let deleted = platform.catalog.delete_documents(collection, &[id]).await?;
-    let Some(document) = deleted.into_iter().next() else {
-        return Ok(None);
-    };
-    append(platform, collection, Event::of(&document, DOCUMENT_DELETED)).await?;
-    Ok(Some(document))
+    Ok(delete_many(platform, collection, &[id]).await?.pop())
+}
+
+/// Marks documents for removal and tells the pipeline. Returns them, without those that are not there.
+pub async fn delete_many(
+    platform: &Platform,
+    collection: &CollectionRef,
+    ids: &[DocumentId],
+) -> Result<Vec<DocumentInfo>, IngestError> {
+    let deleted = platform.catalog.delete_documents(collection, ids).await?;
+    let events = deleted
+        .iter()
+        .map(|document| Event::of(document, DOCUMENT_DELETED))
+        .collect();
+    append(platform, collection, events).await?;
+    Ok(deleted)
 }
 
 /// Most documents that are taken up again at a start.
 const RESUME_MAX: u32 = 1_000_000;
+/// Events of one commit when they are taken up again.
+const RESUME_EVENTS: usize = 500;
 
 /// Appends again what was begun but, after a crash, may not have reached the log, and ends removals of collections.
 pub async fn resume(platform: &Platform) -> Result<(), IngestError> {
     for collection in platform.catalog.deleting_collections_all_tenants().await? {
         remove_collection(platform, &collection).await?;
     }
+    let mut pending: BTreeMap<CollectionRef, Vec<(DocumentId, Version, DocumentState)>> =
+        BTreeMap::new();
     for (collection, id, version, state) in platform
         .catalog
         .pending_documents_all_tenants(RESUME_MAX)
         .await?
     {
-        let event = match state {
-            DocumentState::Uploading => {
-                let document = platform.catalog.document(&collection, id).await?;
-                // Overtaken by a newer version, which has an entry of its own.
-                if document.version != version {
-                    continue;
-                }
-                Event::of(&document, DOCUMENT_UPLOADED)
-            }
-            DocumentState::Deleting => {
-                match platform
-                    .catalog
-                    .delete_documents(&collection, &[id])
-                    .await?
-                    .first()
-                {
-                    Some(document) => Event::of(document, DOCUMENT_DELETED),
-                    None => continue,
-                }
-            }
-            _ => continue,
-        };
-        tracing::info!(document = %id, name = event.name, event_type = event.event_type, "taken up again after a restart");
-        append(platform, &collection, event).await?;
-        if state == DocumentState::Uploading {
-            platform
-                .catalog
-                .set_processing(&collection, id, version)
-                .await?;
+        if matches!(state, DocumentState::Uploading | DocumentState::Deleting) {
+            pending
+                .entry(collection)
+                .or_default()
+                .push((id, version, state));
+        }
+    }
+    for (collection, pending) in pending {
+        for part in pending.chunks(RESUME_EVENTS) {
+            resume_part(platform, &collection, part).await?;
         }
     }
     Ok(())
+}
+
+async fn resume_part(
+    platform: &Platform,
+    collection: &CollectionRef,
+    pending: &[(DocumentId, Version, DocumentState)],
+) -> Result<(), IngestError> {
+    let ids: Vec<DocumentId> = pending.iter().map(|(id, _, _)| *id).collect();
+    let documents = platform.catalog.documents_by_id(collection, &ids).await?;
+    let documents: BTreeMap<DocumentId, DocumentInfo> = documents
+        .into_iter()
+        .map(|document| (document.id, document))
+        .collect();
+    let (mut uploads, mut removals) = (Vec::new(), Vec::new());
+    for (id, version, state) in pending {
+        let Some(document) = documents.get(id) else {
+            continue;
+        };
+        if *state == DocumentState::Deleting {
+            removals.push(Event {
+                version: *version,
+                ..Event::of(document, DOCUMENT_DELETED)
+            });
+            // A version that was begun after the removal must come after it in the log, too.
+            if document.version > *version && !gone_or_failed(document.state) {
+                uploads.push(Event::of(document, DOCUMENT_UPLOADED));
+            }
+        } else if document.version == *version {
+            uploads.push(Event::of(document, DOCUMENT_UPLOADED));
+        }
+        // Else overtaken by a newer version, which has an entry of its own.
+    }
+    tracing::info!(
+        uploads = uploads.len(),
+        removals = removals.len(),
+        collection = %collection.collection,
+        "taken up again after a restart"
+    );
+    // Removals first: an upload after a removal is the newer of the two.
+    append(platform, collection, removals).await?;
+    announce(platform, collection, uploads).await
+}
+
+fn gone_or_failed(state: DocumentState) -> bool {
+    use DocumentState::{Deleted, Deleting, Failed};
+    matches!(state, Deleting | Deleted | Failed)
 }
 
 /// Removes a collection: hidden first, so that nothing finds it while its indexes go. May be repeated.
@@ -209,6 +321,14 @@ pub async fn wait_until_done(
     }
 }
 
+/// What is said of a document above the limit (in bytes).
+pub fn too_large(limit: u64) -> String {
+    format!(
+        "a document may have at most {limit} bytes ({} MB)",
+        limit / (1 << 20)
+    )
+}
+
 /// The word for an outcome in replies and metrics.
 pub fn outcome_word(outcome: BeginOutcome) -> &'static str {
     match outcome {
@@ -231,6 +351,20 @@ struct Event {
 }
 
 impl Event {
+    fn uploaded(new: NewVersion, begun: &Begun) -> Self {
+        Self {
+            event_type: DOCUMENT_UPLOADED,
+            id: begun.id,
+            version: begun.version,
+            name: new.name,
+            uri: new.uri,
+            content_type: new.content_type,
+            content_hash: new.content_hash.to_string(),
+            size: new.size,
+            metadata: new.metadata,
+        }
+    }
+
     fn of(document: &DocumentInfo, event_type: &'static str) -> Self {
         Self {
             event_type,
@@ -246,57 +380,90 @@ impl Event {
     }
 }
 
+/// Appends events in one commit, those of one partition as one batch.
 async fn append(
     platform: &Platform,
     collection: &CollectionRef,
-    event: Event,
+    events: Vec<Event>,
 ) -> Result<(), IngestError> {
+    if events.is_empty() {
+        return Ok(());
+    }
     let topic = TopicName::new(DOCUMENT_UPLOADED)
         .map_err(|error| CatalogError::Invalid(error.to_string()))?;
-    let key = Bytes::from(event.id.to_string().into_bytes());
-    let batch = batch_of(collection, &event)?;
+    let topics = platform.log.topics().await?;
+    let partitions = topics
+        .into_iter()
+        .find(|(name, _)| *name == topic)
+        .map(|(_, config)| config.partitions)
+        .ok_or_else(|| LogError::UnknownTopic(topic.clone()))?;
+    let mut places: BTreeMap<Partition, Vec<Event>> = BTreeMap::new();
+    for event in events {
+        let partition = partition_of(event.id.to_string().as_bytes(), partitions);
+        places.entry(partition).or_default().push(event);
+    }
     let mut commit = platform.log.begin();
-    commit.append(&topic, Target::Key(key), batch);
+    for (partition, events) in places {
+        commit.append(
+            &topic,
+            Target::Partition(partition),
+            batch_of(collection, &events)?,
+        );
+    }
     commit.finish().await?;
     Ok(())
 }
 
 fn batch_of(
     collection: &CollectionRef,
-    event: &Event,
+    events: &[Event],
 ) -> Result<RecordBatch, arrow::error::ArrowError> {
-    let text = |value: &str| -> ArrayRef { Arc::new(StringArray::from(vec![value])) };
+    let texts = |text: &dyn Fn(&Event) -> String| -> ArrayRef {
+        Arc::new(StringArray::from_iter_values(events.iter().map(text)))
+    };
     let schema = document_uploaded_schema();
     let DataType::Struct(fields) = schema.field(5).data_type() else {
         return Err(arrow::error::ArrowError::SchemaError(
             "`document.uploaded` has no struct payload".into(),
         ));
     };
-    let metadata = serde_json::to_string(&event.metadata)
+    let metadata = events
+        .iter()
+        .map(|event| serde_json::to_string(&event.metadata))
+        .collect::<Result<Vec<_>, _>>()
         .map_err(|error| arrow::error::ArrowError::JsonError(error.to_string()))?;
+    let content_types: StringArray = events
+        .iter()
+        .map(|event| event.content_type.as_deref())
+        .collect();
     let payload = StructArray::try_new(
         fields.clone(),
         vec![
-            text(collection.collection.as_str()),
-            text(&event.id.to_string()),
-            Arc::new(UInt32Array::from(vec![event.version.0])),
-            text(&event.name),
-            text(&event.uri),
-            Arc::new(StringArray::from(vec![event.content_type.as_deref()])),
-            text(&event.content_hash),
-            Arc::new(UInt64Array::from(vec![event.size])),
-            text(&metadata),
+            texts(&|_| collection.collection.to_string()),
+            texts(&|event| event.id.to_string()),
+            Arc::new(UInt32Array::from_iter_values(
+                events.iter().map(|event| event.version.0),
+            )),
+            texts(&|event| event.name.clone()),
+            texts(&|event| event.uri.clone()),
+            Arc::new(content_types),
+            texts(&|event| event.content_hash.clone()),
+            Arc::new(UInt64Array::from_iter_values(
+                events.iter().map(|event| event.size),
+            )),
+            Arc::new(StringArray::from(metadata)),
         ],
         None,
     )?;
+    let now = TimestampMillisecondArray::from(vec![now_ms(); events.len()]);
     RecordBatch::try_new(
         schema.clone(),
         vec![
-            text(&uuid::Uuid::now_v7().to_string()),
-            text(event.event_type),
-            text(collection.tenant.as_str()),
-            Arc::new(StringArray::new_null(1)),
-            Arc::new(TimestampMillisecondArray::from(vec![now_ms()]).with_timezone("UTC")),
+            texts(&|_| uuid::Uuid::now_v7().to_string()),
+            texts(&|event| event.event_type.to_owned()),
+            texts(&|_| collection.tenant.to_string()),
+            Arc::new(StringArray::new_null(events.len())),
+            Arc::new(now.with_timezone("UTC")),
             Arc::new(payload),
         ],
     )
