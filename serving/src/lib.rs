@@ -4,6 +4,7 @@
 //! up in its own process and talks to that, so there is one code path.
 
 pub mod cli;
+pub mod folder;
 pub mod http;
 pub mod ingest;
 pub mod platform;

@@ -165,11 +165,21 @@ impl Client {
         read(self.request(Method::POST, path).json(body)).await
     }
 
-    /// `POST` of bytes.
-    pub async fn post_bytes(&self, path: &str, body: impl Into<reqwest::Body>) -> Outcome<Value> {
+    /// `POST` of JSON, with a reply of a known shape.
+    pub async fn ask<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Outcome<T> {
+        read(self.request(Method::POST, path).json(body)).await
+    }
+
+    /// `POST` of bytes, with a reply of a known shape.
+    pub async fn send<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        content_type: &str,
+        body: impl Into<reqwest::Body>,
+    ) -> Outcome<T> {
         read(
             self.request(Method::POST, path)
-                .header("content-type", "application/octet-stream")
+                .header("content-type", content_type)
                 .body(body),
         )
         .await

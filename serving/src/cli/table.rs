@@ -44,6 +44,20 @@ pub fn cell(value: &Value) -> String {
     }
 }
 
+/// Text with its control characters escaped, so that a file's name cannot write to the terminal as it likes.
+pub fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        // Besides C0 and C1: what turns the direction of writing around.
+        if c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
 /// UTC milliseconds as a cell.
 pub fn time(value: &Value) -> String {
     value
@@ -51,4 +65,17 @@ pub fn time(value: &Value) -> String {
         .and_then(chrono::DateTime::from_timestamp_millis)
         .map(|at| at.format("%Y-%m-%d %H:%M:%S").to_string())
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_steer_the_terminal() {
+        assert_eq!(
+            printable("a\n\x1b[31m\u{9b}b 空格"),
+            "a\\n\\u{1b}[31m\\u{9b}b 空格"
+        );
+    }
 }

@@ -1,6 +1,6 @@
-//! Documents: upload, check, list, get, versions, delete.
+//! Documents: upload, list, get, versions, delete. What is done to many at once is in [`super::bulk`].
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::body::Body as RawBody;
@@ -13,10 +13,10 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use va_catalog::store::{BeginOutcome, DocumentFilter, DocumentState, Page, Principal};
-use va_catalog::{CollectionRef, ContentHash, DocumentId};
+use va_catalog::{CollectionRef, DocumentId};
 
 use super::collections::scoped;
-use super::problem::{Body, Params};
+use super::problem::Params;
 use super::{App, Problem};
 use crate::ingest::{self, NewDocument, outcome_word};
 
@@ -101,49 +101,6 @@ pub async fn delete(
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Check {
-    items: Vec<CheckItem>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CheckItem {
-    uri: String,
-    hash: ContentHash,
-}
-
-/// Which of these the collection holds already, with the same content.
-pub async fn check(
-    State(app): State<App>,
-    Extension(principal): Extension<Principal>,
-    Path(collection): Path<String>,
-    Body(check): Body<Check>,
-) -> Result<Json<Value>, Problem> {
-    if check.items.len() > 1_000 {
-        return Err(Problem::invalid(format!(
-            "{} items; check at most 1000 at once",
-            check.items.len()
-        )));
-    }
-    let collection = scoped(&principal, &collection)?;
-    app.platform.catalog.collection(&collection).await?;
-    let items: Vec<(String, ContentHash)> = check
-        .items
-        .into_iter()
-        .map(|item| (item.uri, item.hash))
-        .collect();
-    let unchanged = app.platform.catalog.unchanged(&collection, &items).await?;
-    // One that never reached the log must be handed in again.
-    let unchanged: HashSet<String> = unchanged
-        .into_iter()
-        .filter(|item| item.state != DocumentState::Uploading)
-        .map(|item| item.uri)
-        .collect();
-    Ok(Json(json!({"unchanged": unchanged})))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Upload {
     name: Option<String>,
     uri: Option<String>,
@@ -204,13 +161,10 @@ pub async fn upload(
     let mut reply = json!({
         "id": begun.id,
         "version": begun.version,
-        "state": begun.state,
+        "state": shown_state(begun.state),
         "outcome": outcome_word(begun.outcome),
         "error": null,
     });
-    if begun.state == DocumentState::Uploading {
-        reply["state"] = json!(DocumentState::Processing);
-    }
     if wait {
         let done = ingest::wait_until_done(&app.platform, &collection, begun.id, begun.version);
         if let Ok(document) = tokio::time::timeout(WAIT_MAX, done).await {
@@ -277,6 +231,14 @@ async fn multipart(
     }
 }
 
+/// The state after an upload: what was begun is in the log by then.
+pub(super) fn shown_state(begun: DocumentState) -> DocumentState {
+    match begun {
+        DocumentState::Uploading => DocumentState::Processing,
+        other => other,
+    }
+}
+
 fn new_document(
     upload: &Upload,
     name: String,
@@ -293,7 +255,7 @@ fn new_document(
 
 /// Reads the rest of a refused body away, within bounds: a connection that is closed on unread bytes is reset, and the
 /// sender would see that instead of the reason.
-async fn drain(mut body: impl Stream<Item = std::io::Result<Bytes>> + Unpin) {
+pub(super) async fn drain(mut body: impl Stream<Item = std::io::Result<Bytes>> + Unpin) {
     let mut left = DRAIN_BYTES_MAX;
     let read = async {
         while let Some(Ok(piece)) = body.next().await {

@@ -1,6 +1,7 @@
 //! The HTTP API: routes, and what every request goes through (credential, request id, metrics, problem replies).
 
 mod auth;
+mod bulk;
 mod collections;
 mod documents;
 mod operations;
@@ -42,7 +43,11 @@ pub const API_ROUTES: &[&str] = &[
     "/api/v1/collections",
     "/api/v1/collections/{collection}",
     "/api/v1/collections/{collection}/documents",
+    "/api/v1/collections/{collection}/documents/bulk",
     "/api/v1/collections/{collection}/documents/check",
+    "/api/v1/collections/{collection}/documents/delete",
+    "/api/v1/collections/{collection}/documents/states",
+    "/api/v1/collections/{collection}/documents/under",
     "/api/v1/collections/{collection}/documents/{id}",
     "/api/v1/collections/{collection}/documents/{id}/versions",
     "/api/v1/retrieval/hybrid_search",
@@ -74,8 +79,24 @@ pub fn router(app: App) -> Router {
             get(documents::list).post(documents::upload),
         )
         .route(
+            "/api/v1/collections/{collection}/documents/bulk",
+            post(bulk::upload),
+        )
+        .route(
             "/api/v1/collections/{collection}/documents/check",
-            post(documents::check),
+            post(bulk::check),
+        )
+        .route(
+            "/api/v1/collections/{collection}/documents/delete",
+            post(bulk::delete),
+        )
+        .route(
+            "/api/v1/collections/{collection}/documents/states",
+            post(bulk::states),
+        )
+        .route(
+            "/api/v1/collections/{collection}/documents/under",
+            get(bulk::under),
         )
         .route(
             "/api/v1/collections/{collection}/documents/{id}",

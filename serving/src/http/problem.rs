@@ -14,7 +14,7 @@ use va_connectors::log::LogError;
 use va_connectors::objects::ObjectError;
 use va_pipelines::runtime::RuntimeError;
 
-use crate::ingest::IngestError;
+use crate::ingest::{self, IngestError};
 use crate::retrieval::SearchError;
 
 /// A problem reply.
@@ -40,6 +40,15 @@ impl Problem {
 
     pub fn invalid(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request", detail)
+    }
+
+    pub fn too_large(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
+    }
+
+    /// What it says.
+    pub fn detail(&self) -> &str {
+        &self.detail
     }
 
     pub fn not_found(detail: impl Into<String>) -> Self {
@@ -134,14 +143,9 @@ impl From<IngestError> for Problem {
         match error {
             IngestError::Catalog(error) => error.into(),
             IngestError::Log(error) => error.into(),
-            IngestError::Objects(ObjectError::TooLarge { limit }) => Self::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "too_large",
-                format!(
-                    "a document may have at most {limit} bytes ({} MB)",
-                    limit / (1 << 20)
-                ),
-            ),
+            IngestError::Objects(ObjectError::TooLarge { limit }) => {
+                Self::too_large(ingest::too_large(limit))
+            }
             IngestError::Objects(error @ ObjectError::Upload(_)) => {
                 Self::invalid(error.to_string())
             }

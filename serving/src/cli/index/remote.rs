@@ -1,0 +1,178 @@
+//! [`Documents`] over HTTP.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use va_catalog::settings::LimitSettings;
+use va_catalog::{ContentHash, DocumentId};
+
+use super::meta_json;
+use crate::cli::client::{Client, Failure, encode};
+use crate::folder::{Checked, Documents, Large, Small, Standing, SyncError, Taken, Trouble};
+
+/// A collection of the server.
+pub struct RemoteDocuments<'a> {
+    client: &'a Client,
+    /// Path of the collection's documents.
+    base: String,
+    /// One that does not exist holds nothing; only asked, never written.
+    exists: bool,
+}
+
+impl<'a> RemoteDocuments<'a> {
+    pub fn new(client: &'a Client, collection: &str, exists: bool) -> Self {
+        Self {
+            client,
+            base: format!("/api/v1/collections/{}/documents", encode(collection)),
+            exists,
+        }
+    }
+
+    /// Where one document is uploaded to.
+    pub fn upload_path(&self, uri: &str, name: &str, meta: &Value) -> String {
+        format!(
+            "{}?name={}&uri={}&meta={}",
+            self.base,
+            encode(name),
+            encode(uri),
+            encode(&meta.to_string())
+        )
+    }
+}
+
+impl From<Failure> for SyncError {
+    fn from(failure: Failure) -> Self {
+        Self(failure.message)
+    }
+}
+
+#[derive(Deserialize)]
+struct Items<T> {
+    items: Vec<T>,
+    #[serde(default)]
+    cursor: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum BulkOutcome {
+    Taken(Taken),
+    Refused { error: String },
+}
+
+#[derive(Deserialize)]
+struct Named {
+    id: DocumentId,
+    uri: String,
+}
+
+#[async_trait]
+impl Documents for RemoteDocuments<'_> {
+    async fn check(&self, contents: &[(String, ContentHash)]) -> Result<Checked, SyncError> {
+        if !self.exists {
+            return Ok(Checked {
+                upload_bytes_max: LimitSettings::default().upload_bytes_max,
+                ..Checked::default()
+            });
+        }
+        let items: Vec<Value> = contents
+            .iter()
+            .map(|(uri, hash)| json!({"uri": uri, "hash": hash}))
+            .collect();
+        let path = format!("{}/check", self.base);
+        Ok(self.client.ask(&path, &json!({"items": items})).await?)
+    }
+
+    async fn hand_over(&self, files: Vec<Small>) -> Result<Vec<Result<Taken, String>>, SyncError> {
+        let items: Vec<Value> = files
+            .iter()
+            .map(|file| json!({"uri": file.uri, "name": file.name, "meta": file.meta}))
+            .collect();
+        let count = files.len();
+        let boundary = format!("va-{}", uuid::Uuid::now_v7().simple());
+        let head = |name: &str| {
+            Bytes::from(format!(
+                "--{boundary}\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n"
+            ))
+        };
+        let end_of_part = Bytes::from_static(b"\r\n");
+        let mut pieces = vec![head("items"), json!(items).to_string().into()];
+        for file in files {
+            pieces.extend([end_of_part.clone(), head("file"), file.bytes]);
+        }
+        pieces.push(format!("\r\n--{boundary}--\r\n").into());
+        let pieces = pieces.into_iter().map(Ok::<_, std::convert::Infallible>);
+        let body = reqwest::Body::wrap_stream(futures::stream::iter(pieces));
+        let content_type = format!("multipart/form-data; boundary={boundary}");
+        let path = format!("{}/bulk", self.base);
+        let reply: Items<BulkOutcome> = self.client.send(&path, &content_type, body).await?;
+        if reply.items.len() != count {
+            return Err(SyncError(format!(
+                "the server answered for {} of {count} files",
+                reply.items.len()
+            )));
+        }
+        Ok(reply
+            .items
+            .into_iter()
+            .map(|outcome| match outcome {
+                BulkOutcome::Taken(taken) => Ok(taken),
+                BulkOutcome::Refused { error } => Err(error),
+            })
+            .collect())
+    }
+
+    async fn hand_over_large(&self, file: Large<'_>) -> Result<Taken, String> {
+        let path = self.upload_path(file.uri, file.name, &meta_json(file.meta));
+        let open = tokio::fs::File::open(file.path)
+            .await
+            .map_err(|error| format!("read: {error}"))?;
+        let body = reqwest::Body::wrap_stream(tokio_util::io::ReaderStream::new(open));
+        self.client
+            .send(&path, "application/octet-stream", body)
+            .await
+            .map_err(|failure| failure.message)
+    }
+
+    async fn under(&self, prefix: &str) -> Result<Vec<(DocumentId, String)>, SyncError> {
+        let mut found = Vec::new();
+        let mut cursor = String::new();
+        while self.exists {
+            let path = format!(
+                "{}/under?limit=1000&prefix={}{cursor}",
+                self.base,
+                encode(prefix)
+            );
+            let page: Items<Named> = self.client.get(&path).await?;
+            found.extend(page.items.into_iter().map(|named| (named.id, named.uri)));
+            match page.cursor {
+                Some(next) => cursor = format!("&cursor={}", encode(&next)),
+                None => break,
+            }
+        }
+        Ok(found)
+    }
+
+    async fn standing(&self, ids: &[DocumentId]) -> Result<Vec<Standing>, SyncError> {
+        let path = format!("{}/states", self.base);
+        let reply: Items<Standing> = self.client.ask(&path, &json!({"ids": ids})).await?;
+        Ok(reply.items)
+    }
+
+    async fn remove(&self, ids: &[DocumentId]) -> Result<(), SyncError> {
+        let path = format!("{}/delete", self.base);
+        self.client.post(&path, &json!({"ids": ids})).await?;
+        Ok(())
+    }
+
+    async fn trouble(&self) -> Result<Option<Trouble>, SyncError> {
+        let pipeline: Value = self.client.get("/api/v1/pipelines/index").await?;
+        let reason = pipeline["reason"].as_str().unwrap_or_default().to_owned();
+        Ok(match pipeline["state"].as_str() {
+            Some("failed") => Some(Trouble::Failed(reason)),
+            Some("restarting") => Some(Trouble::Restarting(reason)),
+            _ => None,
+        })
+    }
+}
