@@ -16,6 +16,8 @@ mod examples;
 mod help_corpus;
 #[path = "platform/http.rs"]
 mod http;
+#[path = "platform/incremental.rs"]
+mod incremental;
 #[path = "platform/pipelines.rs"]
 mod pipelines;
 #[path = "platform/server.rs"]

@@ -4,6 +4,7 @@
 //! `search.k_max` is `VA_SEARCH__K_MAX`, `listen` is `VA_LISTEN`. Variables that begin with `VA_` and hold no `__` are
 //! looked at only when they name a key, because others (`VA_SERVER`, `VA_TOKEN`) are the command line's.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,8 @@ use schemars::JsonSchema;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
+
+use crate::ids::CollectionName;
 
 /// The configuration. Every key has a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -30,6 +33,21 @@ pub struct Settings {
     pub models: ModelSettings,
     pub search: SearchSettings,
     pub telemetry: TelemetrySettings,
+    /// Folders that the server keeps in collections. Only in the file, not in the environment.
+    pub folders: Vec<FolderSettings>,
+}
+
+/// A folder whose files are the documents of a collection, also when they change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FolderSettings {
+    /// The folder; one that is not there yet is waited for.
+    pub path: PathBuf,
+    /// The collection; it is created when it does not exist.
+    pub collection: String,
+    /// Metadata of its documents, for filters.
+    #[serde(default)]
+    pub meta: BTreeMap<String, String>,
 }
 
 /// The embedded log.
@@ -148,6 +166,7 @@ impl Default for Settings {
             models: ModelSettings::default(),
             search: SearchSettings::default(),
             telemetry: TelemetrySettings::default(),
+            folders: Vec::new(),
         }
     }
 }
@@ -275,6 +294,8 @@ impl Settings {
                 "`listen` and `pg_listen` are both {}: use two ports",
                 self.listen
             )
+        } else if let Some(problem) = self.folders.iter().find_map(FolderSettings::problem) {
+            problem
         } else {
             return Ok(());
         };
@@ -282,6 +303,17 @@ impl Settings {
             place: Place::Combined,
             problem,
         })
+    }
+}
+
+impl FolderSettings {
+    fn problem(&self) -> Option<String> {
+        let folder = self.path.display();
+        if self.path.as_os_str().is_empty() {
+            return Some("a folder of `folders` has no `path`".to_owned());
+        }
+        let error = CollectionName::new(self.collection.as_str()).err()?;
+        Some(format!("`folders`, path `{folder}`: {error}"))
     }
 }
 
@@ -456,7 +488,8 @@ mod tests {
         assert_eq!(defaults.models.dir, None);
 
         let settings = load(
-            "data: 数据\nlog:\n  durability: interval\nsearch: {k: 7, rrf_k: 10}\n",
+            "data: 数据\nlog:\n  durability: interval\nsearch: {k: 7, rrf_k: 10}\n\
+             folders: [{path: ./手册, collection: 帮助, meta: {lang: zh}}]\n",
             &[
                 ("VA_SEARCH__K", "9"),
                 ("VA_LISTEN", "0.0.0.0:80"),
@@ -470,6 +503,9 @@ mod tests {
         .expect("settings");
         assert_eq!(settings.data, Path::new("数据"));
         assert_eq!(settings.log.durability, Durability::Interval);
+        // Variables over the file leave the list as it is.
+        assert_eq!(settings.folders[0].path, Path::new("./手册"));
+        assert_eq!(settings.folders[0].meta["lang"], "zh");
         assert_eq!((settings.search.k, settings.search.rrf_k), (9, 10));
         assert_eq!(settings.listen.to_string(), "0.0.0.0:80");
         assert_eq!(settings.models.dir.as_deref(), Some(Path::new("2026")));
@@ -514,6 +550,16 @@ mod tests {
             "search:\n  k: many\n",
             &[],
             &["va.yaml:2:6: `k: many`: invalid u64"],
+        );
+        check(
+            "folders: [{path: docs, collection: a b}]\n",
+            &[],
+            &["`folders`, path `docs`", "`a b`", "collection name"],
+        );
+        check(
+            "folders: [{path: docs}]\n",
+            &[],
+            &["va.yaml:1", "collection"],
         );
         check(
             "search: {k: 2000}\n",

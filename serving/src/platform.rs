@@ -45,6 +45,8 @@ pub struct Platform {
     pub runtime: Runtime,
     pub admin_key: PathBuf,
     pub started_at_ms: i64,
+    /// How the folders of the settings stand.
+    pub folders: crate::folder::served::Folders,
     shutdown: CancellationToken,
     /// Held as long as the platform lives; the operating system lets go of it when the process dies.
     _lock: File,
@@ -165,6 +167,7 @@ impl Platform {
             runtime,
             admin_key,
             started_at_ms: now_ms(),
+            folders: crate::folder::served::Folders::default(),
             shutdown: CancellationToken::new(),
             _lock: lock,
         }))

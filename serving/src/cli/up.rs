@@ -161,6 +161,7 @@ impl Search for PlatformSearch {
 pub async fn up(settings: Settings) -> Outcome<()> {
     let pg_listen = settings.pg_listen;
     let booted = boot(settings, Some(pg_listen)).await?;
+    crate::folder::served::start(&booted.platform);
     println!("VoiceAssistant {} is up.", env!("CARGO_PKG_VERSION"));
     println!(
         "  HTTP API        http://{}   (description at /openapi.json, metrics at /metrics)",

@@ -10,6 +10,7 @@ mod listen;
 mod local;
 mod pairs;
 mod scan;
+pub mod served;
 mod sync;
 mod watch;
 

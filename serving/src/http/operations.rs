@@ -149,6 +149,9 @@ async fn checks(app: &App) -> Vec<Check> {
         )),
     };
     check("embedding model", false, ready);
+    for (name, result) in platform.folders.checks() {
+        check(&name, false, result);
+    }
     for name in platform.runtime.names() {
         let result = match platform.runtime.status(&name).await {
             Ok(status) => match status.state {
