@@ -73,6 +73,10 @@ mod linux {
 
     impl Listener {
         /// Listens from now on.
+        #[expect(
+            deprecated,
+            reason = "the replacement is unsafe code; an `Inotify` owns its descriptor as long as it lives"
+        )]
         pub fn begin(root: &Path) -> Result<Self, SyncError> {
             let failed = |error: Error| SyncError(format!("watch `{}`: {error}", root.display()));
             let inotify = AsyncFd::new(Inotify::init().map_err(failed)?).map_err(failed)?;

@@ -186,17 +186,18 @@ async fn sync_all(
     let run = Run::begin(documents, wishes, progress, tally).await?;
     let mut present: HashSet<String> = files.iter().map(|file| file.uri.clone()).collect();
     let (queue, queued) = mpsc::channel(QUEUE_FILES);
-    let ((), new) = tokio::try_join!(run.compare(files, queue, true), run.hand_over_all(queued))?;
+    let ((), new, held) = tokio::try_join!(
+        run.compare(files, queue, true),
+        run.hand_over_all(queued),
+        run.held_in(&scan)
+    )?;
     if wishes.wait {
         run.wait().await?;
     }
     for uri in lock(&run.vanished).drain() {
         present.remove(&uri);
     }
-    if !wishes.keep_deleted {
-        run.remove_gone(&scan, &present, &new).await?;
-    }
-    Ok(())
+    run.remove_gone(&scan, held, &present, &new).await
 }
 
 /// Counts documents that were handed over another way, and waits for them as the wishes say.
@@ -238,7 +239,11 @@ pub async fn plan(
         }
         Ok::<_, SyncError>(fresh)
     };
-    let ((), fresh) = tokio::try_join!(run.compare(files, queue, false), collect)?;
+    let ((), fresh, held) = tokio::try_join!(
+        run.compare(files, queue, false),
+        collect,
+        run.held_in(&scan)
+    )?;
     for uri in lock(&run.vanished).drain() {
         present.remove(&uri);
     }
@@ -250,19 +255,17 @@ pub async fn plan(
     };
     plan.failed.append(&mut tally.report().failed);
     let mut moved_to: HashSet<&str> = HashSet::new();
-    if !wishes.keep_deleted {
-        let gone = run.gone(&scan, &present).await?;
-        let new = fresh.iter().filter(|fresh| !fresh.changed);
-        let new = new.map(|fresh| (&fresh.hash, fresh.file.uri.as_str()));
-        let to = pair(&gone, new);
-        for (gone, to) in gone.iter().zip(to) {
-            match to {
-                Some(to) => {
-                    moved_to.insert(to);
-                    plan.moved.push((gone.uri.clone(), to.to_owned()));
-                }
-                None => plan.removed.push(gone.uri.clone()),
+    let gone = run.gone(&scan, held, &present).await?;
+    let new = fresh.iter().filter(|fresh| !fresh.changed);
+    let new = new.map(|fresh| (&fresh.hash, fresh.file.uri.as_str()));
+    let to = pair(&gone, new);
+    for (gone, to) in gone.iter().zip(to) {
+        match to {
+            Some(to) => {
+                moved_to.insert(to);
+                plan.moved.push((gone.uri.clone(), to.to_owned()));
             }
+            None => plan.removed.push(gone.uri.clone()),
         }
     }
     for fresh in &fresh {
@@ -539,6 +542,9 @@ impl<'a> Run<'a> {
                     report.handed_over
                 };
                 self.progress.message(format!("{handed_over} handed over"));
+                if !self.wishes.wait {
+                    self.progress.done(1);
+                }
                 let own = Own {
                     uri,
                     version: taken.version,
@@ -622,15 +628,31 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Documents of the scan's areas whose file is gone. A path that exists is never gone, whatever the scan found.
-    async fn gone(&self, scan: &Scan, present: &HashSet<String>) -> Result<Vec<Gone>, SyncError> {
-        let mut missing: BTreeMap<String, DocumentId> = BTreeMap::new();
+    /// The documents in the scan's areas, if those that are gone are to be removed.
+    async fn held_in(&self, scan: &Scan) -> Result<BTreeMap<String, DocumentId>, SyncError> {
+        let mut held = BTreeMap::new();
+        if self.wishes.keep_deleted {
+            return Ok(held);
+        }
         for area in &scan.areas {
-            for (id, uri) in self.documents.under(&area.uri).await? {
-                if area.holds(&uri) && !present.contains(&uri) && !scan.is_unread(&uri) {
-                    missing.insert(uri, id);
-                }
-            }
+            let under = self.documents.under(&area.uri).await?;
+            let under = under.into_iter().filter(|(_, uri)| area.holds(uri));
+            held.extend(under.map(|(id, uri)| (uri, id)));
+        }
+        Ok(held)
+    }
+
+    /// Those of the documents whose file is gone. A path that exists is never gone, whatever the scan found.
+    async fn gone(
+        &self,
+        scan: &Scan,
+        held: BTreeMap<String, DocumentId>,
+        present: &HashSet<String>,
+    ) -> Result<Vec<Gone>, SyncError> {
+        let mut missing = held;
+        missing.retain(|uri, _| !present.contains(uri) && !scan.is_unread(uri));
+        if missing.is_empty() {
+            return Ok(Vec::new());
         }
         let ids = tokio::task::spawn_blocking(move || {
             let gone = missing.iter().filter(|(uri, _)| is_gone(Path::new(uri)));
@@ -656,10 +678,11 @@ impl<'a> Run<'a> {
     async fn remove_gone(
         &self,
         scan: &Scan,
+        held: BTreeMap<String, DocumentId>,
         present: &HashSet<String>,
         new: &[(ContentHash, String)],
     ) -> Result<(), SyncError> {
-        let mut gone = self.gone(scan, present).await?;
+        let mut gone = self.gone(scan, held, present).await?;
         let (lost, new): (Vec<_>, Vec<_>) = {
             let failed = lock(&self.failed);
             new.iter().partition(|(_, uri)| failed.contains(uri))

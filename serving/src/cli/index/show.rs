@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressState, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::IndexArgs;
@@ -20,15 +20,23 @@ pub struct Bar(ProgressBar);
 impl Bar {
     pub fn new(files: u64) -> Self {
         let bar = ProgressBar::new(files);
+        // Nothing is to be done about a terminal that cannot be written to.
         let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
-            // Nothing to be done about a terminal that cannot be written to.
             let _ = write!(out, "{:.0}/s", state.per_sec());
         };
+        // Before anything is done there is nothing to reckon with.
+        let eta = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+            let _ = match state.pos() {
+                0 => write!(out, "-"),
+                _ => write!(out, "{:#}", HumanDuration(state.eta())),
+            };
+        };
         let style = ProgressStyle::with_template(
-            "{bar:30} {pos}/{len} files  {rate}  ETA {eta}  {wide_msg}",
+            "{bar:30} {pos}/{len} files  {rate}  ETA {left}  {wide_msg}",
         )
         .unwrap_or_else(|_| ProgressStyle::default_bar())
-        .with_key("rate", rate);
+        .with_key("rate", rate)
+        .with_key("left", eta);
         bar.set_style(style);
         bar.set_message("reading");
         bar.enable_steady_tick(Duration::from_millis(200));
