@@ -11,7 +11,7 @@ use similar::{ChangeTag, TextDiff};
 use va_catalog::store::{Begun, CatalogError, DocumentInfo, VersionInfo};
 use va_catalog::{CollectionRef, DocumentId, Version};
 use va_connectors::objects::ObjectError;
-use va_parse::{Input, Limits};
+use va_parse_worker::{Parser, Source};
 
 use crate::ingest::{self, IngestError, NewDocument};
 use crate::platform::Platform;
@@ -177,7 +177,12 @@ async fn text(
     version: &VersionInfo,
 ) -> Result<String, VersionError> {
     let bytes = content(platform, version).await?;
-    let parsed = parse(name.to_owned(), version.content_type.clone(), bytes).await;
+    let document = Source {
+        name: name.to_owned(),
+        content_type: version.content_type.clone(),
+        bytes,
+    };
+    let parsed = parse(platform, document).await;
     let mut text = parsed.map_err(|reason| VersionError::Unreadable {
         version: version.version,
         reason,
@@ -188,20 +193,19 @@ async fn text(
     Ok(text)
 }
 
-/// The one place that calls a parser, on a thread of its own because a book takes seconds.
-async fn parse(name: String, content_type: Option<String>, bytes: Bytes) -> Result<String, String> {
-    tokio::task::spawn_blocking(move || {
-        let input = Input {
-            name: &name,
-            content_type: content_type.as_deref(),
-            bytes: &bytes,
-        };
-        va_parse::parse(&input, &Limits::default())
-            .map(|document| document.text)
-            .map_err(|error| error.to_string())
-    })
-    .await
-    .map_err(|error| error.to_string())?
+/// The text of a document, read by a parser process within its limits.
+async fn parse(platform: &Platform, document: Source) -> Result<String, String> {
+    let parser = &platform.parser;
+    let mut parsed = parser
+        .parse(vec![document], &parser.limits())
+        .await
+        .map_err(|error| error.to_string())?;
+    // One in, one out.
+    match parsed.pop() {
+        Some(Ok(document)) => Ok(document.text),
+        Some(Err(failure)) => Err(failure.to_string()),
+        None => Err("the parser gave no answer".to_owned()),
+    }
 }
 
 /// Begins a new version with the content, content type and metadata of an old one; `Unchanged` when the newest version
