@@ -146,18 +146,32 @@ pub struct SearchSettings {
     #[serde(deserialize_with = "positive_u32")]
     #[schemars(range(min = 1))]
     pub k_max: u32,
+    /// How the two lists of hits become one.
+    pub fusion: FusionMethod,
     /// The constant of reciprocal rank fusion: the larger, the less the first ranks count.
     #[serde(deserialize_with = "positive_u32")]
     #[schemars(range(min = 1))]
     pub rrf_k: u32,
-    /// How much a rank among the vectors counts in the fusion, against `keyword_weight`.
+    /// How much the vectors count in the fusion, against `keyword_weight`.
     #[serde(deserialize_with = "positive_u32")]
     #[schemars(range(min = 1))]
     pub vector_weight: u32,
-    /// How much a rank among the keywords counts in the fusion, against `vector_weight`.
+    /// How much the keywords count in the fusion, against `vector_weight`.
     #[serde(deserialize_with = "positive_u32")]
     #[schemars(range(min = 1))]
     pub keyword_weight: u32,
+}
+
+/// How the hits of the vectors and those of the keywords become one list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FusionMethod {
+    /// By their ranks (reciprocal rank fusion): needs no tuning to a corpus.
+    #[default]
+    Rrf,
+    /// By their scores, brought to one scale: a hit that stands out keeps its lead. Better on the labelled questions of
+    /// BENCHMARKS.md.
+    Scores,
 }
 
 /// What the program tells about itself.
@@ -265,6 +279,7 @@ impl Default for SearchSettings {
             candidates: 20,
             k: 5,
             k_max: 1000,
+            fusion: FusionMethod::default(),
             // Measured on labelled questions, see BENCHMARKS.md: `make bench NAME=search`.
             rrf_k: 20,
             vector_weight: 2,
@@ -647,7 +662,7 @@ mod tests {
             &[
                 "variable `VA_SEARCH__KAY`",
                 "no key `kay`",
-                "`candidates`, `k`, `k_max`, `rrf_k`, `vector_weight`, `keyword_weight`",
+                "`candidates`, `k`, `k_max`, `fusion`, `rrf_k`, `vector_weight`, `keyword_weight`",
             ],
         );
         check(

@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use va_catalog::settings::FusionMethod;
 use va_catalog::store::CatalogError;
 use va_catalog::{
     ChunkId, ChunkRecord, CollectionName, CollectionRef, DocumentId, DocumentRef, Filter, TenantId,
@@ -242,12 +243,19 @@ pub async fn search(
         let fusion = match request.mode {
             Mode::Vector => single("vector"),
             Mode::Keyword => single("keyword"),
-            Mode::Hybrid => format!(
-                "sum of {} / ({k} + rank) by vectors and {} / ({k} + rank) by keywords, ranks of documents; {REPEAT} of it for each further chunk",
-                limits.vector_weight,
-                limits.keyword_weight,
-                k = limits.rrf_k
-            ),
+            Mode::Hybrid => {
+                let (vector, keyword) = (limits.vector_weight, limits.keyword_weight);
+                let sum = match limits.fusion {
+                    FusionMethod::Rrf => format!(
+                        "{vector} / ({k} + rank) by vectors + {keyword} / ({k} + rank) by keywords, ranks of documents",
+                        k = limits.rrf_k
+                    ),
+                    FusionMethod::Scores => format!(
+                        "{vector} x vector score + {keyword} x keyword score, of documents, from 0 to 1"
+                    ),
+                };
+                format!("{sum}; {REPEAT} of it for each further chunk")
+            }
         };
         Explain {
             fusion,
@@ -259,6 +267,7 @@ pub async fn search(
     let vector = vector.map(|(found, _)| found).unwrap_or_default();
     let keyword = keyword.map(|(found, _)| found).unwrap_or_default();
     let fusion = Fusion {
+        method: limits.fusion,
         rrf_k: limits.rrf_k,
         vector_weight: limits.vector_weight,
         keyword_weight: limits.keyword_weight,
@@ -365,9 +374,10 @@ pub struct Fused {
     pub retrievers: Retrievers,
 }
 
-/// How ranks become a score.
+/// How two lists become one.
 #[derive(Debug, Clone, Copy)]
 pub struct Fusion {
+    pub method: FusionMethod,
     pub rrf_k: u32,
     pub vector_weight: u32,
     pub keyword_weight: u32,
@@ -397,19 +407,30 @@ pub fn fuse(
             true => fusion.vector_weight,
             false => fusion.keyword_weight,
         });
-        let share = |rank: u32| weight / f64::from(fusion.rrf_k + rank);
+        let score_of = |hit: Option<&(ChunkRecord, f32)>| hit.map_or(0.0, |(_, s)| f64::from(*s));
+        let best = score_of(list.first());
+        let worst = match from_vector {
+            true => score_of(list.last()),
+            false => 0.0,
+        };
+        let share = |rank: u32, score: f32| match fusion.method {
+            FusionMethod::Rrf => weight / f64::from(fusion.rrf_k + rank),
+            // Where all are equal, all are as good as the best.
+            FusionMethod::Scores if best <= worst => weight,
+            FusionMethod::Scores => weight * (f64::from(score) - worst) / (best - worst),
+        };
         let mut seen: HashSet<DocumentId> = HashSet::new();
         for (i, (chunk, score)) in list.into_iter().enumerate() {
             let rank = i as u32 + 1;
             if seen.insert(chunk.document.id) {
-                *documents.entry(chunk.document.id).or_default() += share(seen.len() as u32);
+                *documents.entry(chunk.document.id).or_default() += share(seen.len() as u32, score);
             }
             let entry = fused.entry(chunk.id).or_insert_with(|| Fused {
                 chunk,
                 score: 0.0,
                 retrievers: Retrievers::default(),
             });
-            entry.score += share(rank);
+            entry.score += share(rank, score);
             let place = Some(RankScore { rank, score });
             if from_vector {
                 entry.retrievers.vector = place;
@@ -511,6 +532,7 @@ mod tests {
     use va_catalog::Version;
 
     const FUSION: Fusion = Fusion {
+        method: FusionMethod::Rrf,
         rrf_k: 5,
         vector_weight: 1,
         keyword_weight: 2,
@@ -583,6 +605,33 @@ mod tests {
         // Ranks count documents: `b` is second, not fourth.
         assert_eq!(order("a0 a1 a2 b0", ""), "a0 b0 a1 a2");
         assert_eq!(order("a0 a1 a2", ""), "a0 a1 a2");
+    }
+
+    #[test]
+    fn by_scores_a_hit_that_stands_out_keeps_its_lead() {
+        let list = |hits: &[(&str, f32)]| -> Vec<(ChunkRecord, f32)> {
+            hits.iter().map(|(name, s)| (chunk(name, 0), *s)).collect()
+        };
+        let by = |method| {
+            let fusion = Fusion { method, ..FUSION };
+            let vector = list(&[("a", 0.90), ("b", 0.89), ("c", 0.80)]);
+            let keyword = list(&[("b", 30.0), ("c", 6.0), ("a", 5.0)]);
+            let fused = fuse(vector, keyword, fusion, 10);
+            let names = fused.iter().map(|f| f.chunk.document.name.as_str());
+            (names.collect::<String>(), fused[0].score)
+        };
+        // `b`: 1 * (0.89 - 0.80) / 0.10 + 2 * 1; `a`: 1 + 2 * 5 / 30; `c`: 0 + 2 * 6 / 30.
+        let (order, score) = by(FusionMethod::Scores);
+        assert_eq!(order, "bac");
+        assert!((score - 2.9).abs() < 1e-5, "{score}");
+        assert_eq!(by(FusionMethod::Rrf).0, "bac");
+        // Equal scores are all the best.
+        let fusion = Fusion {
+            method: FusionMethod::Scores,
+            ..FUSION
+        };
+        let one = fuse(list(&[("a", 0.5)]), Vec::new(), fusion, 10);
+        assert_eq!(one[0].score, 1.0);
     }
 
     #[test]

@@ -76,6 +76,7 @@ fn every_file_is_registered() {
         "shape",
         "changes",
         "endpoint",
+        "indexes",
         "news",
     ];
     for folder in ["operators/src", "connectors/endpoints/src"] {

@@ -204,7 +204,7 @@ fn by_psql(server: &Server) {
     assert!(output.status.success(), "{}", both(&output));
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(
-        said.lines().count() == 5 && said.contains("line_fix.html|0.0"),
+        said.lines().count() == 5 && said.contains("line_fix.html|0."),
         "{said}"
     );
     assert!(!psql("va_wrong", "SELECT 1").status.success());
