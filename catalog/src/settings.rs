@@ -103,11 +103,15 @@ pub struct LimitSettings {
 }
 
 /// Local models.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelSettings {
     /// Directory of the model files; without it, one in the user's cache that all data directories share.
     pub dir: Option<PathBuf>,
+    /// How long a model that nobody uses stays in memory, in milliseconds. It is loaded again when it is needed.
+    #[serde(deserialize_with = "positive_u64")]
+    #[schemars(range(min = 1))]
+    pub idle_ms: u64,
 }
 
 /// What parsing one document may cost. A document that goes over a limit fails with the reason; others go on.
@@ -269,6 +273,15 @@ impl Default for ParseSettings {
             memory_bytes_max: 1 << 30,
             text_bytes_max: 16 << 20,
             workers: None,
+        }
+    }
+}
+
+impl Default for ModelSettings {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            idle_ms: 600_000,
         }
     }
 }
@@ -695,6 +708,7 @@ mod tests {
             "pg_listen",
             "interval_ms",
             "upload_bytes_max",
+            "idle_ms",
             "k_max",
             "log_format",
             "every_commit",

@@ -31,11 +31,9 @@ use va_vector::{LanceStore, VectorStore};
 
 use crate::disk::Disk;
 
-/// How long an unused model stays in memory.
-const MODEL_IDLE: Duration = Duration::from_secs(600);
 /// How long a parser process without work is kept.
 const PARSER_IDLE: Duration = Duration::from_secs(60);
-/// How often idle models and processes, and expired rows, are looked for.
+/// How often idle models and processes, and expired rows, are looked for; more often when models may not stay as long.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Every open part of the platform.
@@ -443,7 +441,11 @@ fn pool_options(settings: &ParseSettings) -> PoolOptions {
 
 /// Retention, idle models, idle parsers and the files of the vector store, now and then.
 async fn upkeep(platform: Arc<Platform>) {
-    let mut ticks = tokio::time::interval(UPKEEP_INTERVAL);
+    let model_idle = Duration::from_millis(platform.settings.models.idle_ms);
+    let mut ticks =
+        tokio::time::interval(model_idle.clamp(Duration::from_secs(1), UPKEEP_INTERVAL));
+    // After a busy while one look is enough, not one for each that was missed.
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // The state of each collection's vectors when they were last optimized.
     let mut optimized = HashMap::new();
     loop {
@@ -461,7 +463,7 @@ async fn upkeep(platform: Arc<Platform>) {
             workers => tracing::debug!(workers, "idle parser processes ended"),
         }
         let embedders = platform.embedders.clone();
-        match tokio::task::spawn_blocking(move || embedders.unload_idle(MODEL_IDLE)).await {
+        match tokio::task::spawn_blocking(move || embedders.unload_idle(model_idle)).await {
             Ok(0) | Err(_) => {}
             Ok(models) => tracing::info!(models, "idle models left memory"),
         }

@@ -2,7 +2,7 @@
 //!
 //! Why not as an ONNX graph: here a batch is the tokens of all texts one after another, without padding; activations
 //! are quantised per token, so a text's vector does not depend on its neighbours; and the steps between two products
-//! run row by row while the row is in cache. Measured against the same model as a graph in `examples/embed_speed.rs`.
+//! run row by row while the row is in cache. Measured against onnxruntime by `make bench NAME=embed`.
 //!
 //! Architecture: Devlin et al. 2018, "BERT", post-norm layers, exact GELU. Relies on [`Weights`] for the numbers
 //! (`e5s1.rs`, `safetensors.rs`); leaves tokenising, batching and pooling choice to `native.rs`. A forward pass is

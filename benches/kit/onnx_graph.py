@@ -1,24 +1,30 @@
-"""The same measurement as embed_speed.rs with onnxruntime, on the same weights as a dynamically quantised int8 graph.
+"""A BERT encoder as an ONNX graph, from the weights of our model store, and quantised by onnxruntime's own tool.
 
-    python3 -m venv ort && ort/bin/pip install onnxruntime==1.32.0 onnx numpy safetensors
-    ort/bin/python connectors/models/examples/embed_speed_onnxruntime.py MODEL_DIR OUT_DIR [SECONDS]
-
-MODEL_DIR is a model of the store (`va model list` shows where); OUT_DIR receives model.onnx (int8) and
-model_f32.onnx. The graph is the plain BERT encoder; onnxruntime's own optimiser fuses it, and its own tool
-quantises it (int8 weights per channel, activations dynamically).
+The graph is the plain encoder; onnxruntime's optimiser fuses it. Reads E5S1 files and safetensors. Relies on onnx and
+onnxruntime (requirements.txt).
 """
 
 import json
-import pathlib
 import struct
-import sys
-import time
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
+
+
+def export(directory, out):
+    """Writes `out`/model.onnx for the model in `directory`: int8 weights per channel, dynamically quantised inputs."""
+    out.mkdir(parents=True, exist_ok=True)
+    e5 = directory / "model.e5s1"
+    build(*(e5s1(e5) if e5.exists() else safetensors(directory)), out / "model_f32.onnx")
+    quantize_dynamic(
+        out / "model_f32.onnx",
+        out / "model.onnx",
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["MatMul"],
+    )
 
 
 def e5s1(path):
@@ -47,9 +53,14 @@ def e5s1(path):
             tensor = chunk.view(np.float32)
         raw[name] = tensor.reshape(values)
     parts = {
-        "attention.self.query": "q", "attention.self.key": "k", "attention.self.value": "v",
-        "attention.output.dense": "ao", "attention.output.LayerNorm": "aln", "intermediate.dense": "fi",
-        "output.dense": "fo", "output.LayerNorm": "oln",
+        "attention.self.query": "q",
+        "attention.self.key": "k",
+        "attention.self.value": "v",
+        "attention.output.dense": "ao",
+        "attention.output.LayerNorm": "aln",
+        "intermediate.dense": "fi",
+        "output.dense": "fo",
+        "output.LayerNorm": "oln",
     }
     out = {
         "embeddings.word_embeddings.weight": raw["emb.word"].reshape(-1, hidden),
@@ -138,44 +149,3 @@ def build(weights, layers, heads, path):
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, path)
-
-
-directory, out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
-seconds = float(sys.argv[3]) if len(sys.argv) > 3 else 10
-out.mkdir(parents=True, exist_ok=True)
-if not (out / "model.onnx").exists():
-    e5 = directory / "model.e5s1"
-    build(*(e5s1(e5) if e5.exists() else safetensors(directory)), out / "model_f32.onnx")
-    quantize_dynamic(
-        out / "model_f32.onnx",
-        out / "model.onnx",
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-        op_types_to_quantize=["MatMul"],
-    )
-
-session = ort.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
-
-
-def feed(texts, tokens):
-    ids = np.random.default_rng(1).integers(1000, 20000, (texts, tokens))
-    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-
-
-batch = feed(32, 128)
-session.run(None, batch)
-started, cpu, done, best = time.time(), time.process_time(), 0, 1e9
-while time.time() - started < seconds:
-    one = time.time()
-    session.run(None, batch)
-    best = min(best, time.time() - one)
-    done += 32
-print(f"passages: {done / (time.time() - started):.1f} sequences/s (best batch {32 / best:.1f})")
-print(f"passages: {done / (time.process_time() - cpu):.1f} sequences per second of processor time")
-query, times = feed(1, 16), []
-for _ in range(200):
-    one = time.time()
-    session.run(None, query)
-    times.append((time.time() - one) * 1e3)
-times.sort()
-print(f"query of 16 tokens: median {times[100]:.2f} ms, best {times[0]:.2f} ms, p95 {times[190]:.2f} ms")

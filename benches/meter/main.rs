@@ -1,0 +1,69 @@
+//! What the benchmarks measure inside our own crates: one JSON command a line on stdin, one JSON answer a line on stdout.
+//!
+//! The scripts beside this folder ask in turns with the peer, so that both have the same disturbances. Each command
+//! measures one thing once; which sizes, how often and against what is the scripts' business. An error is answered as
+//! `{"error": "..."}` and ends the process.
+
+mod embed;
+mod fulltext;
+mod gemm;
+mod log;
+
+use std::io::{BufRead, Write};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// Any failure; what went wrong is in its text.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// What can be asked.
+#[derive(Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case", deny_unknown_fields)]
+enum Command {
+    /// Append batches to a log of its own and read them back.
+    LogBatches(log::Batches),
+    /// Small commits to a log of its own, one after the other or several at once.
+    LogCommits(log::Commits),
+    /// The peer of `log_batches`: the same bytes to a plain file.
+    FileBatches(log::Batches),
+    /// The peer of `log_commits`: small synced writes to a plain file.
+    FileCommits(log::Commits),
+    /// Embed texts from a file.
+    Embed(embed::Embed),
+    /// One matrix product of bytes on every thread.
+    Gemm(gemm::Gemm),
+    /// Index chunk rows of a file with a bare full-text writer.
+    Fulltext(fulltext::Fulltext),
+}
+
+fn main() -> Result<(), Failure> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let mut models = embed::Models::default();
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let answer = serde_json::from_str(&line)
+            .map_err(Failure::from)
+            .and_then(|command| match command {
+                Command::LogBatches(batches) => runtime.block_on(log::batches(&batches)),
+                Command::LogCommits(commits) => runtime.block_on(log::commits(&commits)),
+                Command::FileBatches(batches) => log::file_batches(&batches),
+                Command::FileCommits(commits) => log::file_commits(&commits),
+                Command::Embed(embed) => models.embed(&embed),
+                Command::Gemm(gemm) => gemm::run(&gemm),
+                Command::Fulltext(rows) => runtime.block_on(fulltext::run(&rows)),
+            });
+        let failed = answer.is_err();
+        let answer: Value = answer.unwrap_or_else(|error| json!({"error": error.to_string()}));
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{answer}")?;
+        out.flush()?;
+        if failed {
+            std::process::exit(1);
+        }
+    }
+    Ok(())
+}
