@@ -138,7 +138,7 @@ impl Operator for ChunkTask {
         let embedder = crate::registry::embed::load(&self.resources, &self.model).await?;
         for row in 0..batch.num_rows() {
             let document = from_batch(&batch, row)?;
-            let (options, embedder) = (self.options.clone(), embedder.clone());
+            let (options, embedder) = (self.options, embedder.clone());
             let cut = tokio::task::spawn_blocking(move || {
                 rows_of(&document, &options, embedder.as_ref())
             })

@@ -367,7 +367,7 @@ fn holder(data: &Path) -> String {
     let note = std::fs::read_to_string(data.join("server.json")).unwrap_or_default();
     let note: serde_json::Value = serde_json::from_str(&note).unwrap_or_default();
     // A killed process leaves its note behind.
-    if note["pid"].to_string() == pid.trim()
+    if pid.trim().parse().is_ok_and(|pid: u64| note["pid"] == pid)
         && let Some(address) = note["address"].as_str()
     {
         holder.push_str(&format!(" ({address})"));

@@ -390,10 +390,15 @@ const REPEAT: f64 = 0.5;
 /// Fuses two ranked lists of chunks.
 ///
 /// Documents are ranked, because that is where the lists agree: the words of a question may be in one passage of a page
-/// and its meaning in another. A document's score is the sum of `weight / (rrf_k + rank)` over the lists that hold a
-/// chunk of it, where `rank` counts documents. Its chunks follow each other by their own fused rank, each with
-/// [`REPEAT`] of the score before. Ties keep the better single rank first, then the id, so that the same lists always
-/// give the same order.
+/// and its meaning in another. A document's score is a sum over the lists that hold a chunk of it:
+///
+/// - by ranks, `weight / (rrf_k + rank)`, where `rank` counts documents;
+/// - by scores, `weight` times the score of its best chunk on a scale from 0 to 1. Keyword scores are taken as shares of
+///   the best; vector scores lie close together and are taken between the worst candidate and the best. (Bruch, Gai and
+///   Ingber, "An Analysis of Fusion Functions for Hybrid Retrieval", TOIS 2023.)
+///
+/// Its chunks follow each other by their own fused score, each with [`REPEAT`] of the score before. Ties keep the better
+/// single rank first, then the id, so that the same lists always give the same order.
 pub fn fuse(
     vector: Vec<(ChunkRecord, f32)>,
     keyword: Vec<(ChunkRecord, f32)>,

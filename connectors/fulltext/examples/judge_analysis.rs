@@ -6,6 +6,11 @@
 //!
 //!     cargo run -p va-fulltext --example judge_analysis -- HELP_DIR [every Nth query]
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "run by hand, one at a time: a fixed place is easy to look into"
+)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::path::{Path, PathBuf};

@@ -113,7 +113,7 @@ fn watch(
         });
         while child.try_wait()?.is_none() {
             progress.bytes(size_below(tmp).min(total));
-            std::thread::sleep(POLL);
+            std::thread::park_timeout(POLL);
         }
         Ok(errors.join().unwrap_or_default())
     })

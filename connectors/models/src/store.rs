@@ -84,9 +84,18 @@ pub fn default_model_dir() -> PathBuf {
     var("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .or_else(|| std::env::home_dir().map(|home| home.join(".cache")))
-        .unwrap_or_else(std::env::temp_dir)
+        // Only for a user without a home: a place that is always there.
+        .unwrap_or_else(fallback_dir)
         .join("voiceassistant")
         .join("models")
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the name below it is fixed: a cache is to be found again"
+)]
+fn fallback_dir() -> PathBuf {
+    std::env::temp_dir()
 }
 
 impl ModelStore {

@@ -4,6 +4,11 @@
 //! The models come through the store into the user's cache directory. Where they cannot be had the tests say `SKIPPED`,
 //! except under CI, where that is a failure.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failed step of a test is a failed test"
+)]
+
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 

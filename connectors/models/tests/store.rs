@@ -1,6 +1,11 @@
 //! The store: states, damage, repair, and errors that say what to do. The one test that fetches says `SKIPPED` when
 //! the registry cannot be reached, except under CI.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failed step of a test is a failed test"
+)]
+
 use std::sync::Mutex;
 
 use va_models::{

@@ -2,6 +2,11 @@
 //!
 //! `cargo run -p va-vector --example vector_speed -- [rows] [directory]`
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "run by hand, one at a time: a fixed place is easy to look into"
+)]
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

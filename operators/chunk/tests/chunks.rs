@@ -3,6 +3,11 @@
 //! `data/NAME.txt` is written in the small notation of `notation`; its chunks stand in `data/NAME.expected`. Rewrite them
 //! with `REWRITE_EXPECTED=1 cargo test -p va-chunk` and read the difference.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failed step of a test is a failed test"
+)]
+
 mod notation;
 
 use std::cell::Cell;

@@ -3,6 +3,11 @@
 //! `UPDATE_EXPECTED=1 cargo test -p va-parse` rewrites the expected files; read the diff before committing. A folder
 //! `NAME.docx/` is zipped into an Office file first, so that its parts can be read and changed as text.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failed step of a test is a failed test"
+)]
+
 use std::fmt::Write as _;
 use std::io::{Cursor, Write as _};
 use std::path::{Path, PathBuf};

@@ -33,16 +33,15 @@ impl Documents for LocalDocuments<'_> {
         };
         for ((uri, hash), held) in contents.iter().zip(held) {
             match held {
-                Some(held) if held.content_hash == *hash => {
-                    if held.state != DocumentState::Uploading {
-                        checked.unchanged.push(Held {
-                            uri: uri.clone(),
-                            id: held.id,
-                            version: held.version,
-                            state: held.state,
-                        });
-                    }
-                }
+                // One that never reached the log must be handed in again.
+                Some(held)
+                    if held.content_hash == *hash && held.state == DocumentState::Uploading => {}
+                Some(held) if held.content_hash == *hash => checked.unchanged.push(Held {
+                    uri: uri.clone(),
+                    id: held.id,
+                    version: held.version,
+                    state: held.state,
+                }),
                 Some(_) => checked.changed.push(uri.clone()),
                 None => {}
             }

@@ -60,12 +60,12 @@ pub async fn check(
     for (item, held) in check.items.iter().zip(held) {
         match held {
             // One that never reached the log must be handed in again.
+            Some(held)
+                if held.content_hash == item.hash && held.state == DocumentState::Uploading => {}
             Some(held) if held.content_hash == item.hash => {
-                if held.state != DocumentState::Uploading {
-                    unchanged.push(json!({
-                        "uri": item.uri, "id": held.id, "version": held.version, "state": held.state,
-                    }));
-                }
+                unchanged.push(json!({
+                    "uri": item.uri, "id": held.id, "version": held.version, "state": held.state,
+                }));
             }
             Some(_) => changed.push(&item.uri),
             None => {}

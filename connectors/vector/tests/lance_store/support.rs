@@ -64,7 +64,7 @@ pub fn chunk(
             id,
             name: name.to_owned(),
             uri: format!("file:///{name}"),
-            title: (index % 2 == 0).then(|| format!("标题 {name}")),
+            title: index.is_multiple_of(2).then(|| format!("标题 {name}")),
             version: Version(version),
         },
         index,

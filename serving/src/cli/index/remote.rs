@@ -138,7 +138,10 @@ impl Documents for RemoteDocuments<'_> {
     async fn under(&self, prefix: &str) -> Result<Vec<(DocumentId, String)>, SyncError> {
         let mut found = Vec::new();
         let mut cursor = String::new();
-        while self.exists {
+        if !self.exists {
+            return Ok(found);
+        }
+        loop {
             let path = format!(
                 "{}/under?limit=1000&prefix={}{cursor}",
                 self.base,
@@ -148,10 +151,9 @@ impl Documents for RemoteDocuments<'_> {
             found.extend(page.items.into_iter().map(|named| (named.id, named.uri)));
             match page.cursor {
                 Some(next) => cursor = format!("&cursor={}", encode(&next)),
-                None => break,
+                None => return Ok(found),
             }
         }
-        Ok(found)
     }
 
     async fn standing(&self, ids: &[DocumentId]) -> Result<Vec<Standing>, SyncError> {
