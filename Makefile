@@ -24,7 +24,7 @@ lint: ## formatting, clippy, dependency rules, words that must not be in the rep
 fmt: ## format the code
 	cargo fmt --all
 
-bench: setup ## run one benchmark: make bench NAME=...
+bench: setup ## run one benchmark: make bench NAME=... [ARGS=...]
 	@deploy/dev/bench.sh $(NAME)
 
 docs: setup ## build the API documentation

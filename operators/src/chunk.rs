@@ -15,7 +15,7 @@ use va_catalog::event::parsed_schema;
 use va_catalog::{ChunkId, ChunkOp, CollectionName, CollectionRef, DocumentId, TenantId, Version};
 use va_chunk::{ChunkOptions, TokenCounter};
 use va_connectors::flow::{FlowError, Names, Problem};
-use va_models::Embedder;
+use va_models::SharedTokenizer;
 
 use crate::operator::{Cx, Operator, OperatorSpec, Resources};
 use crate::parsed::{ParsedRow, from_batch};
@@ -127,6 +127,17 @@ struct ChunkTask {
     resources: Resources,
 }
 
+impl ChunkTask {
+    /// The model's tokenizer, without its weights: a collection without vectors never needs those.
+    async fn tokenizer(&self) -> Result<SharedTokenizer, FlowError> {
+        let (embedders, model) = (self.resources.embedders.clone(), self.model.clone());
+        tokio::task::spawn_blocking(move || embedders.tokenizer(&model))
+            .await
+            .map_err(|error| FlowError::fatal("chunk", error))?
+            .map_err(|error| FlowError::fatal("chunk", error))
+    }
+}
+
 #[async_trait]
 impl Operator for ChunkTask {
     async fn on_batch(
@@ -135,12 +146,12 @@ impl Operator for ChunkTask {
         batch: RecordBatch,
         cx: &mut Cx,
     ) -> Result<(), FlowError> {
-        let embedder = crate::registry::embed::load(&self.resources, &self.model).await?;
+        let tokenizer = self.tokenizer().await?;
         for row in 0..batch.num_rows() {
             let document = from_batch(&batch, row)?;
-            let (options, embedder) = (self.options, embedder.clone());
+            let (options, tokenizer) = (self.options, tokenizer.clone());
             let cut = tokio::task::spawn_blocking(move || {
-                rows_of(&document, &options, embedder.as_ref())
+                rows_of(&document, &options, &Tokens(tokenizer))
             })
             .await
             .map_err(|error| FlowError::fatal("chunk", error))?;
@@ -160,15 +171,15 @@ impl Operator for ChunkTask {
 }
 
 /// The tokenizer of a model as the chunker wants it.
-struct Tokens<'a>(&'a dyn Embedder);
+struct Tokens(SharedTokenizer);
 
-impl TokenCounter for Tokens<'_> {
+impl TokenCounter for Tokens {
     fn count(&self, text: &str) -> usize {
-        self.0.tokenizer().count(text)
+        self.0.count(text)
     }
 
     fn offsets(&self, text: &str) -> Vec<(usize, usize)> {
-        self.0.tokenizer().offsets(text)
+        self.0.offsets(text)
     }
 }
 
@@ -176,7 +187,7 @@ impl TokenCounter for Tokens<'_> {
 fn rows_of(
     document: &ParsedRow,
     options: &ChunkOptions,
-    embedder: &dyn Embedder,
+    tokens: &Tokens,
 ) -> Result<RecordBatch, String> {
     let collection = CollectionRef {
         tenant: TenantId::new(&document.tenant_id).map_err(|e| e.to_string())?,
@@ -190,7 +201,7 @@ fn rows_of(
     let chunks = if deleted {
         Vec::new()
     } else {
-        va_chunk::chunk(&document.text, &document.blocks, options, &Tokens(embedder))
+        va_chunk::chunk(&document.text, &document.blocks, options, tokens)
     };
     let tags = tags_of(document)?;
     let first_op = if deleted {

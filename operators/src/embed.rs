@@ -52,8 +52,11 @@ impl OperatorSpec for EmbedSpec {
         _inputs: &[SchemaRef],
         resources: &Resources,
     ) -> Result<Box<dyn Operator>, FlowError> {
+        let dims =
+            va_models::dims_of(&self.model).map_err(|error| FlowError::fatal("embed", error))?;
         Ok(Box::new(EmbedTask {
             model: self.model,
+            dims,
             resources: resources.clone(),
         }))
     }
@@ -66,10 +69,7 @@ fn with_vector(input: &Schema, dims: usize) -> SchemaRef {
 }
 
 /// The model, loaded on first use and shared by all operators.
-pub(crate) async fn load(
-    resources: &Resources,
-    model: &str,
-) -> Result<Arc<dyn Embedder>, FlowError> {
+async fn load(resources: &Resources, model: &str) -> Result<Arc<dyn Embedder>, FlowError> {
     let (embedders, model) = (resources.embedders.clone(), model.to_owned());
     tokio::task::spawn_blocking(move || embedders.get(&model))
         .await
@@ -79,6 +79,8 @@ pub(crate) async fn load(
 
 struct EmbedTask {
     model: String,
+    /// Length of the vectors, as planned.
+    dims: usize,
     resources: Resources,
 }
 
@@ -91,6 +93,13 @@ impl Operator for EmbedTask {
         cx: &mut Cx,
     ) -> Result<(), FlowError> {
         let texts = texts_of(&batch)?;
+        if texts.iter().all(Option::is_none) {
+            // Removals, and collections without vectors: the model need not be loaded.
+            let rows = batch.num_rows();
+            let batch = add_vectors(&batch, &vec![None; rows], &HashMap::new(), self.dims)?;
+            cx.passed(rows);
+            return cx.emit(batch).await;
+        }
         let embedder = load(&self.resources, &self.model).await?;
         let keys: Vec<Option<[u8; 32]>> = texts
             .iter()

@@ -3,7 +3,7 @@
 //! Two implementations: `native.rs` (BERT encoders from safetensors or E5S1) and `onnx.rs` (any ONNX graph). Leaves
 //! fetching to `store.rs`, caching of vectors to the caller (with [`Embedder::fingerprint`] in the key).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::ModelError;
@@ -56,18 +56,7 @@ pub trait Embedder: Send + Sync + std::fmt::Debug {
 /// # Errors
 /// When the model is unknown, not pulled, damaged, or of a kind that cannot be run.
 pub fn load_embedder(reference: &str, store: &ModelStore) -> Result<Arc<dyn Embedder>, ModelError> {
-    let (dir, spec) = if store.lock().get(reference).is_some() {
-        store.embedding(reference)?
-    } else if Path::new(reference).is_dir() {
-        let dir = Path::new(reference).to_path_buf();
-        let spec = EmbeddingSpec::of_directory(reference, &dir)?;
-        (dir, spec)
-    } else {
-        return Err(ModelError::Unknown {
-            name: reference.to_owned(),
-            known: store.lock().names(),
-        });
-    };
+    let (dir, spec) = find(reference, store)?;
     let started = std::time::Instant::now();
     let embedder: Arc<dyn Embedder> = match Format::of_directory(&dir)? {
         Format::Onnx => Arc::new(OnnxEmbedder::load(&dir, spec)?),
@@ -80,4 +69,31 @@ pub fn load_embedder(reference: &str, store: &ModelStore) -> Result<Arc<dyn Embe
         "embedding model loaded"
     );
     Ok(embedder)
+}
+
+/// The tokenizer of a model alone, without its weights: for counting. `reference` as for [`load_embedder`].
+///
+/// # Errors
+/// When the model is unknown, not pulled or damaged.
+pub(crate) fn load_tokenizer(
+    reference: &str,
+    store: &ModelStore,
+) -> Result<TextTokenizer, ModelError> {
+    let (dir, _) = find(reference, store)?;
+    TextTokenizer::open(&dir.join("tokenizer.json"))
+}
+
+fn find(reference: &str, store: &ModelStore) -> Result<(PathBuf, EmbeddingSpec), ModelError> {
+    if store.lock().get(reference).is_some() {
+        store.embedding(reference)
+    } else if Path::new(reference).is_dir() {
+        let dir = Path::new(reference).to_path_buf();
+        let spec = EmbeddingSpec::of_directory(reference, &dir)?;
+        Ok((dir, spec))
+    } else {
+        Err(ModelError::Unknown {
+            name: reference.to_owned(),
+            known: store.lock().names(),
+        })
+    }
 }

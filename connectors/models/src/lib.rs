@@ -29,7 +29,7 @@ pub use lock::{
     DEFAULT_EMBEDDER, ModelEntry, ModelKind, ModelLock, Package, PinnedFile, Registry, dims_of,
 };
 pub use pooling::Pooling;
-pub use registry::Embedders;
+pub use registry::{Embedders, SharedTokenizer};
 pub use spec::EmbeddingSpec;
 pub use store::{ModelInfo, ModelState, ModelStore, NoProgress, Progress, default_model_dir};
 pub use tokenizer::TextTokenizer;
