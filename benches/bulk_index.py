@@ -102,7 +102,7 @@ class Bench:
         )
         self.peak_mb = max(way["peak_mb"] for way in [first, *ways])
         rows = []
-        for what, rates in (("one call a document, as the pipeline", same), (f"batches of {BATCH}", best)):
+        for what, rates in (("one call a document", same), (f"batches of {BATCH}", best)):
             ratio, low, high = stats.paired_ratio(mine, rates)
             rows.append([what, stats.median(mine), stats.median(rates), ratio, f"{low:.2f} to {high:.2f}"])
         result.table(
