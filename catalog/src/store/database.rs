@@ -13,7 +13,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{Sqlite, Transaction};
+use sqlx::{Connection, Sqlite, Transaction};
 
 use super::error::CatalogError;
 
@@ -60,6 +60,12 @@ impl Catalog {
             // A closed idle connection would have to be set up again, and gains nothing here.
             .idle_timeout(None)
             .max_lifetime(None)
+            // On a full disk a commit can fail and its rollback too; a connection that still counts a transaction would
+            // refuse every later one, so it gives way to a new one.
+            .before_acquire(|connection, _| {
+                let usable = !connection.is_in_transaction();
+                Box::pin(async move { Ok(usable) })
+            })
             .connect_with(options.clone())
             .await
             .map_err(|error| CatalogError::storage(opening(), error))?;
