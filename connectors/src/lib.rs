@@ -6,3 +6,4 @@ pub mod flow;
 pub mod log;
 pub mod objects;
 pub mod schema;
+pub mod tls;

@@ -15,6 +15,7 @@ pub struct Response(reqwest::Response);
 
 impl Client {
     pub fn new(timeout: Duration) -> Self {
+        va_connectors::tls::install();
         Self(
             reqwest::Client::builder()
                 .no_proxy()

@@ -47,6 +47,11 @@ impl Worker {
             .arg0("va")
             .args(["parse-worker", "--memory-bytes-max"])
             .arg(memory_bytes_max.to_string())
+            // Where `va` allocates with jemalloc: address space that is kept for later would count against the limit.
+            .env(
+                "_RJEM_MALLOC_CONF",
+                "narenas:1,retain:false,background_thread:false",
+            )
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -113,6 +113,7 @@ pub fn main() -> ExitCode {
             }
         };
     }
+    va_connectors::tls::install();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
