@@ -20,6 +20,7 @@ mod registry;
 mod spec;
 mod store;
 mod tokenizer;
+mod unigram;
 mod workers;
 
 pub use bert::linear::Precision;
