@@ -1,5 +1,7 @@
 //! All operators, in alphabetical order. Adding one is a file, its `mod` and its line here, and an example.
 
+#[path = "aggregate.rs"]
+pub mod aggregate;
 #[path = "announce.rs"]
 pub mod announce;
 #[path = "chunk.rs"]
@@ -18,6 +20,7 @@ use crate::operator::{OperatorEntry, entry};
 /// Every operator that a pipeline can name.
 pub fn operators() -> Vec<OperatorEntry> {
     vec![
+        entry::<aggregate::AggregateSpec>("Running counts, sums, extremes and last values by key."),
         entry::<announce::AnnounceSpec>(
             "One `document.indexed` event for each document that is complete.",
         ),

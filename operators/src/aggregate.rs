@@ -1,0 +1,732 @@
+//! `aggregate`: running counts, sums, extremes and last values by key.
+//!
+//! Batch-wise: a batch is first reduced to one change per key, then each key's state is read, changed and written once.
+//! State is read through a bounded cache and committed with the checkpoint, so a replay after a crash begins from what
+//! the last checkpoint held. What a key came to is emitted once per checkpoint, however many of its rows arrived. Relies
+//! on rows of a key being in one partition; bringing them there (a repartition topic) is left to the graph.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, Float64Array, Int64Array, RecordBatch};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, Float64Type, Int64Type, Schema, SchemaRef};
+use arrow::row::{RowConverter, SortField};
+use async_trait::async_trait;
+use bytes::Bytes;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use va_connectors::flow::{FlowError, Names, Problem};
+
+use crate::operator::{Cx, Operator, OperatorSpec, Resources};
+use crate::shape::column_names;
+
+/// Keys whose state is kept in memory between checkpoints; the others are read again when their next row comes.
+const CACHED_KEYS_MAX: usize = 100_000;
+/// Most rows in one emitted batch.
+const ROWS_MAX: usize = 8_192;
+/// First byte of every stored state. Another layout takes another number, so that old state is refused, not misread.
+const LAYOUT: u8 = 1;
+
+/// Running aggregates by key. At every checkpoint one row is emitted for each key that changed: the key's columns and
+/// what its aggregates have come to since the pipeline first ran.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AggregateSpec {
+    /// The columns that make the key; rows in which they are null are a key like any other. None: one key for all rows.
+    #[serde(default)]
+    pub group_by: Vec<String>,
+    /// New column: `count()`, `count(column)`, `sum(column)`, `min(column)`, `max(column)` or `last(column)`. Nulls are
+    /// left out, except by `count()` and `last`. For an expression put a `map` before.
+    pub compute: serde_json::Map<String, serde_json::Value>,
+}
+
+impl OperatorSpec for AggregateSpec {
+    const KIND: &'static str = "aggregate";
+    const EXAMPLE: &'static str = include_str!("../examples/aggregate.yaml");
+
+    fn output(&self, inputs: &[SchemaRef], _names: &dyn Names) -> Result<SchemaRef, Vec<Problem>> {
+        self.layout(&inputs[0]).map(|layout| layout.schema)
+    }
+
+    fn build(
+        self,
+        inputs: &[SchemaRef],
+        _resources: &Resources,
+    ) -> Result<Box<dyn Operator>, FlowError> {
+        let layout = self.layout(&inputs[0]).map_err(|problems| {
+            let text: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            FlowError::fatal(Self::KIND, text.join("; "))
+        })?;
+        let keys = converter(layout.keys.iter().map(|&column| inputs[0].field(column)))?;
+        let values = layout
+            .aggregates
+            .iter()
+            .map(|aggregate| match aggregate.column {
+                Some(column) if aggregate.function.keeps_value() => {
+                    converter([inputs[0].field(column)]).map(Some)
+                }
+                _ => Ok(None),
+            })
+            .collect::<Result<_, FlowError>>()?;
+        Ok(Box::new(AggregateTask {
+            keys,
+            values,
+            layout,
+            cache: HashMap::new(),
+            changed: HashMap::new(),
+            order: Vec::new(),
+        }))
+    }
+}
+
+fn converter<'a>(fields: impl IntoIterator<Item = &'a Field>) -> Result<RowConverter, FlowError> {
+    let fields = fields
+        .into_iter()
+        .map(|field| SortField::new(field.data_type().clone()))
+        .collect();
+    Ok(RowConverter::new(fields)?)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Function {
+    Count,
+    Sum,
+    Min,
+    Max,
+    Last,
+}
+
+impl Function {
+    const ALL: [(&'static str, Self); 5] = [
+        ("count", Self::Count),
+        ("sum", Self::Sum),
+        ("min", Self::Min),
+        ("max", Self::Max),
+        ("last", Self::Last),
+    ];
+
+    /// Whether its state is a value of the column, not a number.
+    fn keeps_value(self) -> bool {
+        matches!(self, Self::Min | Self::Max | Self::Last)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Aggregate {
+    function: Function,
+    /// `None` only for `count()`.
+    column: Option<usize>,
+    /// Whether a sum is of floating-point numbers.
+    float: bool,
+}
+
+/// The options, resolved against the input's schema.
+struct Layout {
+    keys: Vec<usize>,
+    aggregates: Vec<Aggregate>,
+    schema: SchemaRef,
+}
+
+impl AggregateSpec {
+    fn layout(&self, input: &Schema) -> Result<Layout, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let known = || format!("the input has {}", column_names(input));
+        let mut fields: Vec<Field> = Vec::new();
+        let mut keys = Vec::new();
+        for name in &self.group_by {
+            match input.index_of(name) {
+                Ok(column) if !RowConverter::supports_fields(&[sort_field(input, column)]) => {
+                    problems.push(
+                        Problem::new(
+                            &["group_by"],
+                            format!(
+                                "`{name}` is {} and cannot be a key",
+                                input.field(column).data_type()
+                            ),
+                        )
+                        .hint("use a `map` before that makes text or a number of it"),
+                    );
+                }
+                Ok(column) => {
+                    keys.push(column);
+                    fields.push(input.field(column).clone());
+                }
+                Err(_) => problems
+                    .push(Problem::new(&["group_by"], format!("no column `{name}`")).hint(known())),
+            }
+        }
+        if self.compute.is_empty() {
+            problems.push(
+                Problem::new(&["compute"], "nothing to compute")
+                    .hint("name at least one column, such as `orders: count()`"),
+            );
+        }
+        let mut aggregates = Vec::new();
+        for (name, call) in &self.compute {
+            let resolved = match call.as_str() {
+                Some(call) => aggregate(call, input),
+                None => Err((format!("`{call}` is not a call of a function"), usage())),
+            };
+            match resolved {
+                Ok(aggregate) => {
+                    fields.push(result_field(name, aggregate, input));
+                    aggregates.push(aggregate);
+                }
+                Err((message, hint)) => problems.push(
+                    Problem::new(&["compute", name], message).hint(hint.unwrap_or_else(known)),
+                ),
+            }
+        }
+        for (at, field) in fields.iter().enumerate() {
+            if fields[..at]
+                .iter()
+                .any(|before| before.name() == field.name())
+            {
+                problems.push(
+                    Problem::new(&["compute"], format!("`{}` is there twice", field.name()))
+                        .hint("give the computed column a name of its own"),
+                );
+            }
+        }
+        if problems.is_empty() {
+            Ok(Layout {
+                keys,
+                aggregates,
+                schema: Arc::new(Schema::new(fields)),
+            })
+        } else {
+            Err(problems)
+        }
+    }
+}
+
+fn sort_field(input: &Schema, column: usize) -> SortField {
+    SortField::new(input.field(column).data_type().clone())
+}
+
+fn usage() -> Option<String> {
+    Some(
+        "write `count()`, `sum(column)`, `min(column)`, `max(column)` or `last(column)`".to_owned(),
+    )
+}
+
+/// Reads `sum(amount)`. The error is what is wrong and, unless it is about the columns, what to do.
+fn aggregate(call: &str, input: &Schema) -> Result<Aggregate, (String, Option<String>)> {
+    let (function, argument) = call
+        .trim()
+        .strip_suffix(')')
+        .and_then(|call| call.split_once('('))
+        .ok_or_else(|| (format!("`{call}` is not a call of a function"), usage()))?;
+    let (function, argument) = (function.trim(), argument.trim());
+    let function = Function::ALL
+        .into_iter()
+        .find_map(|(name, it)| name.eq_ignore_ascii_case(function).then_some(it))
+        .ok_or_else(|| (format!("no function `{function}`"), usage()))?;
+    if argument.is_empty() || argument == "*" {
+        return match function {
+            Function::Count => Ok(Aggregate {
+                function,
+                column: None,
+                float: false,
+            }),
+            _ => Err((format!("`{call}` needs a column"), usage())),
+        };
+    }
+    let column = input
+        .index_of(argument)
+        .map_err(|_| (format!("no column `{argument}`"), None))?;
+    let data_type = input.field(column).data_type();
+    let float = data_type.is_floating();
+    match function {
+        Function::Sum if !(data_type.is_integer() || float) || data_type == &DataType::UInt64 => {
+            Err((
+                format!("`{argument}` is {data_type}, which cannot be added up"),
+                Some(
+                    "sum signed whole or floating-point numbers; a `map` before can cast"
+                        .to_owned(),
+                ),
+            ))
+        }
+        Function::Min | Function::Max | Function::Last
+            if data_type.is_nested()
+                || !RowConverter::supports_fields(&[sort_field(input, column)]) =>
+        {
+            Err((
+                format!("`{argument}` is {data_type}, of which no value can be kept"),
+                Some("use a `map` before that makes text or a number of it".to_owned()),
+            ))
+        }
+        _ => Ok(Aggregate {
+            function,
+            column: Some(column),
+            float,
+        }),
+    }
+}
+
+fn result_field(name: &str, aggregate: Aggregate, input: &Schema) -> Field {
+    match (aggregate.function, aggregate.column) {
+        (Function::Count, _) | (_, None) => Field::new(name, DataType::Int64, false),
+        (Function::Sum, _) if aggregate.float => Field::new(name, DataType::Float64, true),
+        (Function::Sum, _) => Field::new(name, DataType::Int64, true),
+        (_, Some(column)) => Field::new(name, input.field(column).data_type().clone(), true),
+    }
+}
+
+/// What an aggregate has come to for one key.
+#[derive(Debug, Clone, PartialEq)]
+enum Value {
+    Count(i64),
+    /// `None` until a number has come.
+    Whole(Option<i64>),
+    Float(Option<f64>),
+    /// A value of the column in arrow's row format, in which the order of bytes is the order of values. `None` until one
+    /// has come.
+    Kept(Option<Bytes>),
+}
+
+impl Value {
+    fn new(aggregate: Aggregate) -> Self {
+        match aggregate.function {
+            Function::Count => Self::Count(0),
+            Function::Sum if aggregate.float => Self::Float(None),
+            Function::Sum => Self::Whole(None),
+            Function::Min | Function::Max | Function::Last => Self::Kept(None),
+        }
+    }
+}
+
+/// The numbers or row bytes of one aggregate's column in a batch.
+enum Column {
+    /// `count()`: every row counts.
+    All,
+    Counted(ArrayRef),
+    Whole(Int64Array),
+    Float(Float64Array),
+    Kept(ArrayRef, arrow::row::Rows),
+}
+
+impl Column {
+    /// Whether `value` can take row `row`.
+    fn fits(&self, row: usize, value: &Value) -> bool {
+        match (self, value) {
+            (Self::Whole(column), Value::Whole(Some(sum))) if column.is_valid(row) => {
+                sum.checked_add(column.value(row)).is_some()
+            }
+            _ => true,
+        }
+    }
+
+    /// Puts row `row`, which [fits](Self::fits), into `value`.
+    fn apply(&self, row: usize, function: Function, value: &mut Value) {
+        match (self, value) {
+            (Self::All, Value::Count(count)) => *count += 1,
+            (Self::Counted(column), Value::Count(count)) => {
+                *count += i64::from(column.is_valid(row));
+            }
+            (Self::Whole(column), Value::Whole(sum)) if column.is_valid(row) => {
+                *sum = Some(sum.unwrap_or(0).saturating_add(column.value(row)));
+            }
+            (Self::Float(column), Value::Float(sum)) if column.is_valid(row) => {
+                *sum = Some(sum.unwrap_or(0.0) + column.value(row));
+            }
+            (Self::Kept(column, rows), Value::Kept(kept))
+                if function == Function::Last || column.is_valid(row) =>
+            {
+                let new = rows.row(row);
+                let new: &[u8] = new.as_ref();
+                let better = kept.as_ref().is_none_or(|old| match function {
+                    Function::Min => new < old.as_ref(),
+                    Function::Max => new > old.as_ref(),
+                    _ => true,
+                });
+                if better {
+                    *kept = Some(Bytes::copy_from_slice(new));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+struct AggregateTask {
+    layout: Layout,
+    keys: RowConverter,
+    /// One for each aggregate that keeps a value.
+    values: Vec<Option<RowConverter>>,
+    /// As of the last change; always equal to what state says.
+    cache: HashMap<Bytes, Vec<Value>>,
+    /// Changed since the last checkpoint.
+    changed: HashMap<Bytes, Vec<Value>>,
+    /// The keys of `changed`, in order of their first change.
+    order: Vec<Bytes>,
+}
+
+#[async_trait]
+impl Operator for AggregateTask {
+    async fn on_batch(
+        &mut self,
+        _input: usize,
+        batch: RecordBatch,
+        cx: &mut Cx,
+    ) -> Result<(), FlowError> {
+        let columns = self.columns(&batch)?;
+        let rows_by_key = self.rows_by_key(&batch)?;
+        for (key, rows) in rows_by_key {
+            let mut values = match self.changed.remove(&key) {
+                Some(values) => values,
+                None => {
+                    self.order.push(key.clone());
+                    self.known(&key, cx).await?
+                }
+            };
+            let mut good = 0;
+            for row in rows {
+                // All of a row or nothing: a sum that overflows must not leave a count behind.
+                let fits = columns
+                    .iter()
+                    .zip(&values)
+                    .all(|(column, value)| column.fits(row, value));
+                if !fits {
+                    cx.dead_letter(&batch, row, "a sum would not fit into 64 bits");
+                    continue;
+                }
+                for ((column, aggregate), value) in
+                    columns.iter().zip(&self.layout.aggregates).zip(&mut values)
+                {
+                    column.apply(row, aggregate.function, value);
+                }
+                good += 1;
+            }
+            cx.passed(good);
+            self.changed.insert(key, values);
+        }
+        Ok(())
+    }
+
+    async fn on_barrier(&mut self, cx: &mut Cx) -> Result<(), FlowError> {
+        let mut changed = std::mem::take(&mut self.changed);
+        let order = std::mem::take(&mut self.order);
+        let entries: Vec<(Bytes, Vec<Value>)> = order
+            .into_iter()
+            .filter_map(|key| changed.remove_entry(&key))
+            .collect();
+        for part in entries.chunks(ROWS_MAX) {
+            cx.emit(self.rows_of(part)?).await?;
+        }
+        if self.cache.len() + entries.len() > CACHED_KEYS_MAX {
+            self.cache.clear();
+        }
+        for (key, values) in entries {
+            cx.state().put(key.clone(), encode(&values));
+            self.cache.insert(key, values);
+        }
+        Ok(())
+    }
+}
+
+impl AggregateTask {
+    fn columns(&self, batch: &RecordBatch) -> Result<Vec<Column>, FlowError> {
+        let mut columns = Vec::with_capacity(self.layout.aggregates.len());
+        for (aggregate, converter) in self.layout.aggregates.iter().zip(&self.values) {
+            let Some(column) = aggregate.column else {
+                columns.push(Column::All);
+                continue;
+            };
+            let column = batch.column(column);
+            columns.push(match (aggregate.function, converter) {
+                (_, Some(converter)) => Column::Kept(
+                    column.clone(),
+                    converter.convert_columns(std::slice::from_ref(column))?,
+                ),
+                (Function::Sum, _) if aggregate.float => Column::Float(
+                    cast(column, &DataType::Float64)?
+                        .as_primitive::<Float64Type>()
+                        .clone(),
+                ),
+                (Function::Sum, _) => Column::Whole(
+                    cast(column, &DataType::Int64)?
+                        .as_primitive::<Int64Type>()
+                        .clone(),
+                ),
+                _ => Column::Counted(column.clone()),
+            });
+        }
+        Ok(columns)
+    }
+
+    /// The rows of each key, keys in order of their first row.
+    fn rows_by_key(&self, batch: &RecordBatch) -> Result<Vec<(Bytes, Vec<usize>)>, FlowError> {
+        let mut rows_by_key: Vec<(Bytes, Vec<usize>)> = Vec::new();
+        if self.layout.keys.is_empty() {
+            rows_by_key.push((Bytes::new(), (0..batch.num_rows()).collect()));
+            return Ok(rows_by_key);
+        }
+        let columns: Vec<ArrayRef> = self
+            .layout
+            .keys
+            .iter()
+            .map(|&column| batch.column(column).clone())
+            .collect();
+        let keys = self.keys.convert_columns(&columns)?;
+        let mut places: HashMap<&[u8], usize> = HashMap::new();
+        for (row, key) in keys.iter().enumerate() {
+            let place = *places.entry(key.data()).or_insert_with(|| {
+                rows_by_key.push((Bytes::copy_from_slice(key.data()), Vec::new()));
+                rows_by_key.len() - 1
+            });
+            rows_by_key[place].1.push(row);
+        }
+        Ok(rows_by_key)
+    }
+
+    /// What a key had come to at the last checkpoint.
+    async fn known(&self, key: &Bytes, cx: &mut Cx) -> Result<Vec<Value>, FlowError> {
+        if let Some(values) = self.cache.get(key) {
+            return Ok(values.clone());
+        }
+        match cx.state().get(key).await? {
+            Some(stored) => decode(&stored, &self.layout.aggregates),
+            None => Ok(self
+                .layout
+                .aggregates
+                .iter()
+                .map(|&it| Value::new(it))
+                .collect()),
+        }
+    }
+
+    fn rows_of(&self, entries: &[(Bytes, Vec<Value>)]) -> Result<RecordBatch, FlowError> {
+        let mut columns: Vec<ArrayRef> = Vec::new();
+        if !self.layout.keys.is_empty() {
+            let parser = self.keys.parser();
+            columns.extend(
+                self.keys
+                    .convert_rows(entries.iter().map(|(key, _)| parser.parse(key)))?,
+            );
+        }
+        for (at, converter) in self.values.iter().enumerate() {
+            let values = || entries.iter().map(|(_, values)| &values[at]);
+            let whole = |value: &Value| match value {
+                Value::Count(count) => Some(*count),
+                Value::Whole(sum) => *sum,
+                _ => None,
+            };
+            let float = |value: &Value| match value {
+                Value::Float(sum) => *sum,
+                _ => None,
+            };
+            columns.push(match converter {
+                Some(converter) => self.kept(converter, at, values())?,
+                None if self.layout.aggregates[at].float
+                    && self.layout.aggregates[at].function == Function::Sum =>
+                {
+                    Arc::new(values().map(float).collect::<Float64Array>())
+                }
+                None => Arc::new(values().map(whole).collect::<Int64Array>()),
+            });
+        }
+        Ok(RecordBatch::try_new(self.layout.schema.clone(), columns)?)
+    }
+
+    /// Kept values as a column; null where none has come yet.
+    fn kept<'a>(
+        &self,
+        converter: &RowConverter,
+        at: usize,
+        values: impl Iterator<Item = &'a Value>,
+    ) -> Result<ArrayRef, FlowError> {
+        let field = self.layout.schema.field(self.layout.keys.len() + at);
+        let null =
+            converter.convert_columns(&[arrow::array::new_null_array(field.data_type(), 1)])?;
+        let parser = converter.parser();
+        let rows: Vec<_> = values
+            .map(|value| match value {
+                Value::Kept(Some(kept)) => parser.parse(kept),
+                _ => null.row(0),
+            })
+            .collect();
+        converter
+            .convert_rows(rows)?
+            .pop()
+            .ok_or_else(|| FlowError::fatal("aggregate", "a row without a column"))
+    }
+}
+
+/// The layout byte, then each value: numbers as 8 bytes little endian, kept values as their length (4 bytes) and their
+/// bytes, each after a byte that says whether there is one.
+fn encode(values: &[Value]) -> Bytes {
+    let mut out = vec![LAYOUT];
+    let mut optional = |some: Option<&[u8]>| {
+        out.push(u8::from(some.is_some()));
+        out.extend_from_slice(some.unwrap_or_default());
+    };
+    for value in values {
+        match value {
+            Value::Count(count) => optional(Some(&count.to_le_bytes())),
+            Value::Whole(sum) => {
+                optional(sum.map(i64::to_le_bytes).as_ref().map(<[u8; 8]>::as_slice))
+            }
+            Value::Float(sum) => {
+                optional(sum.map(f64::to_le_bytes).as_ref().map(<[u8; 8]>::as_slice))
+            }
+            Value::Kept(None) => optional(None),
+            Value::Kept(Some(kept)) => {
+                let mut bytes = (kept.len() as u32).to_le_bytes().to_vec();
+                bytes.extend_from_slice(kept);
+                optional(Some(&bytes));
+            }
+        }
+    }
+    out.into()
+}
+
+fn decode(stored: &[u8], aggregates: &[Aggregate]) -> Result<Vec<Value>, FlowError> {
+    let mut rest = stored;
+    let values = (take(&mut rest, 1) == Some(&[LAYOUT]))
+        .then(|| {
+            aggregates
+                .iter()
+                .map(|&aggregate| read(&mut rest, aggregate))
+                .collect::<Option<Vec<_>>>()
+        })
+        .flatten()
+        .filter(|_| rest.is_empty());
+    values.ok_or_else(|| {
+        FlowError::fatal(
+            "aggregate",
+            "the stored state does not fit the columns of `compute`, which have changed since it was written; \
+             give the operator another name, so that it begins anew, and replay the source",
+        )
+    })
+}
+
+fn read(rest: &mut &[u8], aggregate: Aggregate) -> Option<Value> {
+    let there = take(rest, 1)? == [1];
+    let mut number = || -> Option<[u8; 8]> { take(rest, 8)?.try_into().ok() };
+    Some(match Value::new(aggregate) {
+        Value::Count(_) => Value::Count(i64::from_le_bytes(number()?)),
+        empty if !there => empty,
+        Value::Whole(_) => Value::Whole(Some(i64::from_le_bytes(number()?))),
+        Value::Float(_) => Value::Float(Some(f64::from_le_bytes(number()?))),
+        Value::Kept(_) => {
+            let length = u32::from_le_bytes(take(rest, 4)?.try_into().ok()?);
+            Value::Kept(Some(Bytes::copy_from_slice(take(rest, length as usize)?)))
+        }
+    })
+}
+
+fn take<'a>(rest: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
+    let (taken, left) = rest.split_at_checked(length)?;
+    *rest = left;
+    Some(taken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::StringArray;
+
+    fn spec(compute: &[(&str, &str)]) -> AggregateSpec {
+        AggregateSpec {
+            group_by: vec!["city".into()],
+            compute: compute
+                .iter()
+                .map(|(name, call)| ((*name).to_owned(), (*call).into()))
+                .collect(),
+        }
+    }
+
+    fn schema() -> Schema {
+        Schema::new(vec![
+            Field::new("city", DataType::Utf8, true),
+            Field::new("amount", DataType::Int32, true),
+            Field::new("price", DataType::Float32, true),
+        ])
+    }
+
+    fn problems(compute: &[(&str, &str)]) -> String {
+        let problems = spec(compute).layout(&schema()).err().unwrap();
+        let text: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        text.join("\n")
+    }
+
+    #[test]
+    fn wrong_options_are_all_named() {
+        let text = problems(&[
+            ("a", "sum(city)"),
+            ("b", "average(amount)"),
+            ("c", "min()"),
+            ("d", "max(height)"),
+            ("city", "count()"),
+            ("e", "amount"),
+        ]);
+        for part in [
+            "compute.a: `city` is Utf8, which cannot be added up",
+            "compute.b: no function `average`",
+            "compute.c: `min()` needs a column",
+            "compute.d: no column `height` (the input has",
+            "compute.e: `amount` is not a call of a function",
+        ] {
+            assert!(text.contains(part), "{part} is missing in:\n{text}");
+        }
+        assert!(problems(&[("city", "count()")]).contains("`city` is there twice"));
+        assert!(problems(&[]).contains("nothing to compute"));
+    }
+
+    #[test]
+    fn state_comes_back_and_other_state_is_refused() {
+        let layout =
+            |compute: &[(&str, &str)]| spec(compute).layout(&schema()).ok().unwrap().aggregates;
+        let some = layout(&[
+            ("n", "count()"),
+            ("s", "sum(amount)"),
+            ("f", "sum(price)"),
+            ("l", "last(city)"),
+        ]);
+        let values = [
+            Value::Count(3),
+            Value::Whole(None),
+            Value::Float(Some(1.5)),
+            Value::Kept(Some(Bytes::from_static(b"\x02ab"))),
+        ];
+        let stored = encode(&values);
+        assert_eq!(decode(&stored, &some).unwrap(), values);
+        assert!(decode(&stored, &some[..3]).is_err());
+        assert!(decode(&stored[..stored.len() - 1], &some).is_err());
+        assert!(decode(&[], &some).is_err());
+    }
+
+    /// Kept values and keys are stored in arrow's row format, which arrow may change: then [`LAYOUT`] has to change too.
+    #[test]
+    fn the_row_format_is_the_one_that_was_stored() {
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(StringArray::from(vec![Some("中国"), None])),
+            Arc::new(Int64Array::from(vec![Some(-2), None])),
+            Arc::new(Float64Array::from(vec![Some(1.5), None])),
+        ];
+        let fields = columns
+            .iter()
+            .map(|column| SortField::new(column.data_type().clone()))
+            .collect();
+        let rows = RowConverter::new(fields)
+            .unwrap()
+            .convert_columns(&columns)
+            .unwrap();
+        let hex = |row: usize| -> String {
+            rows.row(row)
+                .as_ref()
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect()
+        };
+        assert_eq!(hex(0), EXPECTED[0]);
+        assert_eq!(hex(1), EXPECTED[1]);
+    }
+
+    const EXPECTED: [&str; 2] = [
+        "02e4b8ade59bbd000006017ffffffffffffffe01bff8000000000000",
+        "00000000000000000000000000000000000000",
+    ];
+}
