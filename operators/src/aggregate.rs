@@ -355,7 +355,7 @@ struct AggregateTask {
     keys: RowConverter,
     /// One for each aggregate that keeps a value.
     values: Vec<Option<RowConverter>>,
-    /// As of the last change; always equal to what state says.
+    /// As of the last checkpoint; what state says, as long as no other task owned the key's partition in between.
     cache: HashMap<Bytes, Vec<Value>>,
     /// Changed since the last checkpoint.
     changed: HashMap<Bytes, Vec<Value>>,
@@ -403,6 +403,10 @@ impl Operator for AggregateTask {
             self.changed.insert(key, values);
         }
         Ok(())
+    }
+
+    fn on_assigned(&mut self) {
+        self.cache.clear();
     }
 
     async fn on_barrier(&mut self, cx: &mut Cx) -> Result<(), FlowError> {

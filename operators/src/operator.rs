@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
@@ -64,6 +65,10 @@ pub trait Operator: Send {
         batch: RecordBatch,
         cx: &mut Cx,
     ) -> Result<(), FlowError>;
+
+    /// The task has been given more partitions, whose rows may follow. Another task may have changed the state of their
+    /// keys since this one last saw it: forget what is kept in memory of state that was handed over at a barrier.
+    fn on_assigned(&mut self) {}
 
     /// Called at every checkpoint, after all rows before the barrier and before any after it. Emit what must be part
     /// of the checkpoint; rows that were held and are now let go are reported by [`Cx::released`].
@@ -152,6 +157,8 @@ pub enum Message {
     },
     /// A checkpoint: everything before it belongs to the checkpoint, nothing after it does.
     Barrier(u64),
+    /// Rows of newly assigned partitions may follow.
+    Assigned,
 }
 
 /// A row that failed.
@@ -324,6 +331,11 @@ impl Cx {
         self.origin = origin;
     }
 
+    /// For the runtime: tells consumers that rows of newly assigned partitions may follow.
+    pub async fn assigned(&mut self) -> Result<(), FlowError> {
+        self.send(Message::Assigned).await
+    }
+
     /// For the runtime: begins a barrier; what is emitted now has no single origin.
     pub fn enter_barrier(&mut self) {
         self.origin = None;
@@ -335,7 +347,7 @@ impl Cx {
         Ok(BarrierOutput {
             counts: self.counts,
             dead_letters: std::mem::take(&mut self.dead_letters),
-            state: self.state.hand_over(),
+            state: self.state.hand_over(id),
         })
     }
 
@@ -370,23 +382,37 @@ pub struct State {
     /// ... and those handed to the checkpoint that is being committed. The runtime begins a checkpoint only when the one
     /// before is committed, so two generations are enough.
     committing: BTreeMap<Bytes, Option<Bytes>>,
+    /// The checkpoint of `committing`.
+    handed_over: u64,
+    /// The task's last committed checkpoint. What belongs to it is the log's business again: the partition may have
+    /// moved, and another task may have written the key since.
+    committed: Arc<AtomicU64>,
 }
 
 impl State {
-    /// For the runtime: the state of one node.
-    pub fn new(log: Arc<dyn Log>, group: GroupId, namespace: String) -> Self {
+    /// For the runtime: the state of one node. `committed` is the task's last committed checkpoint, 0 before the first.
+    pub fn new(
+        log: Arc<dyn Log>,
+        group: GroupId,
+        namespace: String,
+        committed: Arc<AtomicU64>,
+    ) -> Self {
         Self {
             log,
             group,
             namespace,
             pending: BTreeMap::new(),
             committing: BTreeMap::new(),
+            handed_over: 0,
+            committed,
         }
     }
 
     /// The value as this operator last wrote it.
     pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, FlowError> {
-        if let Some(value) = self.pending.get(key).or_else(|| self.committing.get(key)) {
+        let in_flight = self.handed_over > self.committed.load(Ordering::Acquire);
+        let committing = in_flight.then(|| self.committing.get(key)).flatten();
+        if let Some(value) = self.pending.get(key).or(committing) {
             return Ok(value.clone());
         }
         self.log
@@ -405,7 +431,8 @@ impl State {
         self.pending.insert(key.into(), None);
     }
 
-    fn hand_over(&mut self) -> Vec<(StateKey, Option<Bytes>)> {
+    fn hand_over(&mut self, checkpoint: u64) -> Vec<(StateKey, Option<Bytes>)> {
+        self.handed_over = checkpoint;
         self.committing = std::mem::take(&mut self.pending);
         self.committing
             .iter()

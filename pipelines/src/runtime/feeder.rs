@@ -40,7 +40,24 @@ pub enum Command {
 }
 
 /// A batch from a reader, or why it cannot go on.
-type Fetched = (TopicPartition, Result<(Offset, RecordBatch, u64), LogError>);
+struct Fetched {
+    partition: TopicPartition,
+    reader: ReaderId,
+    item: Result<Stored, LogError>,
+}
+
+struct Stored {
+    /// Of the first row; the others follow without a gap.
+    base: Offset,
+    batch: RecordBatch,
+    /// Rows before it that retention had removed.
+    skipped: u64,
+}
+
+/// Which reader a batch is from: a partition that is given up and comes back is read by another one, and what the first
+/// left in the channel must not count for the second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct ReaderId(u64);
 
 /// Everything that a feeder works with.
 pub struct Feeder {
@@ -64,6 +81,7 @@ impl Feeder {
         let mut running = Running {
             feeder: self,
             readers: HashMap::new(),
+            last_reader: 0,
             positions: HashMap::new(),
             paused: false,
             rows_out: 0,
@@ -75,7 +93,10 @@ impl Feeder {
             result = running.run() => result,
             () = cancelled.cancelled() => Ok(()),
         };
-        running.readers.values().for_each(JoinHandle::abort);
+        running
+            .readers
+            .values()
+            .for_each(|(_, reader)| reader.abort());
         if let Err(error) = result
             && !matches!(error, FlowError::Cancelled)
         {
@@ -86,7 +107,8 @@ impl Feeder {
 
 struct Running {
     feeder: Feeder,
-    readers: HashMap<TopicPartition, JoinHandle<()>>,
+    readers: HashMap<TopicPartition, (ReaderId, JoinHandle<()>)>,
+    last_reader: u64,
     /// Next offset to emit.
     positions: HashMap<TopicPartition, Offset>,
     paused: bool,
@@ -114,8 +136,8 @@ impl Running {
                 },
                 () = sleep_until(due), if !self.wanted => self.want().await?,
                 item = take(&mut next, &mut fetched), if !self.paused => {
-                    if let Some((partition, item)) = item {
-                        next = self.emit(partition, item, &mut fetched).await?;
+                    if let Some(item) = item {
+                        next = self.emit(item, &mut fetched).await?;
                     }
                     let full = self.rows_since_barrier >= self.feeder.checkpoint.rows_max;
                     let idle = next.is_none() && fetched.is_empty();
@@ -143,22 +165,28 @@ impl Running {
     ) -> Result<(), FlowError> {
         match command {
             Command::Assign(partitions) => {
+                if !partitions.is_empty() {
+                    self.send(Message::Assigned).await?;
+                }
                 for (partition, from) in partitions {
                     self.positions.insert(partition.clone(), from);
+                    self.last_reader += 1;
+                    let id = ReaderId(self.last_reader);
                     let rows = self.feeder.plan.batch_rows_max;
                     let reader = read(
                         self.feeder.log.clone(),
                         partition.clone(),
+                        id,
                         from,
                         rows,
                         fetched.clone(),
                     );
-                    self.readers.insert(partition, tokio::spawn(reader));
+                    self.readers.insert(partition, (id, tokio::spawn(reader)));
                 }
             }
             Command::Revoke(partitions) => {
                 for partition in partitions {
-                    if let Some(reader) = self.readers.remove(&partition) {
+                    if let Some((_, reader)) = self.readers.remove(&partition) {
                         reader.abort();
                     }
                 }
@@ -196,35 +224,54 @@ impl Running {
         Ok(())
     }
 
+    fn is_read_by(&self, fetched: &Fetched) -> bool {
+        self.readers
+            .get(&fetched.partition)
+            .is_some_and(|(reader, _)| *reader == fetched.reader)
+    }
+
     /// Emits a batch, together with those of the same partition that wait right behind it.
     async fn emit(
         &mut self,
-        partition: TopicPartition,
-        item: Result<(Offset, RecordBatch, u64), LogError>,
+        first: Fetched,
         fetched: &mut mpsc::Receiver<Fetched>,
     ) -> Result<Option<Fetched>, FlowError> {
-        let (base, batch, skipped) =
-            item.map_err(|error| FlowError::retriable(format!("read {partition}"), error))?;
-        // A reader that was revoked may have left a batch in the channel.
-        if !self.readers.contains_key(&partition) {
+        if !self.is_read_by(&first) {
             return Ok(None);
         }
+        let Fetched {
+            partition,
+            reader,
+            item,
+        } = first;
+        let Stored {
+            base,
+            batch,
+            skipped,
+        } = item.map_err(|error| FlowError::retriable(format!("read {partition}"), error))?;
         if skipped > 0 {
             metrics::counter!("va_pipeline_rows_expired_total", "topic" => partition.topic.to_string())
                 .increment(skipped);
             tracing::warn!(%partition, skipped, "retention removed rows before this pipeline read them");
         }
+        let rows_max = self.feeder.plan.batch_rows_max;
         let mut rows = batch.num_rows();
-        let mut batches = vec![batch];
+        let mut parts = vec![(base, batch)];
         let mut left = None;
-        while rows < self.feeder.plan.batch_rows_max {
+        while rows < rows_max {
             match fetched.try_recv() {
-                Ok((other, Ok((_, more, 0))))
-                    if other == partition
-                        && rows + more.num_rows() <= self.feeder.plan.batch_rows_max =>
-                {
-                    rows += more.num_rows();
-                    batches.push(more);
+                Ok(Fetched {
+                    reader: same,
+                    item:
+                        Ok(Stored {
+                            base,
+                            batch,
+                            skipped: 0,
+                        }),
+                    ..
+                }) if same == reader && rows + batch.num_rows() <= rows_max => {
+                    rows += batch.num_rows();
+                    parts.push((base, batch));
                 }
                 Ok(other) => {
                     left = Some(other);
@@ -233,15 +280,19 @@ impl Running {
                 Err(_) => break,
             }
         }
-        let batch = match batches.as_slice() {
-            [one] => one.clone(),
-            many => concat_batches(&many[0].schema(), many)?,
+        let next = parts.last().map_or(base, |(base, batch)| {
+            Offset(base.0 + batch.num_rows() as u64)
+        });
+        let row_origin = origin_of(&parts);
+        let batch = match parts.as_slice() {
+            [(_, one)] => one.clone(),
+            many => concat_batches(&many[0].1.schema(), many.iter().map(|(_, batch)| batch))?,
         };
         (self.feeder.tap)(&batch);
         let origin = Origin {
             partition: partition.clone(),
             base,
-            rows: RowOrigin::Aligned,
+            rows: row_origin,
         };
         self.send(Message::Batch {
             batch,
@@ -251,8 +302,7 @@ impl Running {
         self.rows_out += rows as u64;
         self.rows_since_barrier += rows as u64;
         self.first_row_at.get_or_insert_with(Instant::now);
-        self.positions
-            .insert(partition, Offset(base.0 + rows as u64));
+        self.positions.insert(partition, next);
         Ok(left)
     }
 
@@ -265,6 +315,15 @@ impl Running {
         }
         Ok(())
     }
+}
+
+/// Which offset each row of the parts has; a log may leave gaps between what it stored together.
+fn origin_of(parts: &[(Offset, RecordBatch)]) -> RowOrigin {
+    let end = |(base, batch): &(Offset, RecordBatch)| base.0 + batch.num_rows() as u64;
+    if parts.windows(2).all(|pair| end(&pair[0]) == pair[1].0.0) {
+        return RowOrigin::Aligned;
+    }
+    RowOrigin::At(parts.iter().flat_map(|part| part.0.0..end(part)).collect())
 }
 
 async fn take(
@@ -288,6 +347,7 @@ async fn sleep_until(due: Option<Instant>) {
 async fn read(
     log: Arc<dyn Log>,
     partition: TopicPartition,
+    reader: ReaderId,
     mut from: Offset,
     rows: usize,
     fetched: mpsc::Sender<Fetched>,
@@ -300,7 +360,15 @@ async fn read(
         let result = match log.fetch(&partition, from, limit, FETCH_WAIT).await {
             Ok(result) => result,
             Err(error) => {
-                let _ = fetched.send((partition, Err(error))).await;
+                let item = Err(error);
+                // Without a receiver the feeder has ended, and with it the need.
+                let _ = fetched
+                    .send(Fetched {
+                        partition,
+                        reader,
+                        item,
+                    })
+                    .await;
                 return;
             }
         };
@@ -310,12 +378,16 @@ async fn read(
                 let part = stored
                     .batch
                     .slice(start, rows.min(stored.batch.num_rows() - start));
-                let item = Ok((
-                    Offset(stored.base.0 + start as u64),
-                    part,
-                    std::mem::take(&mut skipped),
-                ));
-                if fetched.send((partition.clone(), item)).await.is_err() {
+                let item = Fetched {
+                    partition: partition.clone(),
+                    reader,
+                    item: Ok(Stored {
+                        base: Offset(stored.base.0 + start as u64),
+                        batch: part,
+                        skipped: std::mem::take(&mut skipped),
+                    }),
+                };
+                if fetched.send(item).await.is_err() {
                     return;
                 }
             }

@@ -41,6 +41,8 @@ pub enum Received {
     },
     /// All inputs have reached this barrier.
     Barrier(u64),
+    /// Rows of newly assigned partitions may follow.
+    Assigned,
     /// Every producer is gone.
     End,
 }
@@ -83,6 +85,7 @@ impl Inputs {
                         return Received::Barrier(id);
                     }
                 }
+                Some(Message::Assigned) => return Received::Assigned,
                 None => return Received::End,
             }
         }
@@ -124,6 +127,10 @@ pub async fn run_operator(
                         ..Ack::default()
                     };
                     report(&reports, Report::Ack { checkpoint, ack }).await?;
+                }
+                Received::Assigned => {
+                    operator.on_assigned();
+                    cx.assigned().await?;
                 }
                 Received::End => return Ok(()),
             }
@@ -169,6 +176,8 @@ pub async fn run_sink(
                     };
                     report(&reports, Report::Ack { checkpoint, ack }).await?;
                 }
+                // Sinks keep nothing by key.
+                Received::Assigned => {}
                 Received::End => return Ok(()),
             }
         }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -62,7 +63,8 @@ pub async fn run(setup: &Setup, stop: &CancellationToken) -> Result<(), FlowErro
 
     let cancelled = CancellationToken::new();
     let mut tasks = JoinSet::new();
-    let started = start_nodes(setup, &group, &cancelled, &mut tasks);
+    let committed = Arc::new(AtomicU64::new(0));
+    let started = start_nodes(setup, &group, &committed, &cancelled, &mut tasks);
     let result = match started {
         Ok((feeders, reports)) => {
             let mut coordinator = Coordinator {
@@ -73,6 +75,7 @@ pub async fn run(setup: &Setup, stop: &CancellationToken) -> Result<(), FlowErro
                 pending: None,
                 begun: None,
                 last: 0,
+                committed,
                 wanted: false,
                 revoked: Vec::new(),
             };
@@ -90,6 +93,7 @@ type Feeders = Vec<(usize, mpsc::Sender<Command>)>;
 fn start_nodes(
     setup: &Setup,
     group: &GroupId,
+    committed: &Arc<AtomicU64>,
     cancelled: &CancellationToken,
     tasks: &mut JoinSet<()>,
 ) -> Result<(Feeders, mpsc::Receiver<Report>), FlowError> {
@@ -149,8 +153,12 @@ fn start_nodes(
                     .ok_or_else(|| FlowError::fatal(&node.node.kind, "is not registered"))?;
                 let operator =
                     (entry.build)(&node.node.options, &node.input_schemas, &setup.operators)?;
-                let state =
-                    State::new(setup.log.clone(), group.clone(), node.node.name.to_string());
+                let state = State::new(
+                    setup.log.clone(),
+                    group.clone(),
+                    node.node.name.to_string(),
+                    committed.clone(),
+                );
                 let cx = Cx::new(outputs, tap, state, setup.clock.clone(), cancelled.clone());
                 starts.push(Box::pin(run_cancellable(
                     cancelled.clone(),
@@ -196,6 +204,8 @@ struct Coordinator<'a> {
     pending: Option<Pending>,
     begun: Option<Instant>,
     last: u64,
+    /// The last checkpoint that was committed, for the nodes' state.
+    committed: Arc<AtomicU64>,
     /// Another checkpoint was asked for while one was in flight.
     wanted: bool,
     /// To be released after the next commit.
@@ -430,6 +440,8 @@ impl Coordinator<'_> {
                 Err(error) => return Err(FlowError::retriable("commit", error)),
             }
         }
+        // Before partitions are released: from then on another task may change their keys.
+        self.committed.store(self.last, Ordering::Release);
         if !self.revoked.is_empty() {
             let revoked = std::mem::take(&mut self.revoked);
             self.member
