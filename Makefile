@@ -7,7 +7,7 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 export VA_CORPORA ?= $(CACHE)/corpora
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt bench docs release setup corpora
+.PHONY: help run test sim lint fmt bench docs release setup corpora
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ run: setup ## build, start everything in one process with a sample corpus, print
 
 test: ## run every test, then say what was skipped; ARGS="-p va-catalog" narrows it
 	@deploy/dev/test.sh $(ARGS)
+
+sim: setup ## run 50,000 simulated schedules of checkpoints, crashes and rebalances; VA_SIM_SEED=n repeats one
+	VA_SIM_SEEDS=$(or $(VA_SIM_SEEDS),50000) cargo test --workspace --locked --lib simulation -- --nocapture
 
 lint: ## formatting, clippy, dependency rules, words that must not be in the repository
 	@deploy/dev/lint.sh

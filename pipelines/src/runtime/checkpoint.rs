@@ -27,6 +27,73 @@ use va_operators::{Counts, DeadLetter};
 
 use crate::plan::Plan;
 
+/// When checkpoints begin and when partitions may be given up: the coordinator's memory, without its I/O. Driven by
+/// [`super::task`] and, with every kind of fault, by the simulation.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// The last checkpoint that was begun.
+    last: u64,
+    in_flight: bool,
+    /// Another checkpoint was asked for while one was in flight.
+    wanted: bool,
+    /// Partitions to give up, and the first checkpoint that holds everything that was read of them.
+    revoked: Vec<(u64, Vec<TopicPartition>)>,
+}
+
+impl Progress {
+    /// A checkpoint is asked for: the one to begin now. `None` when one is in flight; then another follows it.
+    pub fn want(&mut self) -> Option<u64> {
+        if self.in_flight {
+            self.wanted = true;
+            return None;
+        }
+        self.last += 1;
+        self.in_flight = true;
+        Some(self.last)
+    }
+
+    /// Partitions are to be given up; their feeder has stopped reading them. Returns the checkpoint to begin now, as
+    /// [`Progress::want`]. One that is in flight already may lack their last rows, so it is not enough.
+    pub fn revoke(&mut self, partitions: Vec<TopicPartition>) -> Option<u64> {
+        self.revoked.push((self.last + 1, partitions));
+        self.want()
+    }
+
+    /// The checkpoint in flight is committed: what may be given up now, and the checkpoint to begin after that.
+    pub fn committed(&mut self) -> (Vec<TopicPartition>, Option<u64>) {
+        debug_assert!(self.in_flight, "a commit without a checkpoint");
+        self.in_flight = false;
+        let last = self.last;
+        let (released, kept) = std::mem::take(&mut self.revoked)
+            .into_iter()
+            .partition(|(holds_all, _)| *holds_all <= last);
+        self.revoked = kept;
+        let released: Vec<(u64, Vec<TopicPartition>)> = released;
+        let next = if std::mem::take(&mut self.wanted) {
+            self.want()
+        } else {
+            None
+        };
+        (
+            released
+                .into_iter()
+                .flat_map(|(_, partitions)| partitions)
+                .collect(),
+            next,
+        )
+    }
+
+    /// The last checkpoint that was begun; 0 before the first.
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Nothing is in flight or waiting.
+    pub fn is_idle(&self) -> bool {
+        !self.in_flight && !self.wanted
+    }
+}
+
 /// What one node hands over at a barrier.
 #[derive(Debug, Default)]
 pub struct Ack {

@@ -7,6 +7,9 @@
 mod checkpoint;
 mod feeder;
 mod node;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap here is a failed test")]
+mod simulation;
 mod stats;
 mod supervisor;
 mod tap;

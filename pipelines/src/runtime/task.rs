@@ -18,7 +18,7 @@ use va_connectors::log::{GroupId, Log, LogError, Member, Rebalance, Target, part
 use va_endpoints::StartAt;
 use va_operators::{Cx, DeadLetter, Message, State};
 
-use super::checkpoint::{Ack, Pending, conservation, dead_letter_batch};
+use super::checkpoint::{Ack, Pending, Progress, conservation, dead_letter_batch};
 use super::feeder::{Command, Feeder};
 use super::node::{Inputs, Report, run_operator, run_sink};
 use super::stats::Stats;
@@ -74,10 +74,8 @@ pub async fn run(setup: &Setup, stop: &CancellationToken) -> Result<(), FlowErro
                 feeders,
                 pending: None,
                 begun: None,
-                last: 0,
+                progress: Progress::default(),
                 committed,
-                wanted: false,
-                revoked: Vec::new(),
             };
             coordinator.run(reports, &mut tasks, stop).await
         }
@@ -203,13 +201,9 @@ struct Coordinator<'a> {
     /// The checkpoint in flight.
     pending: Option<Pending>,
     begun: Option<Instant>,
-    last: u64,
+    progress: Progress,
     /// The last checkpoint that was committed, for the nodes' state.
     committed: Arc<AtomicU64>,
-    /// Another checkpoint was asked for while one was in flight.
-    wanted: bool,
-    /// To be released after the next commit.
-    revoked: Vec<TopicPartition>,
 }
 
 impl Coordinator<'_> {
@@ -246,7 +240,7 @@ impl Coordinator<'_> {
                     return Ok(());
                 }
             }
-            if deadline.is_some() && self.pending.is_none() && !self.wanted {
+            if deadline.is_some() && self.progress.is_idle() {
                 return Ok(());
             }
         }
@@ -285,25 +279,30 @@ impl Coordinator<'_> {
                 };
                 self.pending = None;
                 self.commit(acks).await?;
-                if std::mem::take(&mut self.wanted) {
-                    self.want().await
-                } else {
-                    Ok(())
+                // Before partitions are released: from then on another task may change their keys.
+                self.committed.store(checkpoint, Ordering::Release);
+                let (released, next) = self.progress.committed();
+                if !released.is_empty() {
+                    self.member
+                        .release(&released)
+                        .await
+                        .map_err(|error| FlowError::retriable("release partitions", error))?;
                 }
+                self.begin(next).await
             }
         }
     }
 
     /// Begins a checkpoint, or notes that one is wanted after the one in flight.
     async fn want(&mut self) -> Result<(), FlowError> {
-        if self.pending.is_some() {
-            self.wanted = true;
-            return Ok(());
-        }
-        self.last += 1;
-        self.pending = Some(Pending::new(self.last, self.setup.plan.nodes.len()));
+        let next = self.progress.want();
+        self.begin(next).await
+    }
+
+    async fn begin(&mut self, checkpoint: Option<u64>) -> Result<(), FlowError> {
+        let Some(id) = checkpoint else { return Ok(()) };
+        self.pending = Some(Pending::new(id, self.setup.plan.nodes.len()));
         self.begun = Some(Instant::now());
-        let id = self.last;
         self.tell_all(|| Command::Barrier(id)).await
     }
 
@@ -341,8 +340,8 @@ impl Coordinator<'_> {
         }
         if !rebalance.revoked.is_empty() {
             // What was read of them must be committed before somebody else may own them.
-            self.revoked.extend(rebalance.revoked);
-            self.want().await?;
+            let next = self.progress.revoke(rebalance.revoked);
+            self.begin(next).await?;
         }
         Ok(())
     }
@@ -397,7 +396,7 @@ impl Coordinator<'_> {
         let touched: BTreeSet<&CollectionRef> =
             acks.iter().flat_map(|ack| &ack.collections).collect();
         let touched: Vec<CollectionRef> = touched.into_iter().cloned().collect();
-        let checkpoint = format!("{pipeline} {}", self.last);
+        let checkpoint = format!("{pipeline} {}", self.progress.last());
         setup
             .endpoints
             .indexes
@@ -439,15 +438,6 @@ impl Coordinator<'_> {
                 },
                 Err(error) => return Err(FlowError::retriable("commit", error)),
             }
-        }
-        // Before partitions are released: from then on another task may change their keys.
-        self.committed.store(self.last, Ordering::Release);
-        if !self.revoked.is_empty() {
-            let revoked = std::mem::take(&mut self.revoked);
-            self.member
-                .release(&revoked)
-                .await
-                .map_err(|error| FlowError::retriable("release partitions", error))?;
         }
         let seconds = self
             .begun
