@@ -87,16 +87,16 @@ def ask(client, labels):
     return asked
 
 
-NOW = "RRF 60, 20 candidates"
+# The defaults of `search.*`: k 20, vectors 2 to keywords 3.
+NOW = "RRF 20, 20 candidates, words x 1.5, by document"
 # Always shown, however they do.
-TOLD = ("vector", "keyword", NOW, NOW + ", by document", "RRF 60, 50 candidates", "RRF 5, 50 candidates")
+TOLD = ("vector", "keyword", NOW, "RRF 60, 20 candidates", "RRF 60, 20 candidates, by document")
 
 
 def ways():
     found = {
         "vector": lambda one: one["vector"],
         "keyword": lambda one: one["keyword"],
-        NOW: rrf(60, 20),
     }
     for k in (2, 5, 10, 20, 60):
         for candidates in (20, 50, 100):

@@ -69,6 +69,7 @@ def measure(result, up, full, args):
             ["chunks embedded", full["chunks"], round(embedded), embedded / full["chunks"]],
             ["chunks of the changed pages whose vector was known", None, round(known), None],
             ["seconds until searchable", full["seconds"], seconds, seconds / full["seconds"]],
+            ["most memory of the server, MB (limit: 1,500)", round(full["peak_mb"]), None, None],
         ],
     )
 

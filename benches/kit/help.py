@@ -47,7 +47,8 @@ def made(count):
 
 
 def index(count=ALL, fresh=False):
-    """The data directory with these pages indexed, and what `va index` said when it was made, with `seconds`."""
+    """The data directory with these pages indexed, and what `va index` said when it was made, with `seconds`
+    and `peak_mb`, the most memory that the server took."""
     root = pages(count)
     key = hashlib.sha256((server.binary_hash() + made(count).read_text()).encode()).hexdigest()[:16]
     data = FOLDER / f"index-{count}-{key}"
@@ -62,7 +63,8 @@ def index(count=ALL, fresh=False):
         with server.Server(data) as up:
             said, seconds = up.index(COLLECTION, root)
             chunks = up.client().get(f"/api/v1/collections/{COLLECTION}")["chunks"]
-        done.write_text(json.dumps({**said, "seconds": seconds, "chunks": chunks}))
+            peak = up.memory_mb("VmHWM")
+        done.write_text(json.dumps({**said, "seconds": seconds, "chunks": chunks, "peak_mb": peak}))
         print(f"  {said['indexed']:,} pages, {chunks:,} chunks in {seconds:.0f} s", flush=True)
     return data, json.loads(done.read_text())
 
