@@ -30,6 +30,7 @@ pub struct Settings {
     #[serde(deserialize_with = "address")]
     pub pg_listen: SocketAddr,
     pub catalog: CatalogSettings,
+    pub objects: ObjectSettings,
     pub log: LogSettings,
     pub documents: DocumentSettings,
     pub limits: LimitSettings,
@@ -71,6 +72,16 @@ impl CatalogSettings {
             .as_ref()
             .map_or_else(|| data.join("catalog.db"), |url| url.expose().into())
     }
+}
+
+/// Where the content of documents is kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ObjectSettings {
+    /// `s3://BUCKET/PREFIX`, or the path of a directory. Without it, `objects` in the data directory. Keys, region and
+    /// endpoint of S3 come from the usual variables: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`,
+    /// `AWS_ENDPOINT_URL`, and `AWS_ALLOW_HTTP=true` for an endpoint without TLS.
+    pub url: Option<String>,
 }
 
 /// A text that is not shown: it prints as `***`.
@@ -270,6 +281,7 @@ impl Default for Settings {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             pg_listen: SocketAddr::from(([127, 0, 0, 1], 5439)),
             catalog: CatalogSettings::default(),
+            objects: ObjectSettings::default(),
             log: LogSettings::default(),
             documents: DocumentSettings::default(),
             limits: LimitSettings::default(),
