@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # A real PostgreSQL server on loopback, with a free port, a password and its data in a temporary folder, for tests.
 #
-#   deploy/dev/postgres.sh start|stop|run        see server.sh
+#   deploy/dev/postgres.sh start|stop|run [tls]      see server.sh
 #
+# With `tls` the server also speaks TLS, with a certificate that nobody vouches for; that needs openssl.
 # Uses the newest server that is installed (Debian package `postgresql`; `deploy/dev/setup.sh test` sees to it). The server
 # refuses to run as root, so root lends it to the user `postgres`, or `nobody`. A cluster that the package itself may have
 # made is left alone. What is in memory only is lost in a power cut (fsync is off): this is for tests.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/server.sh"
 
-bin=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -1)
-[ -x "${bin:-}/initdb" ] || bin=$(dirname "$(command -v initdb || true)")
+bin=$(compgen -G '/usr/lib/postgresql/*/bin' | sort -V | tail -1 || true)
+[ -x "$bin/initdb" ] || bin=$(dirname "$(command -v initdb || true)")
 [ -x "$bin/initdb" ] || {
     echo "no PostgreSQL server (Debian package postgresql)" >&2
     exit 1
@@ -35,6 +36,11 @@ up() { # FOLDER
         cat "$1/initdb.log" >&2
         return 1
     }
+    if [ "$tls" = tls ]; then
+        "${as[@]}" openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout "$data/server.key" \
+            -out "$data/server.crt" >/dev/null 2>&1
+        echo "ssl = on" | "${as[@]}" tee -a "$data/postgresql.conf" >/dev/null
+    fi
     # Somebody else may take the port between the question and the start.
     for _ in 1 2 3 4 5; do
         free_port >"$1/port"
@@ -59,4 +65,5 @@ halt() { # FOLDER
     "${as[@]}" "$bin/pg_ctl" stop --pgdata="$1/data" --mode=fast --wait --timeout=60 --silent >/dev/null 2>&1 </dev/null
 }
 
+tls="${2:-}"
 serve postgres "${1:-}"

@@ -16,13 +16,16 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts `deploy/dev/SCRIPT`; an error is the reason why there is none.
+    /// Starts `deploy/dev/SCRIPT`; an error is the reason why there is none. What follows the script's name goes to it.
     pub fn start(script: &str) -> Result<Self, String> {
+        let mut words = script.split_whitespace();
+        let script = words.next().unwrap_or_default();
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../deploy/dev")
             .join(script);
         let mut child = Command::new(&path)
             .arg("run")
+            .args(words)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -223,6 +223,13 @@ impl Place {
         format!("open the catalog `{}`", self.shown())
     }
 
+    fn tls_hint(&self) -> String {
+        format!(
+            "the TLS of {} is not what `sslmode` asks for: check its certificate and the URL's `sslmode` and `sslrootcert`",
+            self.host
+        )
+    }
+
     /// What to do about it.
     fn hint(&self, error: &sqlx::Error) -> Option<String> {
         let Self {
@@ -233,13 +240,17 @@ impl Place {
         } = self;
         Some(match error {
             sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-                format!("nothing listens at {host}:{port}: start PostgreSQL there or correct the URL")
+                format!(
+                    "nothing listens at {host}:{port}: start PostgreSQL there or correct the URL"
+                )
+            }
+            sqlx::Error::Tls(_) => self.tls_hint(),
+            // A certificate that rustls does not accept.
+            sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                self.tls_hint()
             }
             sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => {
                 format!("{host}:{port} cannot be reached: check host, port and network")
-            }
-            sqlx::Error::Tls(_) => {
-                "the server's TLS is not what `sslmode` asks for: check its certificate and the URL's `sslmode`".to_owned()
             }
             sqlx::Error::Database(error) => match error.code()?.as_ref() {
                 "28P01" => format!(
@@ -254,8 +265,13 @@ impl Place {
                 "42501" => format!(
                     "user `{user}` may not make the tables: as their administrator run `ALTER DATABASE {database} OWNER TO {user}`"
                 ),
-                "53300" => "the server has no connection to spare: raise its `max_connections`".to_owned(),
-                "55P03" => "another process is bringing the catalog up to date: try again when it is done".to_owned(),
+                "53300" => {
+                    "the server has no connection to spare: raise its `max_connections`".to_owned()
+                }
+                "55P03" => {
+                    "another process is bringing the catalog up to date: try again when it is done"
+                        .to_owned()
+                }
                 "57P03" => "the server is starting or stopping: try again".to_owned(),
                 _ => return None,
             },

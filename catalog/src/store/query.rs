@@ -10,6 +10,7 @@
 //! Leaves opening and locking to `sqlite.rs`, `postgres.rs` and `database.rs`.
 
 use std::borrow::Cow;
+use std::pin::Pin;
 
 use sqlx::postgres::{PgPool, PgRow};
 use sqlx::query::Query as DriverQuery;
@@ -159,28 +160,35 @@ pub(crate) fn query(statement: &str) -> Query<'_> {
     }
 }
 
+/// What a query gives. Boxed, so that the futures of callers, who move them between threads, know nothing of the drivers'
+/// connections: whether those are `Send` for every lifetime is more than the compiler can see through several layers.
+type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, CatalogError>> + Send + 'a>>;
+
 /// Runs the query by the method of that name, on whichever database it is for.
 macro_rules! run {
-    ($query:expr, $on:expr, $method:ident, $result:ident => $sqlite:expr, $postgres:expr) => {
-        match $on.into() {
-            On::SqlitePool(pool) => {
-                let $result = $query.sqlite().$method(pool).await?;
-                $sqlite
-            }
-            On::Sqlite(connection) => {
-                let $result = $query.sqlite().$method(connection).await?;
-                $sqlite
-            }
-            On::PostgresPool(pool) => {
-                let $result = $query.postgres().$method(pool).await?;
-                $postgres
-            }
-            On::Postgres(connection) => {
-                let $result = $query.postgres().$method(connection).await?;
-                $postgres
-            }
-        }
-    };
+    ($query:expr, $on:expr, $method:ident, $result:ident => $sqlite:expr, $postgres:expr) => {{
+        let (query, on) = ($query, $on.into());
+        Box::pin(async move {
+            Ok(match on {
+                On::SqlitePool(pool) => {
+                    let $result = query.sqlite().$method(pool).await?;
+                    $sqlite
+                }
+                On::Sqlite(connection) => {
+                    let $result = query.sqlite().$method(connection).await?;
+                    $sqlite
+                }
+                On::PostgresPool(pool) => {
+                    let $result = query.postgres().$method(pool).await?;
+                    $postgres
+                }
+                On::Postgres(connection) => {
+                    let $result = query.postgres().$method(connection).await?;
+                    $postgres
+                }
+            })
+        })
+    }};
 }
 
 impl<'q> Query<'q> {
@@ -191,22 +199,34 @@ impl<'q> Query<'q> {
     }
 
     /// How many rows the statement wrote or removed.
-    pub async fn execute(self, on: impl Into<On<'_>>) -> Result<u64, CatalogError> {
-        Ok(run!(self, on, execute, done => done.rows_affected(), done.rows_affected()))
+    pub fn execute<'a>(self, on: impl Into<On<'a>>) -> Answer<'a, u64>
+    where
+        'q: 'a,
+    {
+        run!(self, on, execute, done => done.rows_affected(), done.rows_affected())
     }
 
-    pub async fn fetch_one(self, on: impl Into<On<'_>>) -> Result<Row, CatalogError> {
-        Ok(run!(self, on, fetch_one, row => Row::Sqlite(row), Row::Postgres(row)))
+    pub fn fetch_one<'a>(self, on: impl Into<On<'a>>) -> Answer<'a, Row>
+    where
+        'q: 'a,
+    {
+        run!(self, on, fetch_one, row => Row::Sqlite(row), Row::Postgres(row))
     }
 
-    pub async fn fetch_optional(self, on: impl Into<On<'_>>) -> Result<Option<Row>, CatalogError> {
-        Ok(run!(self, on, fetch_optional, row => row.map(Row::Sqlite), row.map(Row::Postgres)))
+    pub fn fetch_optional<'a>(self, on: impl Into<On<'a>>) -> Answer<'a, Option<Row>>
+    where
+        'q: 'a,
+    {
+        run!(self, on, fetch_optional, row => row.map(Row::Sqlite), row.map(Row::Postgres))
     }
 
-    pub async fn fetch_all(self, on: impl Into<On<'_>>) -> Result<Vec<Row>, CatalogError> {
-        Ok(run!(self, on, fetch_all, rows =>
+    pub fn fetch_all<'a>(self, on: impl Into<On<'a>>) -> Answer<'a, Vec<Row>>
+    where
+        'q: 'a,
+    {
+        run!(self, on, fetch_all, rows =>
             rows.into_iter().map(Row::Sqlite).collect(),
-            rows.into_iter().map(Row::Postgres).collect()))
+            rows.into_iter().map(Row::Postgres).collect())
     }
 
     fn sqlite(self) -> DriverQuery<'q, Sqlite, <Sqlite as Database>::Arguments<'q>> {

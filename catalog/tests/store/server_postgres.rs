@@ -121,13 +121,16 @@ async fn connections_are_bounded_and_shared_by_clones() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_restart_of_the_server_is_survived() {
-    // A server of its own: the others go on with theirs.
+    // A server of its own: the others go on with theirs. Over TLS, as to a server elsewhere.
     if postgres_server().is_none() {
         return;
     }
-    let mut server = Server::start("postgres.sh").expect("a server");
+    let mut server = Server::start("postgres.sh tls").expect("a server");
     let clock = Arc::new(AtomicI64::new(1_000));
-    let catalog = open(server.url(), &clock).await;
+    let url = |mode| format!("{}?sslmode={mode}", server.url());
+    let text = refusal(&url("verify-full")).await;
+    assert!(text.contains("check its certificate"), "{text}");
+    let catalog = open(&url("require"), &clock).await;
     let help = collection("default", "help");
     let config = CollectionConfig::default();
     catalog
