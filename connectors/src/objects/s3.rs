@@ -68,14 +68,9 @@ pub(super) async fn open(
     url: &str,
     options: &S3Options,
 ) -> Result<Arc<dyn ObjectStore>, ObjectError> {
-    open_in(url, options, std::env::vars()).await
-}
-
-async fn open_in(
-    url: &str,
-    options: &S3Options,
-    environment: impl Iterator<Item = (String, String)>,
-) -> Result<Arc<dyn ObjectStore>, ObjectError> {
+    // What is no text is no setting of ours; `vars` would panic on it.
+    let environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let invalid = |problem: String| ObjectError::Storage(format!("open `{url}`: {problem}"));
     let place = url.strip_prefix("s3://").unwrap_or_default();
     let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
@@ -109,19 +104,28 @@ fn builder(
     options: &S3Options,
     environment: impl Iterator<Item = (String, String)>,
 ) -> Result<AmazonS3Builder, String> {
-    use AmazonS3ConfigKey::{AccessKeyId, Client, Endpoint, Region, SecretAccessKey, Token};
+    use AmazonS3ConfigKey::{
+        AccessKeyId, Client, Endpoint, Region, S3Endpoint, SecretAccessKey, Token,
+        VirtualHostedStyleRequest,
+    };
     use ClientConfigKey::{AllowHttp, ConnectTimeout, Timeout};
     let mut builder = AmazonS3Builder::new()
         .with_config(Client(ConnectTimeout), CONNECT_TIMEOUT)
         .with_config(Client(Timeout), REQUEST_TIMEOUT);
     for (name, value) in environment.filter(|(name, _)| name.starts_with("AWS_")) {
         // The others are for other programs.
-        if let Ok(key) = name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>() {
+        let Ok(key) = name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>() else {
+            continue;
+        };
+        // Of two keys, no part of the one goes with the other.
+        let of_key = matches!(key, AccessKeyId | SecretAccessKey | Token);
+        if !(of_key && options.access_key_id.is_some()) {
             builder = builder.with_config(key, value);
         }
     }
     let given = [
-        (Endpoint, options.endpoint.as_deref()),
+        // The one that counts most, whatever the environment says.
+        (S3Endpoint, options.endpoint.as_deref()),
         (Region, options.region.as_deref()),
         (AccessKeyId, options.access_key_id.as_deref()),
         (
@@ -135,12 +139,15 @@ fn builder(
             builder = builder.with_config(key, value);
         }
     }
+    if options.virtual_hosted_style {
+        builder = builder.with_config(VirtualHostedStyleRequest, "true");
+    }
     let known = |key| {
         builder
             .get_config_value(&key)
             .filter(|value| !value.is_empty())
     };
-    let endpoint = known(Endpoint);
+    let endpoint = known(S3Endpoint).or_else(|| known(Endpoint));
     let access_key = known(AccessKeyId);
     let secret_key = known(SecretAccessKey);
     if access_key.is_some() != secret_key.is_some() {
@@ -153,8 +160,10 @@ fn builder(
                  `AWS_SECRET_ACCESS_KEY`"
             ));
         }
-        let allowed =
-            options.allow_http || known(Client(AllowHttp)).is_some_and(|value| value == "true");
+        let allowed = options.allow_http
+            || known(Client(AllowHttp)).is_some_and(|value| {
+                ["true", "1", "yes", "on"].contains(&value.to_ascii_lowercase().as_str())
+            });
         if endpoint.starts_with("http://") && !allowed {
             return Err(format!(
                 "the endpoint `{endpoint}` has no TLS: use https, or permit it with `allow_http`"
@@ -163,7 +172,6 @@ fn builder(
     }
     Ok(builder
         .with_bucket_name(bucket)
-        .with_virtual_hosted_style_request(options.virtual_hosted_style)
         .with_allow_http(
             endpoint
                 .as_ref()
@@ -206,4 +214,83 @@ fn unreachable(error: &StoreError) -> bool {
         cause = error.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn built(options: &S3Options, env: &[(&str, &str)]) -> Result<AmazonS3Builder, String> {
+        let env = env
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        builder("bucket", options, env)
+    }
+
+    /// Endpoint, region, key and session token of what is built.
+    fn shown(builder: &AmazonS3Builder) -> [String; 4] {
+        use AmazonS3ConfigKey::{AccessKeyId, Endpoint, Region, S3Endpoint, Token};
+        let known = |key| builder.get_config_value(&key);
+        [
+            known(S3Endpoint).or_else(|| known(Endpoint)),
+            known(Region),
+            known(AccessKeyId),
+            known(Token),
+        ]
+        .map(Option::unwrap_or_default)
+    }
+
+    #[test]
+    fn options_over_environment_over_defaults() {
+        let env = [
+            ("AWS_ACCESS_KEY_ID", "env-key"),
+            ("AWS_SECRET_ACCESS_KEY", "env-secret"),
+            ("AWS_SESSION_TOKEN", "env-token"),
+            ("AWS_REGION", "eu-west-1"),
+            ("AWS_ENDPOINT_URL", "https://env.example"),
+            ("AWS_PAGER", "less"),
+            ("HOME", "elsewhere"),
+        ];
+        let built_by_env = built(&S3Options::default(), &env).unwrap();
+        assert_eq!(
+            shown(&built_by_env),
+            ["https://env.example", "eu-west-1", "env-key", "env-token"]
+        );
+        let options = S3Options {
+            endpoint: Some("https://option.example".into()),
+            region: Some("cn-north-1".into()),
+            access_key_id: Some("option-key".into()),
+            secret_access_key: Some(Secret::new("option-secret")),
+            ..S3Options::default()
+        };
+        let special = [
+            env.as_slice(),
+            &[("AWS_ENDPOINT_URL_S3", "https://env3.example")],
+        ]
+        .concat();
+        let built_by_both = built(&options, &special).unwrap();
+        assert_eq!(
+            shown(&built_by_both),
+            ["https://option.example", "cn-north-1", "option-key", ""]
+        );
+        // On AWS itself the machine may have the keys.
+        let nothing = built(&S3Options::default(), &[]).unwrap();
+        assert_eq!(shown(&nothing), ["", "", "", ""]);
+    }
+
+    #[test]
+    fn an_endpoint_without_tls_is_permitted_explicitly() {
+        let env = [
+            ("AWS_ACCESS_KEY_ID", "key"),
+            ("AWS_SECRET_ACCESS_KEY", "secret"),
+            ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9000"),
+        ];
+        let error = built(&S3Options::default(), &env).unwrap_err();
+        assert!(
+            error.contains("`http://127.0.0.1:9000` has no TLS"),
+            "{error}"
+        );
+        let allowed = [env.as_slice(), &[("AWS_ALLOW_HTTP", "TRUE")]].concat();
+        assert!(built(&S3Options::default(), &allowed).is_ok());
+    }
 }
