@@ -92,7 +92,7 @@ impl Catalog {
             Some((scheme, _)) if scheme != "sqlite" => {
                 return Err(CatalogError::Invalid(format!(
                     "`{scheme}` is not a catalog database that this version can use: use a path or a URL that begins \
-                     with `sqlite:` or `postgres:`"
+                     with `sqlite:` or `postgres://`"
                 )));
             }
             _ => {

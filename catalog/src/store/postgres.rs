@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{ConnectOptions, Connection, PgConnection, Postgres, Row};
+use sqlx::{ConnectOptions, Connection, Executor, PgConnection, Postgres, Row};
 
 use super::database::{Part, migration_error};
 use super::error::CatalogError;
@@ -71,17 +71,20 @@ pub(super) async fn open(url: &str) -> Result<PgPool, CatalogError> {
         .acquire_timeout(CONNECT_TIMEOUT)
         // The question below takes its place.
         .test_before_acquire(false)
-        // A connection that does not answer is gone. One on which the time has stood still since an earlier statement is
-        // inside a transaction: a call was cancelled while it began one, and what is written next would be undone.
         .before_acquire(|connection, _| {
-            Box::pin(async move {
-                let outside = sqlx::query_scalar("SELECT now() = statement_timestamp()")
-                    .fetch_one(connection)
-                    .await;
-                Ok(outside.unwrap_or(false))
-            })
+            Box::pin(async move { Ok(is_outside_transaction(connection).await.unwrap_or(false)) })
         })
         .connect_lazy_with(options))
+}
+
+/// Whether the connection answers and is in no transaction. It can be in one when a call was cancelled while it began it:
+/// the driver does not know, and what is written next would be undone. In a transaction the time of `now()` stands still.
+/// The question is sent as plain text, because a prepared one is itself two messages with a time each.
+async fn is_outside_transaction(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    connection
+        .fetch_one("SELECT now() = statement_timestamp()")
+        .await?
+        .try_get(0)
 }
 
 /// A transaction that has the lock of `part`.

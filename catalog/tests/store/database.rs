@@ -87,7 +87,7 @@ async fn a_location_is_a_path_or_a_known_url() {
     assert_eq!(
         error.to_string(),
         "`mysql` is not a catalog database that this version can use: use a path or a URL that begins with `sqlite:` or \
-         `postgres:`"
+         `postgres://`"
     );
     let text = folder.path().join("text.db");
     std::fs::write(&text, "not a database, but long enough to look at").expect("written");
