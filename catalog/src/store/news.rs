@@ -113,6 +113,7 @@ impl Catalog {
                     collection,
                     document: *document,
                     version: *version,
+                    supersedes: known.supersedes(*document, *version),
                     now,
                 };
                 write(&mut transaction, &target, next, news).await?;
@@ -186,6 +187,14 @@ impl Catalog {
 }
 
 impl Known {
+    /// Whether the version, once ready, takes the place of an older one.
+    fn supersedes(&self, document: DocumentId, version: Version) -> bool {
+        let older = (document, Version(0))..(document, version);
+        self.states
+            .range(older)
+            .any(|(_, state)| superseded_by_ready(*state))
+    }
+
     /// What [`write`] did to the tables, done to what is remembered.
     fn note(&mut self, document: DocumentId, version: Version, next: DocumentState) {
         let older = (document, Version(0))..=(document, version);
@@ -267,6 +276,8 @@ struct Target<'a> {
     collection: &'a CollectionRef,
     document: DocumentId,
     version: Version,
+    /// Older versions have to be marked. Of a new document there are none, which saves a way to the server.
+    supersedes: bool,
     now: i64,
 }
 
@@ -319,12 +330,15 @@ async fn write(
     .execute(&mut *transaction)
     .await?;
     if next == DocumentState::Ready {
-        bound(
-            "UPDATE document_versions SET state = 'SUPERSEDED', updated_at = $5 WHERE tenant_id = $1 AND collection = $2 \
-             AND document_id = $3 AND version < $4 AND state IN ('UPLOADING', 'PROCESSING', 'READY')",
-        )
-        .execute(&mut *transaction)
-        .await?;
+        if target.supersedes {
+            bound(
+                "UPDATE document_versions SET state = 'SUPERSEDED', updated_at = $5 WHERE tenant_id = $1 \
+                 AND collection = $2 AND document_id = $3 AND version < $4 \
+                 AND state IN ('UPLOADING', 'PROCESSING', 'READY')",
+            )
+            .execute(&mut *transaction)
+            .await?;
+        }
         bound(
             "UPDATE documents SET current_version = $4, updated_at = $5 WHERE tenant_id = $1 AND collection = $2 AND id = $3",
         )
