@@ -29,6 +29,8 @@ pub struct Settings {
     /// Address of the PostgreSQL-wire server.
     #[serde(deserialize_with = "address")]
     pub pg_listen: SocketAddr,
+    pub catalog: CatalogSettings,
+    pub objects: ObjectSettings,
     pub log: LogSettings,
     pub documents: DocumentSettings,
     pub limits: LimitSettings,
@@ -51,6 +53,57 @@ pub struct FolderSettings {
     /// Metadata of its documents, for filters.
     #[serde(default)]
     pub meta: BTreeMap<String, String>,
+}
+
+/// Where names and states are kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct CatalogSettings {
+    /// URL of a PostgreSQL database that several processes share, `postgres://USER:PASSWORD@HOST:PORT/DATABASE`; the
+    /// password may be left to `PGPASSWORD` or `~/.pgpass`. Also the path of a SQLite file. Without it, `catalog.db` in the
+    /// data directory.
+    pub url: Option<Secret>,
+}
+
+impl CatalogSettings {
+    /// What [`Catalog::open`](crate::Catalog::open) takes, for the data directory `data`.
+    pub fn location(&self, data: &Path) -> PathBuf {
+        self.url
+            .as_ref()
+            .map_or_else(|| data.join("catalog.db"), |url| url.expose().into())
+    }
+}
+
+/// Where the content of documents is kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ObjectSettings {
+    /// `s3://BUCKET/PREFIX`, or the path of a directory. Without it, `objects` in the data directory. Keys, region and
+    /// endpoint of S3 come from the usual variables: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`,
+    /// `AWS_ENDPOINT_URL`, and `AWS_ALLOW_HTTP=true` for an endpoint without TLS.
+    pub url: Option<String>,
+}
+
+/// A text that is not shown: it prints as `***`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself, for whoever must use it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
 }
 
 /// The embedded log.
@@ -227,6 +280,8 @@ impl Default for Settings {
             data: PathBuf::from("va-data"),
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             pg_listen: SocketAddr::from(([127, 0, 0, 1], 5439)),
+            catalog: CatalogSettings::default(),
+            objects: ObjectSettings::default(),
             log: LogSettings::default(),
             documents: DocumentSettings::default(),
             limits: LimitSettings::default(),
@@ -459,7 +514,10 @@ fn with_line(text: &str, line: u64, message: &str) -> String {
             .all(|part| message.contains(part.trim().trim_matches(['"', '\''])))
     };
     match setting {
-        Some(setting) if !told(setting) => format!("`{setting}`: {message}"),
+        // A URL may hold a password.
+        Some(setting) if !told(setting) && !setting.contains("://") => {
+            format!("`{setting}`: {message}")
+        }
         _ => message.to_owned(),
     }
 }
@@ -612,6 +670,26 @@ mod tests {
         assert_eq!(settings.listen.to_string(), "0.0.0.0:80");
         assert_eq!(settings.models.dir.as_deref(), Some(Path::new("2026")));
         assert_eq!(settings.telemetry.log_format, LogFormat::Text);
+    }
+
+    #[test]
+    fn a_shared_catalog_has_a_url_that_is_not_shown() {
+        let data = Path::new("data");
+        let settings = load("", &[]).expect("settings");
+        assert_eq!(
+            settings.catalog.location(data),
+            Path::new("data/catalog.db")
+        );
+        let url = "postgres://ann:s3cret@db/shop";
+        let text = format!("catalog:\n  url: {url}\n");
+        for settings in [load(&text, &[]), load("", &[("VA_CATALOG__URL", url)])] {
+            let settings = settings.expect("settings");
+            assert_eq!(settings.catalog.location(data), Path::new(url));
+            assert!(!format!("{settings:?}").contains("s3cret"));
+        }
+        let error = load(&format!("catalog: {{url: [{url}]}}\n"), &[]).expect_err("a list");
+        assert!(error.contains("va.yaml:1"), "{error}");
+        assert!(!error.contains("s3cret"), "{error}");
     }
 
     #[test]

@@ -1,25 +1,38 @@
 //! Objects: the bytes of documents, stored under the hash of their content.
 //!
 //! The same content is stored once, and a stored object never changes. Relies on `object_store`, so that a directory
-//! and S3 are alike; a directory is also synced, so that a document whose upload was acknowledged survives a power cut.
-//! Who may see an object, and whether it is still needed, is the catalog's business; that a removal never takes an object
-//! from under an upload of the same content is ours (see `objects/uses.rs`).
+//! and S3 are alike (`objects/s3.rs` opens the latter); a directory is also synced, so that a document whose upload was
+//! acknowledged survives a power cut. Who may see an object, and whether it is still needed, is the catalog's business;
+//! that a removal never takes an object from under an upload of the same content is ours.
+//!
+//! Within one process `objects/uses.rs` sees to that, and a directory has one process. A bucket may have several, so there
+//! an upload always writes, also what is there already: that makes the object young again, and a young object is not
+//! removed ([`YOUNG_FOR`]), whatever the catalog of the remover knew. Overwriting is harmless, because what has the same
+//! name has the same content; so no store needs to support conditional writes, and two writers of the same both succeed.
+//!
+//! Half an object is never seen: what fits into one part is one request under its final name; what does not is uploaded
+//! in parts, which nobody sees before the last, under `incoming/`, and copied to its name by the store.
 
+pub mod s3;
 mod uses;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path as FilePath, PathBuf};
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt, pin_mut};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt, WriteMultipart};
 use sha2::{Digest, Sha256};
 use va_catalog::ContentHash;
+pub use va_catalog::settings::Secret;
 
+pub use self::s3::S3Options;
 use self::uses::{Kept, Uses};
 
 /// Where uploads are before their hash is known.
@@ -30,6 +43,12 @@ const PART_BYTES: usize = 5 << 20;
 const WRITERS: usize = 16;
 /// Parts on their way at once: with [`PART_BYTES`] it bounds the memory of an upload.
 const PARTS_IN_FLIGHT: usize = 2;
+
+/// How long an object in a bucket is safe from removal after it was written, even if nothing seems to need it: longer than
+/// an upload takes from its object to its catalog entry, and than clocks differ.
+const YOUNG_FOR: Duration = Duration::from_secs(3_600);
+/// After this an upload under `incoming/` of a bucket is one whose process died.
+const UNFINISHED_FOR: Duration = Duration::from_secs(24 * 3_600);
 
 /// What went wrong with an object.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -81,8 +100,41 @@ pub struct Objects {
     store: Arc<dyn ObjectStore>,
     /// Of a directory: its files are synced by path.
     root: Option<PathBuf>,
+    /// Objects that were written more recently are not removed.
+    young_for: Duration,
     /// Shared by the clones.
     uses: Arc<Uses>,
+    abandoned: Arc<Abandoned>,
+}
+
+/// Uploads in parts whose calls were cancelled: dropping cannot wait for the store, so the next upload tells it.
+#[derive(Debug, Default)]
+struct Abandoned(Mutex<Vec<WriteMultipart>>);
+
+impl Abandoned {
+    async fn abort_all(&self) {
+        let writers = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        for writer in writers {
+            abort(writer).await;
+        }
+    }
+}
+
+/// An upload in parts that is under way.
+struct Upload {
+    /// `None` once it has been finished or aborted.
+    writer: Option<WriteMultipart>,
+    /// `None` for a directory, where dropping is enough: it removes the file.
+    abandoned: Option<Arc<Abandoned>>,
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let (Some(writer), Some(abandoned)) = (self.writer.take(), &self.abandoned) {
+            let mut abandoned = abandoned.0.lock().unwrap_or_else(PoisonError::into_inner);
+            abandoned.push(writer);
+        }
+    }
 }
 
 impl Objects {
@@ -93,23 +145,46 @@ impl Objects {
         })?;
         let store = LocalFileSystem::new_with_prefix(dir)?;
         Ok(Self {
-            store: Arc::new(store),
             root: Some(dir.to_owned()),
-            uses: Arc::default(),
+            young_for: Duration::ZERO,
+            ..Self::new(Arc::new(store))
         })
     }
 
-    /// Objects in any other store: S3 and its like.
+    /// Objects at a place that is configured: `s3://BUCKET/PREFIX`, which is asked once, or the path of a directory. Before
+    /// the first of S3, [`crate::tls::install`] must have been called.
+    ///
+    /// # Errors
+    ///
+    /// [`ObjectError::Storage`], with what to do: the bucket does not exist, access is denied, the store cannot be reached
+    /// (after the retries that the options permit), the options contradict each other.
+    pub async fn open(location: &str, options: &S3Options) -> Result<Self, ObjectError> {
+        if location.starts_with("s3://") {
+            return Ok(Self::new(s3::open(location, options).await?));
+        }
+        match location.split_once("://") {
+            Some((scheme, _)) => Err(ObjectError::Storage(format!(
+                "`{scheme}` is not an object storage that this version can use: use s3://BUCKET/PREFIX or the path of a \
+                 directory"
+            ))),
+            None => Self::local(FilePath::new(location)),
+        }
+    }
+
+    /// Objects in any other store, which processes may share.
     pub fn new(store: Arc<dyn ObjectStore>) -> Self {
         Self {
             store,
             root: None,
+            young_for: YOUNG_FOR,
             uses: Arc::default(),
+            abandoned: Arc::default(),
         }
     }
 
-    /// Stores what the stream brings, holding a few MiB of it at a time. Nothing is left behind when the stream fails,
-    /// brings more than `bytes_max`, or the call is cancelled. Content that is there already is not stored again.
+    /// Stores what the stream brings, holding a few MiB of it at a time. Nothing is left behind when the stream fails or
+    /// brings more than `bytes_max`; when the call is cancelled, what it had begun goes with the next upload, or with
+    /// [`Objects::remove_unfinished`]. In a directory, content that is there already is not stored again.
     pub async fn put_stream<S, E>(
         &self,
         stream: S,
@@ -119,19 +194,57 @@ impl Objects {
         S: Stream<Item = Result<Bytes, E>> + Send,
         E: std::fmt::Display,
     {
-        let incoming = Path::from_iter([INCOMING, &uuid::Uuid::now_v7().simple().to_string()]);
-        let upload = self.store.put_multipart(&incoming).await?;
-        let mut writer = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
-        let (hash, size) = match copy(stream, &mut writer, bytes_max).await {
-            Ok(copied) => copied,
-            Err(error) => {
-                if let Err(abort) = writer.abort().await {
-                    tracing::warn!(error = %abort, %incoming, "remove an unfinished upload");
+        self.abandoned.abort_all().await;
+        pin_mut!(stream);
+        let mut content = Content::new(bytes_max);
+        if self.root.is_none() {
+            // What fits into one part needs no name before its own.
+            let mut start = BytesMut::new();
+            while let Some(piece) = content.next(&mut stream).await? {
+                if start.is_empty() && piece.len() >= PART_BYTES {
+                    return self.put_parts(piece, stream, content).await;
                 }
-                return Err(error);
+                start.extend_from_slice(&piece);
+                if start.len() >= PART_BYTES {
+                    return self.put_parts(start.freeze(), stream, content).await;
+                }
             }
+            let (hash, size) = content.finish()?;
+            return self.put_whole(hash, size, start.freeze()).await;
+        }
+        self.put_parts(Bytes::new(), stream, content).await
+    }
+
+    /// Stores `start` and what the stream still brings, part by part. S3 copies at most 5 GiB by one request, so what is
+    /// larger than that fails there at the end.
+    async fn put_parts<S, E>(
+        &self,
+        start: Bytes,
+        mut stream: Pin<&mut S>,
+        mut content: Content,
+    ) -> Result<StoredObject, ObjectError>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Send,
+        E: std::fmt::Display,
+    {
+        let incoming = Path::from_iter([INCOMING, &uuid::Uuid::now_v7().simple().to_string()]);
+        let multipart = self.store.put_multipart(&incoming).await?;
+        let mut upload = Upload {
+            writer: Some(WriteMultipart::new_with_chunk_size(multipart, PART_BYTES)),
+            abandoned: self.root.is_none().then(|| self.abandoned.clone()),
         };
-        writer.finish().await?;
+        let copied = copy(start, &mut stream, &mut content, &mut upload).await;
+        let finished = match upload.writer.take() {
+            Some(writer) if copied.is_ok() => writer.finish().await.map(drop),
+            Some(writer) => {
+                abort(writer).await;
+                Ok(())
+            }
+            None => Ok(()),
+        };
+        copied?;
+        finished?;
+        let (hash, size) = content.finish()?;
         let kept = Arc::new(self.uses.keep(&hash).await);
         let moved = self.take_in(&incoming, &hash).await;
         if moved.is_err() {
@@ -139,6 +252,22 @@ impl Objects {
             let _ = self.store.delete(&incoming).await;
         }
         moved.map(|()| StoredObject {
+            hash,
+            size,
+            _kept: kept,
+        })
+    }
+
+    /// Stores a content that is in memory by one request.
+    async fn put_whole(
+        &self,
+        hash: ContentHash,
+        size: u64,
+        bytes: Bytes,
+    ) -> Result<StoredObject, ObjectError> {
+        let kept = Arc::new(self.uses.keep(&hash).await);
+        self.store.put(&path_of(&hash), bytes.into()).await?;
+        Ok(StoredObject {
             hash,
             size,
             _kept: kept,
@@ -190,7 +319,10 @@ impl Objects {
     /// The whole object, checked against its hash.
     pub async fn get(&self, hash: &ContentHash) -> Result<Bytes, ObjectError> {
         let result = match self.store.get(&path_of(hash)).await {
-            Err(StoreError::NotFound { .. }) => return Err(ObjectError::NotFound(hash.clone())),
+            // Without its bucket an object is not gone, but out of reach.
+            Err(error) if s3::is_missing_object(&error) => {
+                return Err(ObjectError::NotFound(hash.clone()));
+            }
             other => other?,
         };
         let bytes = result.bytes().await?;
@@ -235,11 +367,24 @@ impl Objects {
         let Some(_going) = self.uses.begin_removal(hash) else {
             return Ok(false);
         };
-        if used.await? {
+        if used.await? || self.is_young(hash).await? {
             return Ok(false);
         }
         self.delete(hash).await?;
         Ok(true)
+    }
+
+    /// Whether the object was written so recently that another process may be about to refer to it. What this cannot see
+    /// is an upload of the same content that ends in the moment between this look and the removal.
+    async fn is_young(&self, hash: &ContentHash) -> Result<bool, ObjectError> {
+        if self.young_for.is_zero() {
+            return Ok(false);
+        }
+        match self.store.head(&path_of(hash)).await {
+            Ok(meta) => Ok(age(meta.last_modified.into()) < self.young_for),
+            Err(StoreError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Removes the object, whoever may need it; one that is not there is no error.
@@ -250,11 +395,21 @@ impl Objects {
         }
     }
 
-    /// Removes what a killed process had begun to upload to a directory; returns how many files. Only for the owner of
-    /// the directory, before it takes uploads. Other stores expire unfinished uploads by their own rules.
+    /// Removes what a killed process had begun to upload; returns how many files. Of a directory, whose owner calls this
+    /// before it takes uploads, all of them; of a bucket those that are too old to be under way elsewhere. Parts that were
+    /// never put together are not seen here: a rule of the bucket expires them (`AbortIncompleteMultipartUpload`).
     pub async fn remove_unfinished(&self) -> Result<usize, ObjectError> {
         let Some(incoming) = self.root.as_ref().map(|root| root.join(INCOMING)) else {
-            return Ok(0);
+            let mut removed = 0;
+            let mut entries = self.store.list(Some(&Path::from(INCOMING)));
+            while let Some(entry) = entries.next().await {
+                let entry = entry?;
+                if age(entry.last_modified.into()) > UNFINISHED_FOR {
+                    self.store.delete(&entry.location).await?;
+                    removed += 1;
+                }
+            }
+            return Ok(removed);
         };
         blocking(move || {
             let entries = match std::fs::read_dir(&incoming) {
@@ -273,7 +428,8 @@ impl Objects {
 
     /// Moves a finished upload to the place of its hash.
     async fn take_in(&self, incoming: &Path, hash: &ContentHash) -> Result<(), ObjectError> {
-        if self.exists(hash).await? {
+        // In a bucket it is written again, see the head of this file.
+        if self.root.is_some() && self.exists(hash).await? {
             return Ok(self.store.delete(incoming).await?);
         }
         let target = path_of(hash);
@@ -369,31 +525,81 @@ fn write_file(
     })
 }
 
-async fn copy<S, E>(
-    stream: S,
-    writer: &mut WriteMultipart,
+/// What an upload has brought so far.
+struct Content {
+    hasher: Sha256,
+    size: u64,
     bytes_max: u64,
-) -> Result<(ContentHash, u64), ObjectError>
+}
+
+impl Content {
+    fn new(bytes_max: u64) -> Self {
+        Self {
+            hasher: Sha256::new(),
+            size: 0,
+            bytes_max,
+        }
+    }
+
+    /// The next piece, counted and hashed; `None` at the end.
+    async fn next<S, E>(&mut self, stream: &mut Pin<&mut S>) -> Result<Option<Bytes>, ObjectError>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Send,
+        E: std::fmt::Display,
+    {
+        let Some(piece) = stream.next().await else {
+            return Ok(None);
+        };
+        let piece = piece.map_err(|e| ObjectError::Upload(e.to_string()))?;
+        self.size += piece.len() as u64;
+        if self.size > self.bytes_max {
+            return Err(ObjectError::TooLarge {
+                limit: self.bytes_max,
+            });
+        }
+        self.hasher.update(&piece);
+        Ok(Some(piece))
+    }
+
+    fn finish(self) -> Result<(ContentHash, u64), ObjectError> {
+        let hash = ContentHash::new(hex(self.hasher.finalize()))
+            .map_err(|e| ObjectError::Storage(e.to_string()))?;
+        Ok((hash, self.size))
+    }
+}
+
+async fn copy<S, E>(
+    start: Bytes,
+    stream: &mut Pin<&mut S>,
+    content: &mut Content,
+    upload: &mut Upload,
+) -> Result<(), ObjectError>
 where
     S: Stream<Item = Result<Bytes, E>> + Send,
     E: std::fmt::Display,
 {
-    pin_mut!(stream);
-    let mut hasher = Sha256::new();
-    let mut size = 0_u64;
-    while let Some(piece) = stream.next().await {
-        let piece = piece.map_err(|e| ObjectError::Upload(e.to_string()))?;
-        size += piece.len() as u64;
-        if size > bytes_max {
-            return Err(ObjectError::TooLarge { limit: bytes_max });
+    let mut piece = Some(start);
+    while let Some(bytes) = piece {
+        if let Some(writer) = &mut upload.writer {
+            writer.wait_for_capacity(PARTS_IN_FLIGHT).await?;
+            writer.put(bytes);
         }
-        hasher.update(&piece);
-        writer.wait_for_capacity(PARTS_IN_FLIGHT).await?;
-        writer.put(piece);
+        piece = content.next(stream).await?;
     }
-    let hash = ContentHash::new(hex(hasher.finalize()))
-        .map_err(|e| ObjectError::Storage(e.to_string()))?;
-    Ok((hash, size))
+    Ok(())
+}
+
+async fn abort(writer: WriteMultipart) {
+    if let Err(error) = writer.abort().await {
+        tracing::warn!(%error, "remove an unfinished upload");
+    }
+}
+
+/// How long ago that was; nothing for a time in the future, which another clock may tell.
+fn age(written: SystemTime) -> Duration {
+    SystemTime::now()
+        .duration_since(written)
+        .unwrap_or_default()
 }
 
 /// Two digits as a directory, so that none grows too large.
@@ -422,188 +628,4 @@ async fn blocking<T: Send + 'static>(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::convert::Infallible;
-
-    use object_store::memory::InMemory;
-
-    use super::*;
-
-    fn files(dir: &FilePath) -> Vec<PathBuf> {
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                found.extend(files(&path));
-            } else {
-                found.push(path);
-            }
-        }
-        found
-    }
-
-    fn pieces(
-        total: usize,
-        piece: usize,
-    ) -> (Vec<u8>, impl Stream<Item = Result<Bytes, Infallible>>) {
-        let whole: Vec<u8> = (0..total).map(|i| (i * 31 % 251) as u8).collect();
-        let parts: Vec<_> = whole
-            .chunks(piece)
-            .map(|part| Ok(Bytes::copy_from_slice(part)))
-            .collect();
-        (whole, futures::stream::iter(parts))
-    }
-
-    #[tokio::test]
-    async fn objects_come_back_by_their_hash() {
-        let dir = tempfile::tempdir().unwrap();
-        let stores = [
-            Objects::local(dir.path()).unwrap(),
-            Objects::new(Arc::new(InMemory::new())),
-        ];
-        for objects in stores {
-            // More than two parts, and pieces that do not divide a part.
-            for (total, piece) in [(0, 1), (1, 1), (100_000, 7_001), (11 << 20, 999_999)] {
-                let (whole, stream) = pieces(total, piece);
-                let stored = objects.put_stream(stream, total as u64).await.unwrap();
-                assert_eq!(stored.size, total as u64);
-                assert_eq!(stored.hash.as_str(), hex(Sha256::digest(&whole)));
-                assert_eq!(objects.get(&stored.hash).await.unwrap(), whole);
-                assert!(objects.exists(&stored.hash).await.unwrap());
-                // The same again is the same object.
-                let again = objects.put_bytes(whole.into()).await.unwrap();
-                assert_eq!(again, stored);
-            }
-        }
-        let found = files(dir.path());
-        assert_eq!(found.len(), 4, "{found:?}");
-        // SHA-256 of nothing, at the documented place.
-        let empty = "e3/b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-        assert!(dir.path().join(empty).is_file());
-    }
-
-    #[tokio::test]
-    async fn many_at_once_are_as_many_one_by_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let stores = [
-            Objects::local(dir.path()).unwrap(),
-            Objects::new(Arc::new(InMemory::new())),
-        ];
-        let contents: Vec<Bytes> = (0..100)
-            .map(|n| Bytes::from(format!("content {}", n % 90)))
-            .collect();
-        for objects in stores {
-            assert!(objects.put_all(Vec::new()).await.unwrap().is_empty());
-            let one = objects.put_bytes(contents[3].clone()).await.unwrap();
-            let stored = objects.put_all(contents.clone()).await.unwrap();
-            assert_eq!(stored[3], one);
-            for (object, bytes) in stored.iter().zip(&contents) {
-                assert_eq!(objects.get(&object.hash).await.unwrap(), bytes);
-            }
-        }
-        // Ten of the contents came twice, and nothing is left in between.
-        assert_eq!(files(dir.path()).len(), 90);
-    }
-
-    #[tokio::test]
-    async fn too_much_is_refused_and_leaves_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let objects = Objects::local(dir.path()).unwrap();
-        for total in [1_001, 12 << 20] {
-            let (_, stream) = pieces(total, 100_000);
-            let limit = total as u64 - 1;
-            let error = objects.put_stream(stream, limit).await.unwrap_err();
-            assert!(
-                matches!(error, ObjectError::TooLarge { limit: l } if l == limit),
-                "{error}"
-            );
-            assert!(error.to_string().contains(&limit.to_string()), "{error}");
-        }
-        assert_eq!(files(dir.path()), Vec::<PathBuf>::new());
-    }
-
-    #[tokio::test]
-    async fn a_broken_upload_leaves_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let objects = Objects::local(dir.path()).unwrap();
-        let stream = futures::stream::iter([Ok(Bytes::from("half")), Err("connection reset")]);
-        let error = objects.put_stream(stream, 100).await.unwrap_err();
-        assert!(matches!(error, ObjectError::Upload(_)), "{error}");
-        assert_eq!(files(dir.path()), Vec::<PathBuf>::new());
-    }
-
-    #[tokio::test]
-    async fn missing_and_damaged_objects_are_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let objects = Objects::local(dir.path()).unwrap();
-        let stored = objects.put_bytes("文档".into()).await.unwrap();
-        let path = files(dir.path()).remove(0);
-        std::fs::write(&path, "tampered").unwrap();
-        let error = objects.get(&stored.hash).await.unwrap_err();
-        assert!(matches!(error, ObjectError::Corrupt { .. }), "{error}");
-
-        objects.delete(&stored.hash).await.unwrap();
-        objects.delete(&stored.hash).await.unwrap();
-        assert!(!objects.exists(&stored.hash).await.unwrap());
-        let error = objects.get(&stored.hash).await.unwrap_err();
-        assert!(
-            matches!(&error, ObjectError::NotFound(h) if *h == stored.hash),
-            "{error}"
-        );
-    }
-
-    #[tokio::test]
-    async fn what_an_upload_relies_on_is_not_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let objects = Objects::local(dir.path()).unwrap();
-        let unused = || async { Ok::<_, ObjectError>(false) };
-        let stored = objects.put_bytes("kept".into()).await.unwrap();
-        let hash = stored.hash.clone();
-        assert_eq!(
-            objects
-                .list(u8::from_str_radix(&hash.as_str()[..2], 16).unwrap())
-                .await
-                .unwrap(),
-            std::slice::from_ref(&hash)
-        );
-        assert!(!objects.remove_unless_used(&hash, unused()).await.unwrap());
-        let again = objects.put_bytes("kept".into()).await.unwrap();
-        drop(stored);
-        assert!(!objects.remove_unless_used(&hash, unused()).await.unwrap());
-        drop(again);
-        let used = async { Ok::<_, ObjectError>(true) };
-        assert!(!objects.remove_unless_used(&hash, used).await.unwrap());
-        // An upload of the same content that comes in the middle of the removal stores it anew.
-        let racing = async {
-            let put = objects.clone();
-            let upload = tokio::spawn(async move { put.put_bytes("kept".into()).await });
-            tokio::task::yield_now().await;
-            Ok::<_, ObjectError>((false, upload))
-        };
-        let slot = std::cell::RefCell::new(None);
-        let used = async {
-            let (used, upload) = racing.await?;
-            slot.replace(Some(upload));
-            Ok::<_, ObjectError>(used)
-        };
-        assert!(objects.remove_unless_used(&hash, used).await.unwrap());
-        let stored = slot.take().unwrap().await.unwrap().unwrap();
-        assert_eq!(objects.get(&stored.hash).await.unwrap(), "kept");
-    }
-
-    #[tokio::test]
-    async fn leftovers_of_a_killed_process_are_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let objects = Objects::local(dir.path()).unwrap();
-        assert_eq!(objects.remove_unfinished().await.unwrap(), 0);
-        let stored = objects.put_bytes("kept".into()).await.unwrap();
-        let incoming = dir.path().join(INCOMING);
-        std::fs::create_dir_all(&incoming).unwrap();
-        for name in ["whole", "part#1"] {
-            std::fs::write(incoming.join(name), "x").unwrap();
-        }
-        assert_eq!(objects.remove_unfinished().await.unwrap(), 2);
-        assert_eq!(files(dir.path()).len(), 1);
-        assert_eq!(objects.get(&stored.hash).await.unwrap(), "kept");
-    }
-}
+mod tests;

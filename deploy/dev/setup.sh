@@ -28,6 +28,8 @@ protoc=$(command -v protoc || echo /usr/bin/protoc)
 python3 -c 'import importlib.util as u, sys; sys.exit(u.find_spec("pip") is None)' 2>/dev/null || packages+=(python3-pip)
 if [ "${1:-build}" = test ]; then
     need psql postgresql-client # the PostgreSQL wire is tested with the real client
+    # The catalog is tested on a real server, see postgres.sh.
+    compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || need initdb postgresql
 fi
 
 if [ ${#packages[@]} -gt 0 ]; then
@@ -45,8 +47,15 @@ if [ ${#packages[@]} -gt 0 ]; then
         sudo=(sudo)
     fi
     echo "setup: installing ${packages[*]}" >&2
+    keep=()
+    if [[ " ${packages[*]} " == *" postgresql "* ]] && [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+        # The package would make a database of its own and start a server on it, which nobody asked for.
+        "${sudo[@]}" mkdir -p /etc/postgresql-common
+        echo "create_main_cluster = false" | "${sudo[@]}" tee /etc/postgresql-common/createcluster.conf >/dev/null
+        keep=(-o Dpkg::Options::=--force-confold)
+    fi
     "${sudo[@]}" apt-get -qq update
-    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${keep[@]}" \
         ca-certificates "${packages[@]}" >/dev/null
 fi
 

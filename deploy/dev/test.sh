@@ -9,6 +9,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 deploy/dev/setup.sh test
+# Tests that need a server start one themselves (deploy/dev/server.sh). Without it they are skipped, and tell.
+deploy/dev/s3.sh install || echo "the S3 server could not be built, see above" >&2
 scope=("$@")
 [ ${#scope[@]} -gt 0 ] || scope=(--workspace)
 

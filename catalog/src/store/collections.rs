@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, Sqlite, Transaction};
 
-use super::database::Catalog;
+use super::database::{Catalog, Part};
 use super::error::CatalogError;
 use super::page::{Listing, Page};
+use super::query::{Row, Transaction, query};
 use super::state::DocumentState;
 use crate::ids::{CollectionName, CollectionRef, TenantId};
 
@@ -73,7 +72,7 @@ impl Catalog {
         config.check()?;
         self.tenant(&collection.tenant).await?;
         let now = self.now_ms();
-        let inserted = sqlx::query(
+        let inserted = query(
             "INSERT INTO collections (tenant_id, name, state, model, dims, chunking, description, created_at, updated_at) \
              VALUES ($1, $2, 'READY', $3, $4, $5, $6, $7, $7) ON CONFLICT (tenant_id, name) DO NOTHING",
         )
@@ -86,7 +85,7 @@ impl Catalog {
         .bind(now)
         .execute(&self.write)
         .await?;
-        if inserted.rows_affected() == 0 {
+        if inserted == 0 {
             return Err(CatalogError::exists("collection", &collection.collection));
         }
         self.collection(collection).await
@@ -94,7 +93,7 @@ impl Catalog {
 
     /// The collection of that name; one that is being removed is not found.
     pub async fn collection(&self, collection: &CollectionRef) -> Result<Collection, CatalogError> {
-        let row = sqlx::query(&format!(
+        let row = query(&format!(
             "SELECT {COLUMNS} FROM collections WHERE tenant_id = $1 AND name = $2 AND state = 'READY'"
         ))
         .bind(collection.tenant.as_str())
@@ -112,7 +111,7 @@ impl Catalog {
         tenant: &TenantId,
         page: &Page,
     ) -> Result<Listing<Collection>, CatalogError> {
-        let rows = sqlx::query(&format!(
+        let rows = query(&format!(
             "SELECT {COLUMNS} FROM collections WHERE tenant_id = $1 AND state = 'READY' AND name > $2 ORDER BY name LIMIT $3"
         ))
         .bind(tenant.as_str())
@@ -132,7 +131,7 @@ impl Catalog {
         collection: &CollectionRef,
     ) -> Result<CollectionCounts, CatalogError> {
         self.collection(collection).await?;
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT v.state, COUNT(*) AS documents FROM documents d \
              JOIN document_versions v ON v.tenant_id = d.tenant_id AND v.collection = d.collection \
                AND v.document_id = d.id AND v.version = d.latest_version \
@@ -147,11 +146,11 @@ impl Catalog {
             let state: String = row.try_get("state")?;
             let state = DocumentState::parse(&state)
                 .ok_or_else(|| CatalogError::corrupt("state", &state))?;
-            let documents = row.try_get::<i64, _>("documents")?.unsigned_abs();
+            let documents = row.try_get::<i64>("documents")?.unsigned_abs();
             counts.documents += documents;
             counts.by_state.insert(state, documents);
         }
-        let chunks: i64 = sqlx::query(
+        let chunks: i64 = query(
             "SELECT CAST(COALESCE(SUM(v.chunks), 0) AS BIGINT) AS chunks FROM documents d \
              JOIN document_versions v ON v.tenant_id = d.tenant_id AND v.collection = d.collection \
                AND v.document_id = d.id AND v.version = d.current_version \
@@ -170,15 +169,18 @@ impl Catalog {
     /// [`Catalog::drop_collection`]; after a crash, [`Catalog::deleting_collections_all_tenants`] says what is left
     /// to do. Repeating it is no error.
     pub async fn delete_collection(&self, collection: &CollectionRef) -> Result<(), CatalogError> {
-        let updated = sqlx::query(
+        // In turn with uploads: those before it are removed with the collection, those after it are refused.
+        let mut transaction = self.begin(Part::Collection(collection)).await?;
+        let updated = query(
             "UPDATE collections SET state = 'DELETING', updated_at = $3 WHERE tenant_id = $1 AND name = $2",
         )
         .bind(collection.tenant.as_str())
         .bind(collection.collection.as_str())
         .bind(self.now_ms())
-        .execute(&self.write)
+        .execute(&mut transaction)
         .await?;
-        if updated.rows_affected() == 0 {
+        transaction.commit().await?;
+        if updated == 0 {
             return Err(CatalogError::not_found(
                 "collection",
                 &collection.collection,
@@ -189,11 +191,11 @@ impl Catalog {
 
     /// Forgets a collection that was marked for removal, with its documents. Repeating it is no error.
     pub async fn drop_collection(&self, collection: &CollectionRef) -> Result<(), CatalogError> {
-        let mut transaction = self.begin().await?;
-        let row = sqlx::query("SELECT state FROM collections WHERE tenant_id = $1 AND name = $2")
+        let mut transaction = self.begin(Part::Collection(collection)).await?;
+        let row = query("SELECT state FROM collections WHERE tenant_id = $1 AND name = $2")
             .bind(collection.tenant.as_str())
             .bind(collection.collection.as_str())
-            .fetch_optional(&mut *transaction)
+            .fetch_optional(&mut transaction)
             .await?;
         let Some(row) = row else { return Ok(()) };
         let state: String = row.try_get("state")?;
@@ -211,10 +213,10 @@ impl Catalog {
             "DELETE FROM documents WHERE tenant_id = $1 AND collection = $2",
             "DELETE FROM collections WHERE tenant_id = $1 AND name = $2",
         ] {
-            sqlx::query(statement)
+            query(statement)
                 .bind(collection.tenant.as_str())
                 .bind(collection.collection.as_str())
-                .execute(&mut *transaction)
+                .execute(&mut transaction)
                 .await?;
         }
         transaction.commit().await?;
@@ -225,7 +227,7 @@ impl Catalog {
     pub async fn deleting_collections_all_tenants(
         &self,
     ) -> Result<Vec<CollectionRef>, CatalogError> {
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT tenant_id, name FROM collections WHERE state = 'DELETING' ORDER BY tenant_id, name",
         )
         .fetch_all(&self.read)
@@ -233,8 +235,8 @@ impl Catalog {
         rows.iter()
             .map(|row| {
                 Ok(CollectionRef {
-                    tenant: TenantId::new(row.try_get::<String, _>("tenant_id")?)?,
-                    collection: CollectionName::new(row.try_get::<String, _>("name")?)?,
+                    tenant: TenantId::new(row.try_get::<String>("tenant_id")?)?,
+                    collection: CollectionName::new(row.try_get::<String>("name")?)?,
                 })
             })
             .collect()
@@ -243,26 +245,26 @@ impl Catalog {
 
 /// Refuses writes into a collection that is not there or is being removed.
 pub(crate) async fn require_collection(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction,
     collection: &CollectionRef,
 ) -> Result<(), CatalogError> {
-    sqlx::query("SELECT 1 FROM collections WHERE tenant_id = $1 AND name = $2 AND state = 'READY'")
+    query("SELECT 1 FROM collections WHERE tenant_id = $1 AND name = $2 AND state = 'READY'")
         .bind(collection.tenant.as_str())
         .bind(collection.collection.as_str())
-        .fetch_optional(&mut **transaction)
+        .fetch_optional(&mut *transaction)
         .await?
         .map(|_| ())
         .ok_or_else(|| CatalogError::not_found("collection", &collection.collection))
 }
 
-fn read_collection(row: &SqliteRow) -> Result<Collection, CatalogError> {
+fn read_collection(row: &Row) -> Result<Collection, CatalogError> {
     let chunking: String = row.try_get("chunking")?;
     Ok(Collection {
-        name: CollectionName::new(row.try_get::<String, _>("name")?)?,
+        name: CollectionName::new(row.try_get::<String>("name")?)?,
         config: CollectionConfig {
             model: row.try_get("model")?,
             dims: row
-                .try_get::<Option<i64>, _>("dims")?
+                .try_get::<Option<i64>>("dims")?
                 .map(|dims| u32::try_from(dims).map_err(|_| CatalogError::corrupt("dims", dims)))
                 .transpose()?,
             chunking: serde_json::from_str(&chunking)

@@ -1,37 +1,56 @@
-//! The handle on the catalog database: opening, migrating, reading and writing.
+//! The handle on the catalog database: opening it, and taking turns at writing.
 //!
-//! SQLite has one writer at a time, so writes go through a pool of one connection and queue there instead of failing
-//! as busy; reads have their own connections and, in WAL mode, never wait for the writer. Every query names its
-//! tenant; the few that do not end in `_all_tenants`, besides looking up a key, which is how a tenant is found.
+//! Every query names its tenant; the few that do not end in `_all_tenants`, besides looking up a key, which is how a
+//! tenant is found. What a connection is and how a statement runs is `query.rs`'s business.
+//!
+//! What must hold when two processes write at once:
+//!
+//! - A version number of a document is given once, and the newest content of a document is begun once
+//!   (`begin_versions` reads the newest version, then writes the next).
+//! - The state of a version goes only where the decision on it, made from what was read, permits (`apply_news`).
+//! - Nothing is begun in a collection that is being removed, and a collection goes with all its documents
+//!   (`begin_versions`, `delete_collection`, `drop_collection`).
+//! - A version number of a pipeline is given once; a pipeline goes with all its versions (`put_pipeline`,
+//!   `delete_pipeline`).
+//! - A data directory has one admin key (`ensure_admin_key`).
+//!
+//! Each spans several rows or several statements, so its writers take turns: [`Catalog::begin`] waits for the lock of the
+//! [`Part`] they write. SQLite has one lock for all. On PostgreSQL it is an advisory lock that ends with the transaction;
+//! statements after it see everything that earlier holders committed, so none of these transactions can fail for being
+//! outrun and be tried again, as serialisable ones would where everybody writes into one collection. Writes of a single
+//! row that decide nothing (a setting, a model, the last use of a key) do without.
 
 use std::path::Path;
-use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
-};
-use sqlx::{Connection, Sqlite, Transaction};
 
 use super::error::CatalogError;
-
-static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/sqlite");
-
-/// How long a write waits for another process that holds the database.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-const READERS: u32 = 4;
+use super::query::{Pool, Transaction};
+use super::{postgres, sqlite};
+use crate::ids::{CollectionRef, TenantId};
 
 /// Tells the time: UTC, milliseconds since 1970. Tests bring their own.
 pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
 
-/// The catalog of one data directory. Cloning shares the connections.
+/// The catalog: of one data directory in a file, or of many processes on a PostgreSQL server. Cloning shares the
+/// connections.
 #[derive(Clone)]
 pub struct Catalog {
-    pub(crate) write: SqlitePool,
-    pub(crate) read: SqlitePool,
+    pub(crate) write: Pool,
+    pub(crate) read: Pool,
     clock: Clock,
+}
+
+/// What a transaction writes. Writers of the same part take turns.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Part<'a> {
+    /// A collection with its documents.
+    Collection(&'a CollectionRef),
+    /// Keys, pipelines and topics of a tenant.
+    Tenant(&'a TenantId),
+    /// Tenants, and what every tenant has.
+    Tenants,
 }
 
 impl std::fmt::Debug for Catalog {
@@ -41,8 +60,17 @@ impl std::fmt::Debug for Catalog {
 }
 
 impl Catalog {
-    /// Opens the database file (a path, or a URL that begins with `sqlite:`), makes it when there is none, brings it up to date and registers
-    /// the default tenant and the built-in topics.
+    /// Opens the database, brings it up to date and registers the default tenant and the built-in topics.
+    ///
+    /// `location` is the path of a SQLite file or a URL that begins with `sqlite:`, and the file is made when there is
+    /// none; or it is a URL `postgres://USER:PASSWORD@HOST:PORT/DATABASE` (also `postgresql:`) of a PostgreSQL database
+    /// that exists. What the URL leaves out comes from the usual variables (`PGHOST`, `PGPASSWORD`, ...) and the file
+    /// `.pgpass`; parameters like `?sslmode=verify-full` follow it. No error shows the password.
+    ///
+    /// # Errors
+    ///
+    /// [`CatalogError::Invalid`] for a location of another kind, [`CatalogError::NewerDatabase`], and
+    /// [`CatalogError::Storage`] when the database cannot be opened, with what to do about it.
     pub async fn open(location: impl AsRef<Path>) -> Result<Self, CatalogError> {
         let clock = Arc::new(|| chrono::Utc::now().timestamp_millis());
         Self::open_with_clock(location, clock).await
@@ -53,36 +81,33 @@ impl Catalog {
         location: impl AsRef<Path>,
         clock: Clock,
     ) -> Result<Self, CatalogError> {
-        let (options, path) = connect_options(location.as_ref())?;
-        let opening = || format!("open the catalog `{path}`");
-        let write = SqlitePoolOptions::new()
-            .max_connections(1)
-            // A closed idle connection would have to be set up again, and gains nothing here.
-            .idle_timeout(None)
-            .max_lifetime(None)
-            // On a full disk a commit can fail and its rollback too; a connection that still counts a transaction would
-            // refuse every later one, so it gives way to a new one.
-            .before_acquire(|connection, _| {
-                let usable = !connection.is_in_transaction();
-                Box::pin(async move { Ok(usable) })
-            })
-            .connect_with(options.clone())
-            .await
-            .map_err(|error| CatalogError::storage(opening(), error))?;
-        if let Err(error) = MIGRATIONS.run(&write).await {
-            write.close().await;
-            return Err(migration_error(&path, error));
-        }
-        let read = SqlitePoolOptions::new()
-            .max_connections(READERS)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .connect_with(options.read_only(true))
-            .await
-            .map_err(|error| CatalogError::storage(opening(), error))?;
+        let location = location.as_ref();
+        let text = location.to_str().unwrap_or_default();
+        let (write, read) = match text.split_once("://") {
+            Some(("postgres" | "postgresql", _)) => {
+                let pool = postgres::open(text).await?;
+                (Pool::Postgres(pool.clone()), Pool::Postgres(pool))
+            }
+            // Only the scheme is shown: what follows may hold a password.
+            Some((scheme, _)) if scheme != "sqlite" => {
+                return Err(CatalogError::Invalid(format!(
+                    "`{scheme}` is not a catalog database that this version can use: use a path or a URL that begins \
+                     with `sqlite:` or `postgres://`"
+                )));
+            }
+            _ => {
+                let (write, read) = sqlite::open(location).await?;
+                (Pool::Sqlite(write), Pool::Sqlite(read))
+            }
+        };
         let catalog = Self { write, read, clock };
         catalog.register_built_ins().await?;
         Ok(catalog)
+    }
+
+    /// Whether several processes, each with a data directory of its own, may use this catalog at once.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.write, Pool::Postgres(_))
     }
 
     /// Waits for running queries and closes the connections. Every committed write is safe without it.
@@ -95,57 +120,32 @@ impl Catalog {
         (self.clock)()
     }
 
-    /// A write transaction. It takes the database's write lock at once, so that what it reads cannot change before it
-    /// writes, whichever process the other writer is in.
-    pub(crate) async fn begin(&self) -> Result<Transaction<'static, Sqlite>, CatalogError> {
-        Ok(self.write.begin_with("BEGIN IMMEDIATE").await?)
+    /// A write transaction. It waits at once for its turn at `part`, so that what it reads cannot change before it
+    /// writes, whichever process the other writer is in. On SQLite that is the whole database.
+    pub(crate) async fn begin(&self, part: Part<'_>) -> Result<Transaction, CatalogError> {
+        Ok(match &self.write {
+            Pool::Sqlite(pool) => Transaction::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await?),
+            Pool::Postgres(pool) => Transaction::Postgres(postgres::begin(pool, part).await?),
+        })
     }
 }
 
-fn connect_options(location: &Path) -> Result<(SqliteConnectOptions, String), CatalogError> {
-    let shown = location.display().to_string();
-    let text = location.to_str().unwrap_or_default();
-    let options = if text.starts_with("sqlite:") {
-        if text.contains(":memory:") {
-            return Err(CatalogError::Invalid(format!(
-                "`{text}` is not kept: use the path of a file"
-            )));
-        }
-        SqliteConnectOptions::from_str(text)
-            .map_err(|error| CatalogError::Invalid(format!("`{text}`: {error}")))?
-    } else if let Some((scheme, _)) = text.split_once("://") {
-        return Err(CatalogError::Invalid(format!(
-            "`{scheme}` is not a catalog database that this version can use: use a path or a URL that begins with `sqlite:`"
-        )));
-    } else {
-        SqliteConnectOptions::new().filename(location)
-    };
-    if let Some(folder) = options.get_filename().parent() {
-        std::fs::create_dir_all(folder).map_err(|error| {
-            CatalogError::storage(format!("create the folder `{}`", folder.display()), error)
-        })?;
-    }
-    let options = options
-        .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal)
-        // With every commit on disk, a document that was acknowledged is never forgotten, as in the log.
-        .synchronous(SqliteSynchronous::Full)
-        .foreign_keys(true)
-        .busy_timeout(BUSY_TIMEOUT);
-    Ok((options, shown))
-}
-
-fn migration_error(path: &str, error: MigrateError) -> CatalogError {
+/// Why `database` could not be brought up to date by `migrations`.
+pub(super) fn migration_error(
+    database: &str,
+    migrations: &Migrator,
+    error: MigrateError,
+) -> CatalogError {
     match error {
         MigrateError::VersionMissing(found) => CatalogError::NewerDatabase {
-            path: path.to_owned(),
+            path: database.to_owned(),
             found,
-            known: MIGRATIONS
+            known: migrations
                 .iter()
                 .map(|migration| migration.version)
                 .max()
                 .unwrap_or_default(),
         },
-        other => CatalogError::storage(format!("bring the catalog `{path}` up to date"), other),
+        other => CatalogError::storage(format!("bring the catalog `{database}` up to date"), other),
     }
 }

@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, Sqlite, Transaction};
 
 use super::database::Catalog;
 use super::error::CatalogError;
 use super::page::{Listing, Page};
+use super::query::{On, Row, query};
 use super::state::DocumentState;
 use crate::ids::{CollectionName, CollectionRef, ContentHash, DocumentId, TenantId, Version};
 
@@ -109,7 +108,7 @@ impl Catalog {
         document: DocumentId,
     ) -> Result<DocumentInfo, CatalogError> {
         self.collection(collection).await?;
-        let row = sqlx::query(&format!(
+        let row = query(&format!(
             "{DOCUMENT} WHERE d.tenant_id = $1 AND d.collection = $2 AND d.id = $3 AND v.state <> 'DELETED'"
         ))
         .bind(collection.tenant.as_str())
@@ -134,7 +133,7 @@ impl Catalog {
                 "{DOCUMENT} WHERE d.tenant_id = $1 AND d.collection = $2 AND v.state <> 'DELETED' AND d.id IN ({}) ORDER BY d.id",
                 parameters(3, part.len())
             );
-            let mut query = sqlx::query(&statement)
+            let mut query = query(&statement)
                 .bind(collection.tenant.as_str())
                 .bind(collection.collection.as_str());
             for id in part {
@@ -156,7 +155,7 @@ impl Catalog {
     ) -> Result<Listing<DocumentInfo>, CatalogError> {
         self.collection(collection).await?;
         // `$4` and `$5` always occur, so that the statement has one shape.
-        let rows = sqlx::query(&format!(
+        let rows = query(&format!(
             "{DOCUMENT} WHERE d.tenant_id = $1 AND d.collection = $2 AND d.uri > $3 AND v.state <> 'DELETED' \
              AND ($4 = '' OR v.state = $4) AND d.name_folded LIKE $5 ESCAPE '!' ORDER BY d.uri LIMIT $6"
         ))
@@ -178,7 +177,7 @@ impl Catalog {
         collection: &CollectionRef,
         document: DocumentId,
     ) -> Result<Vec<VersionInfo>, CatalogError> {
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT version, state, error, chunks, title, size, content_type, content_hash, metadata, created_at, updated_at \
              FROM document_versions WHERE tenant_id = $1 AND collection = $2 AND document_id = $3 ORDER BY version DESC",
         )
@@ -229,8 +228,7 @@ impl Catalog {
                 .iter()
                 .map(|uri| DocumentId::of(collection, uri))
                 .collect();
-            let mut transaction = self.read.begin().await?;
-            let mut latest = latest_of(&mut transaction, collection, &ids).await?;
+            let mut latest = latest_of(&self.read, collection, &ids).await?;
             found.extend(ids.into_iter().map(|id| {
                 // Not removed: the same URI may be asked for twice.
                 let live = latest.get_mut(&id)?.live.clone()?;
@@ -252,7 +250,7 @@ impl Catalog {
         prefix: &str,
         page: &Page,
     ) -> Result<Listing<(DocumentId, String)>, CatalogError> {
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT d.id, d.uri FROM documents d \
              JOIN document_versions v ON v.tenant_id = d.tenant_id AND v.collection = d.collection \
                AND v.document_id = d.id AND v.version = d.latest_version \
@@ -280,7 +278,7 @@ impl Catalog {
         &self,
         collection: &CollectionRef,
     ) -> Result<Vec<ExpectedInIndex>, CatalogError> {
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT d.id, d.uri, d.latest_version, l.state, d.current_version, c.chunks FROM documents d \
              JOIN document_versions l ON l.tenant_id = d.tenant_id AND l.collection = d.collection \
                AND l.document_id = d.id AND l.version = d.latest_version \
@@ -294,7 +292,7 @@ impl Catalog {
         .await?;
         rows.iter()
             .map(|row| {
-                let current = match row.try_get::<Option<i64>, _>("current_version")? {
+                let current = match row.try_get::<Option<i64>>("current_version")? {
                     Some(_) => Some((
                         Version(read_number(row, "current_version")?),
                         read_number(row, "chunks")?,
@@ -319,7 +317,7 @@ impl Catalog {
         &self,
         limit: u32,
     ) -> Result<Vec<(CollectionRef, DocumentId, Version, DocumentState)>, CatalogError> {
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT tenant_id, collection, document_id, version, state FROM document_versions \
              WHERE state IN ('UPLOADING', 'PROCESSING', 'DELETING') \
              ORDER BY tenant_id, collection, document_id, version LIMIT $1",
@@ -330,8 +328,8 @@ impl Catalog {
         rows.iter()
             .map(|row| {
                 let collection = CollectionRef {
-                    tenant: TenantId::new(row.try_get::<String, _>("tenant_id")?)?,
-                    collection: CollectionName::new(row.try_get::<String, _>("collection")?)?,
+                    tenant: TenantId::new(row.try_get::<String>("tenant_id")?)?,
+                    collection: CollectionName::new(row.try_get::<String>("collection")?)?,
                 };
                 Ok((
                     collection,
@@ -362,10 +360,11 @@ pub(crate) struct LiveVersion {
 
 /// [`Latest`] of those of the documents that exist.
 pub(crate) async fn latest_of(
-    transaction: &mut Transaction<'static, Sqlite>,
+    on: impl Into<On<'_>>,
     collection: &CollectionRef,
     ids: &[DocumentId],
 ) -> Result<BTreeMap<DocumentId, Latest>, CatalogError> {
+    let mut on = on.into();
     let mut found = BTreeMap::new();
     for part in ids.chunks(IDS_PER_QUERY) {
         // Superseded versions need not be read: whatever superseded them is READY, and newer.
@@ -376,18 +375,18 @@ pub(crate) async fn latest_of(
              WHERE d.tenant_id = $1 AND d.collection = $2 AND d.id IN ({})",
             parameters(3, part.len())
         );
-        let mut query = sqlx::query(&statement)
+        let mut query = query(&statement)
             .bind(collection.tenant.as_str())
             .bind(collection.collection.as_str());
         for id in part {
             query = query.bind(id.to_string());
         }
-        for row in query.fetch_all(&mut **transaction).await? {
+        for row in query.fetch_all(on.again()).await? {
             let latest = found.entry(read_id(&row, "id")?).or_insert(Latest {
                 version: Version(read_number(&row, "latest_version")?),
                 live: None,
             });
-            if row.try_get::<Option<i64>, _>("version")?.is_none() {
+            if row.try_get::<Option<i64>>("version")?.is_none() {
                 continue;
             }
             let version = Version(read_number(&row, "version")?);
@@ -399,7 +398,7 @@ pub(crate) async fn latest_of(
                 latest.live = Some(LiveVersion {
                     version,
                     state: read_state(&row)?,
-                    content_hash: ContentHash::new(row.try_get::<String, _>("content_hash")?)?,
+                    content_hash: ContentHash::new(row.try_get::<String>("content_hash")?)?,
                 });
             }
         }
@@ -426,7 +425,7 @@ fn like_pattern(part: &str) -> String {
     pattern
 }
 
-pub(crate) fn read_document(row: &SqliteRow) -> Result<DocumentInfo, CatalogError> {
+pub(crate) fn read_document(row: &Row) -> Result<DocumentInfo, CatalogError> {
     let version = read_version(row)?;
     Ok(DocumentInfo {
         id: read_id(row, "id")?,
@@ -435,7 +434,7 @@ pub(crate) fn read_document(row: &SqliteRow) -> Result<DocumentInfo, CatalogErro
         version: version.version,
         state: version.state,
         current_version: row
-            .try_get::<Option<i64>, _>("current_version")?
+            .try_get::<Option<i64>>("current_version")?
             .map(|_| read_number(row, "current_version").map(Version))
             .transpose()?,
         error: version.error,
@@ -450,7 +449,7 @@ pub(crate) fn read_document(row: &SqliteRow) -> Result<DocumentInfo, CatalogErro
     })
 }
 
-fn read_version(row: &SqliteRow) -> Result<VersionInfo, CatalogError> {
+fn read_version(row: &Row) -> Result<VersionInfo, CatalogError> {
     let metadata: String = row.try_get("metadata")?;
     Ok(VersionInfo {
         version: Version(read_number(row, "version")?),
@@ -458,9 +457,9 @@ fn read_version(row: &SqliteRow) -> Result<VersionInfo, CatalogError> {
         error: row.try_get("error")?,
         chunks: read_number(row, "chunks")?,
         title: row.try_get("title")?,
-        size: row.try_get::<i64, _>("size")?.unsigned_abs(),
+        size: row.try_get::<i64>("size")?.unsigned_abs(),
         content_type: row.try_get("content_type")?,
-        content_hash: ContentHash::new(row.try_get::<String, _>("content_hash")?)?,
+        content_hash: ContentHash::new(row.try_get::<String>("content_hash")?)?,
         metadata: serde_json::from_str(&metadata)
             .map_err(|_| CatalogError::corrupt("metadata", &metadata))?,
         created_at: row.try_get("created_at")?,
@@ -468,17 +467,17 @@ fn read_version(row: &SqliteRow) -> Result<VersionInfo, CatalogError> {
     })
 }
 
-pub(crate) fn read_id(row: &SqliteRow, column: &str) -> Result<DocumentId, CatalogError> {
+pub(crate) fn read_id(row: &Row, column: &str) -> Result<DocumentId, CatalogError> {
     let id: String = row.try_get(column)?;
     id.parse().map_err(|_| CatalogError::corrupt(column, id))
 }
 
-pub(crate) fn read_number(row: &SqliteRow, column: &str) -> Result<u32, CatalogError> {
+pub(crate) fn read_number(row: &Row, column: &str) -> Result<u32, CatalogError> {
     let number: i64 = row.try_get(column)?;
     u32::try_from(number).map_err(|_| CatalogError::corrupt(column, number))
 }
 
-pub(crate) fn read_state(row: &SqliteRow) -> Result<DocumentState, CatalogError> {
+pub(crate) fn read_state(row: &Row) -> Result<DocumentState, CatalogError> {
     let state: String = row.try_get("state")?;
     DocumentState::parse(&state).ok_or_else(|| CatalogError::corrupt("state", &state))
 }

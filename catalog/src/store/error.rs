@@ -36,7 +36,7 @@ pub enum CatalogError {
         found: i64,
         known: i64,
     },
-    /// The database itself failed: retry when it is busy, else look at the disk.
+    /// The database itself failed: try again when [`CatalogError::is_retriable`] says so, else look at its disk or server.
     #[error("{action}: {source}")]
     Storage {
         action: String,
@@ -46,6 +46,22 @@ pub enum CatalogError {
 }
 
 impl CatalogError {
+    /// Whether the same call may succeed soon: the database was busy, restarting or out of reach. What it was to write may
+    /// have been written, if the answer to the commit is what was lost.
+    pub fn is_retriable(&self) -> bool {
+        let Self::Storage { source, .. } = self else {
+            return false;
+        };
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(source.as_ref());
+        while let Some(error) = cause {
+            if let Some(error) = error.downcast_ref::<sqlx::Error>() {
+                return passes(error);
+            }
+            cause = error.source();
+        }
+        false
+    }
+
     pub(crate) fn not_found(kind: &'static str, name: impl ToString) -> Self {
         Self::NotFound {
             kind,
@@ -80,6 +96,37 @@ impl CatalogError {
     }
 }
 
+/// Whether the cause of the error passes by itself.
+fn passes(error: &sqlx::Error) -> bool {
+    match error {
+        // A certificate that is not accepted stays so.
+        sqlx::Error::Io(error) => error.kind() != std::io::ErrorKind::InvalidData,
+        sqlx::Error::PoolTimedOut => true,
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| code_passes(&code)),
+        _ => false,
+    }
+}
+
+/// Codes of PostgreSQL have five characters, of which the first two are the class; those of SQLite are numbers, of which
+/// the lowest byte is the kind.
+fn code_passes(code: &str) -> bool {
+    const BUSY: u32 = 5;
+    const LOCKED: u32 = 6;
+    match code {
+        // A lock that was waited for in vain, and a transaction that stood still for too long.
+        "55P03" | "25P03" => true,
+        // A full disk does not become empty by asking again.
+        "53100" => false,
+        _ if code.len() == 5 => {
+            // Connection lost; rolled back because of others; out of resources; stopped by an operator.
+            ["08", "40", "53", "57"].contains(&&code[..2])
+        }
+        _ => code
+            .parse::<u32>()
+            .is_ok_and(|code| [BUSY, LOCKED].contains(&(code & 0xff))),
+    }
+}
+
 impl From<sqlx::Error> for CatalogError {
     fn from(source: sqlx::Error) -> Self {
         Self::storage("use the catalog database", source)
@@ -89,5 +136,27 @@ impl From<sqlx::Error> for CatalogError {
 impl From<InvalidName> for CatalogError {
     fn from(error: InvalidName) -> Self {
         Self::Invalid(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_is_retriable() {
+        for code in [
+            "5", "517", "6", "262", "40001", "40P01", "55P03", "57P01", "08006", "53300",
+        ] {
+            assert!(code_passes(code), "{code}");
+        }
+        // A full disk, a damaged file, a duplicate key, a wrong password, a missing table.
+        for code in ["13", "53100", "11", "2067", "23505", "28P01", "42P01", ""] {
+            assert!(!code_passes(code), "{code}");
+        }
+        let lost = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        assert!(CatalogError::from(sqlx::Error::Io(lost)).is_retriable());
+        assert!(!CatalogError::from(sqlx::Error::RowNotFound).is_retriable());
+        assert!(!CatalogError::Invalid(String::new()).is_retriable());
     }
 }

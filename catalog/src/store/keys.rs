@@ -13,13 +13,12 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, Sqlite, Transaction};
 use uuid::Uuid;
 
-use super::database::Catalog;
+use super::database::{Catalog, Part};
 use super::error::CatalogError;
 use super::page::{Listing, Page};
+use super::query::{Row, Transaction, query};
 use crate::ids::TenantId;
 
 /// What a key permits.
@@ -129,7 +128,7 @@ impl Catalog {
             ));
         }
         self.tenant(tenant).await?;
-        let mut transaction = self.begin().await?;
+        let mut transaction = self.begin(Part::Tenant(tenant)).await?;
         let made = insert_key(
             &mut transaction,
             tenant,
@@ -148,7 +147,7 @@ impl Catalog {
         if secret.len() != KEY_CHARS || !secret.starts_with(PREFIX) {
             return Ok(None);
         }
-        let row = sqlx::query(
+        let row = query(
             "SELECT id, tenant_id, scopes, last_used_at FROM api_keys WHERE key_hash = $1 AND revoked_at IS NULL",
         )
         .bind(hash(secret))
@@ -156,14 +155,14 @@ impl Catalog {
         .await?;
         let Some(row) = row else { return Ok(None) };
         let principal = Principal {
-            tenant: TenantId::new(row.try_get::<String, _>("tenant_id")?)?,
+            tenant: TenantId::new(row.try_get::<String>("tenant_id")?)?,
             key_id: KeyId(row.try_get("id")?),
             scopes: read_scopes(&row)?,
         };
         let now = self.now_ms();
         let last_used_at: Option<i64> = row.try_get("last_used_at")?;
         if last_used_at.is_none_or(|at| at + LAST_USED_STEP_MS <= now) {
-            let noted = sqlx::query("UPDATE api_keys SET last_used_at = $2 WHERE id = $1")
+            let noted = query("UPDATE api_keys SET last_used_at = $2 WHERE id = $1")
                 .bind(principal.key_id.as_str())
                 .bind(now)
                 .execute(&self.write)
@@ -178,7 +177,7 @@ impl Catalog {
 
     /// Makes the key useless from now on. Repeating it is no error.
     pub async fn revoke_key(&self, tenant: &TenantId, id: &KeyId) -> Result<(), CatalogError> {
-        let updated = sqlx::query(
+        let updated = query(
             "UPDATE api_keys SET revoked_at = COALESCE(revoked_at, $3) WHERE tenant_id = $1 AND id = $2",
         )
         .bind(tenant.as_str())
@@ -186,7 +185,7 @@ impl Catalog {
         .bind(self.now_ms())
         .execute(&self.write)
         .await?;
-        if updated.rows_affected() == 0 {
+        if updated == 0 {
             return Err(CatalogError::not_found("key", id));
         }
         Ok(())
@@ -199,7 +198,7 @@ impl Catalog {
         page: &Page,
     ) -> Result<Listing<ApiKey>, CatalogError> {
         // Ids begin with their time, so their order is that of creation.
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT id, name, scopes, created_at, last_used_at, revoked_at FROM api_keys \
              WHERE tenant_id = $1 AND id > $2 ORDER BY id LIMIT $3",
         )
@@ -213,7 +212,8 @@ impl Catalog {
     }
 
     /// Sees to it that `data_dir/admin.key` (mode 0600) holds a working admin key of the default tenant, and returns its
-    /// path. When the file is missing or its key does not work, a new key is made and the old one revoked.
+    /// path. When the file is missing or its key does not work, a new key is made and the old one revoked; in a catalog
+    /// that several data directories share, those of the others stay.
     pub async fn ensure_admin_key(&self, data_dir: &Path) -> Result<PathBuf, CatalogError> {
         let path = data_dir.join(ADMIN_FILE);
         match std::fs::read_to_string(&path) {
@@ -235,25 +235,25 @@ impl Catalog {
             }
         }
         let tenant = TenantId::default_tenant();
+        let name = if self.is_shared() {
+            format!("{ADMIN_FILE} of {}:{}", host_name(), data_dir.display())
+        } else {
+            ADMIN_FILE.to_owned()
+        };
         let now = self.now_ms();
-        let mut transaction = self.begin().await?;
-        sqlx::query(
-            "UPDATE api_keys SET revoked_at = $2 WHERE tenant_id = $1 AND purpose = 'admin_file' AND revoked_at IS NULL",
+        let mut transaction = self.begin(Part::Tenant(&tenant)).await?;
+        query(
+            "UPDATE api_keys SET revoked_at = $2 WHERE tenant_id = $1 AND purpose = 'admin_file' AND name = $3 \
+             AND revoked_at IS NULL",
         )
         .bind(tenant.as_str())
         .bind(now)
-        .execute(&mut *transaction)
+        .bind(&name)
+        .execute(&mut transaction)
         .await?;
         let scopes = BTreeSet::from([Scope::Admin]);
-        let (_, secret) = insert_key(
-            &mut transaction,
-            &tenant,
-            ADMIN_FILE,
-            &scopes,
-            "admin_file",
-            now,
-        )
-        .await?;
+        let (_, secret) =
+            insert_key(&mut transaction, &tenant, &name, &scopes, "admin_file", now).await?;
         transaction.commit().await?;
         // The file comes last: a crash before it leaves no file, and the next start makes a new key.
         write_private(&path, secret.expose()).map_err(|error| {
@@ -264,7 +264,7 @@ impl Catalog {
 }
 
 async fn insert_key(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction,
     tenant: &TenantId,
     name: &str,
     scopes: &BTreeSet<Scope>,
@@ -278,7 +278,7 @@ async fn insert_key(
     let id = KeyId(format!("key_{}", Uuid::now_v7().simple()));
     let scopes = serde_json::to_string(scopes)
         .map_err(|error| CatalogError::storage("write the scopes", error))?;
-    sqlx::query(
+    query(
         "INSERT INTO api_keys (id, tenant_id, name, key_hash, scopes, purpose, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7)",
     )
     .bind(id.as_str())
@@ -288,9 +288,17 @@ async fn insert_key(
     .bind(scopes)
     .bind(purpose)
     .bind(now)
-    .execute(&mut **transaction)
+    .execute(&mut *transaction)
     .await?;
     Ok((id, secret))
+}
+
+/// The name of this machine, by which equal paths on different ones are told apart.
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .ok()
+        .or_else(|| std::env::var("HOSTNAME").ok())
+        .map_or_else(|| "localhost".to_owned(), |name| name.trim().to_owned())
 }
 
 fn hash(secret: &str) -> String {
@@ -344,12 +352,12 @@ fn restrict(path: &Path) -> Result<(), CatalogError> {
     Ok(())
 }
 
-fn read_scopes(row: &SqliteRow) -> Result<BTreeSet<Scope>, CatalogError> {
+fn read_scopes(row: &Row) -> Result<BTreeSet<Scope>, CatalogError> {
     let scopes: String = row.try_get("scopes")?;
     serde_json::from_str(&scopes).map_err(|_| CatalogError::corrupt("scopes", &scopes))
 }
 
-fn read_key(row: &SqliteRow) -> Result<ApiKey, CatalogError> {
+fn read_key(row: &Row) -> Result<ApiKey, CatalogError> {
     Ok(ApiKey {
         id: KeyId(row.try_get("id")?),
         name: row.try_get("name")?,

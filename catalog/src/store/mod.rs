@@ -1,7 +1,8 @@
 //! The catalog store: tenants, collections, documents, topics, pipelines, models, keys and settings in a database.
 //!
-//! [`Catalog`] is the handle; each file adds the methods of one idea to it. Statements are portable between SQLite, on
-//! which they run, and PostgreSQL; `migrations/` has the tables for both.
+//! [`Catalog`] is the handle; each file adds the methods of one idea to it. Every statement runs on SQLite and on
+//! PostgreSQL alike (`query.rs`); what differs between the two is in `sqlite.rs` and `postgres.rs`, and `migrations/` has
+//! the tables for both.
 
 mod collections;
 mod database;
@@ -13,6 +14,9 @@ mod news;
 mod objects;
 mod page;
 mod pipelines;
+mod postgres;
+mod query;
+mod sqlite;
 mod state;
 mod tenant_settings;
 mod tenants;

@@ -1,13 +1,12 @@
 //! Models that a tenant uses: where each comes from and what it makes. The files are the model crate's business.
 
 use serde::{Deserialize, Serialize};
-use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
 
 use super::database::Catalog;
 use super::documents::read_number;
 use super::error::CatalogError;
 use super::page::{Listing, Page};
+use super::query::{Row, query};
 use crate::ids::TenantId;
 
 /// A model.
@@ -31,7 +30,7 @@ impl Catalog {
             return Err(CatalogError::Invalid("a model needs a name".to_owned()));
         }
         self.tenant(tenant).await?;
-        sqlx::query(
+        query(
             "INSERT INTO models (tenant_id, name, reference, dims, fingerprint, created_at, last_used_at) \
              VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (tenant_id, name) DO UPDATE SET \
              reference = excluded.reference, dims = excluded.dims, fingerprint = excluded.fingerprint, \
@@ -51,7 +50,7 @@ impl Catalog {
 
     /// The model of that name.
     pub async fn model(&self, tenant: &TenantId, name: &str) -> Result<Model, CatalogError> {
-        let row = sqlx::query(
+        let row = query(
             "SELECT name, reference, dims, fingerprint, last_used_at FROM models WHERE tenant_id = $1 AND name = $2",
         )
         .bind(tenant.as_str())
@@ -69,7 +68,7 @@ impl Catalog {
         tenant: &TenantId,
         page: &Page,
     ) -> Result<Listing<Model>, CatalogError> {
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT name, reference, dims, fingerprint, last_used_at FROM models \
              WHERE tenant_id = $1 AND name > $2 ORDER BY name LIMIT $3",
         )
@@ -85,25 +84,25 @@ impl Catalog {
     /// Notes that the model was used now.
     pub async fn touch_model(&self, tenant: &TenantId, name: &str) -> Result<(), CatalogError> {
         let updated =
-            sqlx::query("UPDATE models SET last_used_at = $3 WHERE tenant_id = $1 AND name = $2")
+            query("UPDATE models SET last_used_at = $3 WHERE tenant_id = $1 AND name = $2")
                 .bind(tenant.as_str())
                 .bind(name)
                 .bind(self.now_ms())
                 .execute(&self.write)
                 .await?;
-        if updated.rows_affected() == 0 {
+        if updated == 0 {
             return Err(CatalogError::not_found("model", name));
         }
         Ok(())
     }
 }
 
-fn read_model(row: &SqliteRow) -> Result<Model, CatalogError> {
+fn read_model(row: &Row) -> Result<Model, CatalogError> {
     Ok(Model {
         name: row.try_get("name")?,
         reference: row.try_get("reference")?,
         dims: row
-            .try_get::<Option<i64>, _>("dims")?
+            .try_get::<Option<i64>>("dims")?
             .map(|_| read_number(row, "dims"))
             .transpose()?,
         fingerprint: row.try_get("fingerprint")?,

@@ -5,12 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::{Row, Sqlite, Transaction};
-
 use super::collections::require_collection;
-use super::database::Catalog;
+use super::database::{Catalog, Part};
 use super::documents::{DocumentInfo, IDS_PER_QUERY, parameters, read_id, read_number, read_state};
 use super::error::CatalogError;
+use super::query::{Transaction, query};
 use super::state::{Applied, DocumentState, News, decide};
 use crate::ids::{CollectionRef, DocumentId, Version};
 
@@ -92,7 +91,7 @@ impl Catalog {
         news: &[(DocumentId, Version, News)],
     ) -> Result<Vec<Result<Applied, CatalogError>>, CatalogError> {
         let now = self.now_ms();
-        let mut transaction = self.begin().await?;
+        let mut transaction = self.begin(Part::Collection(collection)).await?;
         let mut known = load(&mut transaction, collection, news).await?;
         let mut results = Vec::with_capacity(news.len());
         for (document, version, news) in news {
@@ -114,6 +113,7 @@ impl Catalog {
                     collection,
                     document: *document,
                     version: *version,
+                    supersedes: known.supersedes(*document, *version),
                     now,
                 };
                 write(&mut transaction, &target, next, news).await?;
@@ -134,7 +134,7 @@ impl Catalog {
         documents: &[DocumentId],
     ) -> Result<Vec<DocumentInfo>, CatalogError> {
         let now = self.now_ms();
-        let mut transaction = self.begin().await?;
+        let mut transaction = self.begin(Part::Collection(collection)).await?;
         require_collection(&mut transaction, collection).await?;
         for part in documents.chunks(IDS_PER_QUERY) {
             let statement = format!(
@@ -142,14 +142,14 @@ impl Catalog {
                  WHERE tenant_id = $1 AND collection = $2 AND state NOT IN ('DELETING', 'DELETED') AND document_id IN ({})",
                 parameters(4, part.len())
             );
-            let mut query = sqlx::query(&statement)
+            let mut query = query(&statement)
                 .bind(collection.tenant.as_str())
                 .bind(collection.collection.as_str())
                 .bind(now);
             for id in part {
                 query = query.bind(id.to_string());
             }
-            query.execute(&mut *transaction).await?;
+            query.execute(&mut transaction).await?;
         }
         transaction.commit().await?;
         self.documents_by_id(collection, documents).await
@@ -187,6 +187,14 @@ impl Catalog {
 }
 
 impl Known {
+    /// Whether the version, once ready, takes the place of an older one.
+    fn supersedes(&self, document: DocumentId, version: Version) -> bool {
+        let older = (document, Version(0))..(document, version);
+        self.states
+            .range(older)
+            .any(|(_, state)| superseded_by_ready(*state))
+    }
+
     /// What [`write`] did to the tables, done to what is remembered.
     fn note(&mut self, document: DocumentId, version: Version, next: DocumentState) {
         let older = (document, Version(0))..=(document, version);
@@ -226,7 +234,7 @@ fn superseded_by_ready(state: DocumentState) -> bool {
 }
 
 async fn load(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction,
     collection: &CollectionRef,
     news: &[(DocumentId, Version, News)],
 ) -> Result<Known, CatalogError> {
@@ -244,16 +252,16 @@ async fn load(
              WHERE d.tenant_id = $1 AND d.collection = $2 AND d.id IN ({})",
             parameters(3, part.len())
         );
-        let mut query = sqlx::query(&statement)
+        let mut query = query(&statement)
             .bind(collection.tenant.as_str())
             .bind(collection.collection.as_str());
         for id in part {
             query = query.bind(id.to_string());
         }
-        for row in query.fetch_all(&mut **transaction).await? {
+        for row in query.fetch_all(&mut *transaction).await? {
             let id = read_id(&row, "id")?;
             let current = row
-                .try_get::<Option<i64>, _>("current_version")?
+                .try_get::<Option<i64>>("current_version")?
                 .map(|_| read_number(&row, "current_version").map(Version))
                 .transpose()?;
             let version = Version(read_number(&row, "version")?);
@@ -268,12 +276,14 @@ struct Target<'a> {
     collection: &'a CollectionRef,
     document: DocumentId,
     version: Version,
+    /// Older versions have to be marked. Of a new document there are none, which saves a way to the server.
+    supersedes: bool,
     now: i64,
 }
 
 /// Writes one decided step: the version's row and, where search is concerned, its older versions and the document's.
 async fn write(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction,
     target: &Target<'_>,
     next: DocumentState,
     news: &News,
@@ -287,7 +297,7 @@ async fn write(
     };
     // The same first five parameters for every statement: tenant, collection, document, version, now.
     let bound = |statement: &'static str| {
-        sqlx::query(statement)
+        query(statement)
             .bind(target.collection.tenant.as_str())
             .bind(target.collection.collection.as_str())
             .bind(target.document.to_string())
@@ -299,13 +309,13 @@ async fn write(
             "UPDATE document_versions SET state = 'DELETED', updated_at = $5 WHERE tenant_id = $1 AND collection = $2 \
              AND document_id = $3 AND version <= $4 AND state = 'DELETING'",
         )
-        .execute(&mut **transaction)
+        .execute(&mut *transaction)
         .await?;
         bound(
             "UPDATE documents SET current_version = NULL, updated_at = $5 WHERE tenant_id = $1 AND collection = $2 \
              AND id = $3 AND current_version <= $4",
         )
-        .execute(&mut **transaction)
+        .execute(&mut *transaction)
         .await?;
         return Ok(());
     }
@@ -317,19 +327,22 @@ async fn write(
     .bind(title)
     .bind(i64::from(chunks))
     .bind(error)
-    .execute(&mut **transaction)
+    .execute(&mut *transaction)
     .await?;
     if next == DocumentState::Ready {
-        bound(
-            "UPDATE document_versions SET state = 'SUPERSEDED', updated_at = $5 WHERE tenant_id = $1 AND collection = $2 \
-             AND document_id = $3 AND version < $4 AND state IN ('UPLOADING', 'PROCESSING', 'READY')",
-        )
-        .execute(&mut **transaction)
-        .await?;
+        if target.supersedes {
+            bound(
+                "UPDATE document_versions SET state = 'SUPERSEDED', updated_at = $5 WHERE tenant_id = $1 \
+                 AND collection = $2 AND document_id = $3 AND version < $4 \
+                 AND state IN ('UPLOADING', 'PROCESSING', 'READY')",
+            )
+            .execute(&mut *transaction)
+            .await?;
+        }
         bound(
             "UPDATE documents SET current_version = $4, updated_at = $5 WHERE tenant_id = $1 AND collection = $2 AND id = $3",
         )
-        .execute(&mut **transaction)
+        .execute(&mut *transaction)
         .await?;
     }
     Ok(())

@@ -2,11 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use sqlx::Row;
-
 use super::database::Catalog;
 use super::documents::{IDS_PER_QUERY, parameters};
 use super::error::CatalogError;
+use super::query::query;
 use crate::ids::{CollectionRef, ContentHash, DocumentId, Version};
 
 impl Catalog {
@@ -28,12 +27,12 @@ impl Catalog {
                    AND v.content_hash IN ({})",
                 parameters(2, part.len())
             );
-            let mut query = sqlx::query(&statement).bind(i64::from(versions_max));
+            let mut query = query(&statement).bind(i64::from(versions_max));
             for hash in part {
                 query = query.bind(hash.as_str());
             }
             for row in query.fetch_all(&self.read).await? {
-                used.insert(ContentHash::new(row.try_get::<String, _>("content_hash")?)?);
+                used.insert(ContentHash::new(row.try_get::<String>("content_hash")?)?);
             }
         }
         Ok(used)
@@ -56,7 +55,7 @@ impl Catalog {
                  WHERE tenant_id = $1 AND collection = $2 AND (document_id, version) IN (VALUES {})",
                 pairs.join(", ")
             );
-            let mut query = sqlx::query(&statement)
+            let mut query = query(&statement)
                 .bind(collection.tenant.as_str())
                 .bind(collection.collection.as_str());
             for (id, version) in part {
@@ -72,12 +71,12 @@ impl Catalog {
     /// When the oldest version was begun that waits to become searchable, UTC milliseconds.
     pub async fn oldest_pending_all_tenants(&self) -> Result<Option<i64>, CatalogError> {
         // The first condition is, word for word, that of the index.
-        let row = sqlx::query(
+        let row = query(
             "SELECT MIN(created_at) AS oldest FROM document_versions \
              WHERE state IN ('UPLOADING', 'PROCESSING', 'DELETING') AND state <> 'DELETING'",
         )
         .fetch_one(&self.read)
         .await?;
-        Ok(row.try_get("oldest")?)
+        row.try_get("oldest")
     }
 }

@@ -5,13 +5,12 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
 
-use super::database::Catalog;
+use super::database::{Catalog, Part};
 use super::documents::read_number;
 use super::error::CatalogError;
 use super::page::{Listing, Page};
+use super::query::{Row, query};
 use crate::ids::{PipelineName, TenantId, Version};
 
 /// What a pipeline should be doing; what it does is known by the runtime only.
@@ -83,13 +82,13 @@ impl Catalog {
     ) -> Result<Version, CatalogError> {
         self.tenant(tenant).await?;
         let now = self.now_ms();
-        let mut transaction = self.begin().await?;
-        let newest = sqlx::query(&format!(
+        let mut transaction = self.begin(Part::Tenant(tenant)).await?;
+        let newest = query(&format!(
             "{PIPELINE} WHERE p.tenant_id = $1 AND p.name = $2"
         ))
         .bind(tenant.as_str())
         .bind(name.as_str())
-        .fetch_optional(&mut *transaction)
+        .fetch_optional(&mut transaction)
         .await?
         .map(|row| read_pipeline(&row))
         .transpose()?;
@@ -98,7 +97,7 @@ impl Catalog {
             Some(newest) => Version(newest.version.0 + 1),
             None => Version(1),
         };
-        sqlx::query(
+        query(
             "INSERT INTO pipelines (tenant_id, name, version, source_file, desired_state, created_at, updated_at) \
              VALUES ($1, $2, $3, $4, 'running', $5, $5) ON CONFLICT (tenant_id, name) DO UPDATE SET \
              version = excluded.version, source_file = excluded.source_file, updated_at = excluded.updated_at",
@@ -108,9 +107,9 @@ impl Catalog {
         .bind(i64::from(version.0))
         .bind(source_file)
         .bind(now)
-        .execute(&mut *transaction)
+        .execute(&mut transaction)
         .await?;
-        sqlx::query(
+        query(
             "INSERT INTO pipeline_versions (tenant_id, pipeline, version, definition, created_at) \
              VALUES ($1, $2, $3, $4, $5) ON CONFLICT (tenant_id, pipeline, version) DO NOTHING",
         )
@@ -119,7 +118,7 @@ impl Catalog {
         .bind(i64::from(version.0))
         .bind(definition)
         .bind(now)
-        .execute(&mut *transaction)
+        .execute(&mut transaction)
         .await?;
         transaction.commit().await?;
         Ok(version)
@@ -131,7 +130,7 @@ impl Catalog {
         tenant: &TenantId,
         name: &PipelineName,
     ) -> Result<Pipeline, CatalogError> {
-        let row = sqlx::query(&format!(
+        let row = query(&format!(
             "{PIPELINE} WHERE p.tenant_id = $1 AND p.name = $2"
         ))
         .bind(tenant.as_str())
@@ -149,7 +148,7 @@ impl Catalog {
         tenant: &TenantId,
         page: &Page,
     ) -> Result<Listing<Pipeline>, CatalogError> {
-        let rows = sqlx::query(&format!(
+        let rows = query(&format!(
             "{PIPELINE} WHERE p.tenant_id = $1 AND p.name > $2 ORDER BY p.name LIMIT $3"
         ))
         .bind(tenant.as_str())
@@ -167,7 +166,7 @@ impl Catalog {
         tenant: &TenantId,
         name: &PipelineName,
     ) -> Result<Vec<PipelineVersion>, CatalogError> {
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT version, definition, created_at FROM pipeline_versions \
              WHERE tenant_id = $1 AND pipeline = $2 ORDER BY version DESC",
         )
@@ -196,7 +195,7 @@ impl Catalog {
         name: &PipelineName,
         desired_state: DesiredState,
     ) -> Result<(), CatalogError> {
-        let updated = sqlx::query(
+        let updated = query(
             "UPDATE pipelines SET desired_state = $3, updated_at = $4 WHERE tenant_id = $1 AND name = $2",
         )
         .bind(tenant.as_str())
@@ -205,7 +204,7 @@ impl Catalog {
         .bind(self.now_ms())
         .execute(&self.write)
         .await?;
-        if updated.rows_affected() == 0 {
+        if updated == 0 {
             return Err(CatalogError::not_found("pipeline", name));
         }
         Ok(())
@@ -217,29 +216,29 @@ impl Catalog {
         tenant: &TenantId,
         name: &PipelineName,
     ) -> Result<(), CatalogError> {
-        let mut transaction = self.begin().await?;
-        sqlx::query("DELETE FROM pipeline_versions WHERE tenant_id = $1 AND pipeline = $2")
+        let mut transaction = self.begin(Part::Tenant(tenant)).await?;
+        query("DELETE FROM pipeline_versions WHERE tenant_id = $1 AND pipeline = $2")
             .bind(tenant.as_str())
             .bind(name.as_str())
-            .execute(&mut *transaction)
+            .execute(&mut transaction)
             .await?;
-        let deleted = sqlx::query("DELETE FROM pipelines WHERE tenant_id = $1 AND name = $2")
+        let deleted = query("DELETE FROM pipelines WHERE tenant_id = $1 AND name = $2")
             .bind(tenant.as_str())
             .bind(name.as_str())
-            .execute(&mut *transaction)
+            .execute(&mut transaction)
             .await?;
         transaction.commit().await?;
-        if deleted.rows_affected() == 0 {
+        if deleted == 0 {
             return Err(CatalogError::not_found("pipeline", name));
         }
         Ok(())
     }
 }
 
-fn read_pipeline(row: &SqliteRow) -> Result<Pipeline, CatalogError> {
+fn read_pipeline(row: &Row) -> Result<Pipeline, CatalogError> {
     let desired_state: String = row.try_get("desired_state")?;
     Ok(Pipeline {
-        name: PipelineName::new(row.try_get::<String, _>("name")?)?,
+        name: PipelineName::new(row.try_get::<String>("name")?)?,
         version: Version(read_number(row, "version")?),
         definition: row.try_get("definition")?,
         source_file: row.try_get("source_file")?,

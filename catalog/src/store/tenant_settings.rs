@@ -3,10 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::Row;
-
 use super::database::Catalog;
 use super::error::CatalogError;
+use super::query::query;
 use crate::ids::TenantId;
 
 impl Catalog {
@@ -16,13 +15,12 @@ impl Catalog {
         tenant: &TenantId,
         setting: &str,
     ) -> Result<Option<String>, CatalogError> {
-        let row = sqlx::query("SELECT value FROM settings WHERE tenant_id = $1 AND setting = $2")
+        let row = query("SELECT value FROM settings WHERE tenant_id = $1 AND setting = $2")
             .bind(tenant.as_str())
             .bind(setting)
             .fetch_optional(&self.read)
             .await?;
-        row.map(|row| row.try_get("value").map_err(CatalogError::from))
-            .transpose()
+        row.map(|row| row.try_get("value")).transpose()
     }
 
     /// All of the tenant's settings.
@@ -30,7 +28,7 @@ impl Catalog {
         &self,
         tenant: &TenantId,
     ) -> Result<BTreeMap<String, String>, CatalogError> {
-        let rows = sqlx::query("SELECT setting, value FROM settings WHERE tenant_id = $1")
+        let rows = query("SELECT setting, value FROM settings WHERE tenant_id = $1")
             .bind(tenant.as_str())
             .fetch_all(&self.read)
             .await?;
@@ -47,7 +45,7 @@ impl Catalog {
         value: Option<&str>,
     ) -> Result<(), CatalogError> {
         let Some(value) = value else {
-            sqlx::query("DELETE FROM settings WHERE tenant_id = $1 AND setting = $2")
+            query("DELETE FROM settings WHERE tenant_id = $1 AND setting = $2")
                 .bind(tenant.as_str())
                 .bind(setting)
                 .execute(&self.write)
@@ -55,7 +53,7 @@ impl Catalog {
             return Ok(());
         };
         self.tenant(tenant).await?;
-        sqlx::query(
+        query(
             "INSERT INTO settings (tenant_id, setting, value, updated_at) VALUES ($1, $2, $3, $4) \
              ON CONFLICT (tenant_id, setting) DO UPDATE SET value = excluded.value, updated_at = excluded.updated_at",
         )

@@ -1,12 +1,11 @@
 //! Tenants: who owns data. A new database has the default one.
 
 use serde::{Deserialize, Serialize};
-use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
 
-use super::database::Catalog;
+use super::database::{Catalog, Part};
 use super::error::CatalogError;
 use super::page::{Listing, Page};
+use super::query::{Row, query};
 use super::topics;
 use crate::ids::TenantId;
 
@@ -35,7 +34,7 @@ impl Catalog {
 
     /// The tenant of that name.
     pub async fn tenant(&self, name: &TenantId) -> Result<Tenant, CatalogError> {
-        let row = sqlx::query("SELECT name, description, created_at FROM tenants WHERE name = $1")
+        let row = query("SELECT name, description, created_at FROM tenants WHERE name = $1")
             .bind(name.as_str())
             .fetch_optional(&self.read)
             .await?;
@@ -46,7 +45,7 @@ impl Catalog {
 
     /// Every tenant, by name.
     pub async fn tenants_all_tenants(&self, page: &Page) -> Result<Listing<Tenant>, CatalogError> {
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT name, description, created_at FROM tenants WHERE name > $1 ORDER BY name LIMIT $2",
         )
         .bind(page.after()?)
@@ -66,7 +65,7 @@ impl Catalog {
         let mut page = Page::first(super::page::PAGE_LIMIT_MAX);
         loop {
             let tenants = self.tenants_all_tenants(&page).await?;
-            let mut transaction = self.begin().await?;
+            let mut transaction = self.begin(Part::Tenants).await?;
             for tenant in &tenants.items {
                 topics::register_built_ins(&mut transaction, &tenant.name, self.now_ms()).await?;
             }
@@ -85,16 +84,15 @@ impl Catalog {
         description: &str,
     ) -> Result<bool, CatalogError> {
         let now = self.now_ms();
-        let mut transaction = self.begin().await?;
-        let inserted = sqlx::query(
+        let mut transaction = self.begin(Part::Tenants).await?;
+        let inserted = query(
             "INSERT INTO tenants (name, description, created_at) VALUES ($1, $2, $3) ON CONFLICT (name) DO NOTHING",
         )
         .bind(name.as_str())
         .bind(description)
         .bind(now)
-        .execute(&mut *transaction)
-        .await?
-        .rows_affected();
+        .execute(&mut transaction)
+        .await?;
         if inserted > 0 {
             topics::register_built_ins(&mut transaction, name, now).await?;
         }
@@ -103,9 +101,9 @@ impl Catalog {
     }
 }
 
-fn read_tenant(row: &SqliteRow) -> Result<Tenant, CatalogError> {
+fn read_tenant(row: &Row) -> Result<Tenant, CatalogError> {
     Ok(Tenant {
-        name: TenantId::new(row.try_get::<String, _>("name")?)?,
+        name: TenantId::new(row.try_get::<String>("name")?)?,
         description: row.try_get("description")?,
         created_at: row.try_get("created_at")?,
     })

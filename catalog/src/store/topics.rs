@@ -6,13 +6,12 @@ use std::fmt;
 
 use arrow::datatypes::SchemaRef;
 use serde::{Deserialize, Serialize};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, Sqlite, Transaction};
 
-use super::database::Catalog;
+use super::database::{Catalog, Part};
 use super::documents::read_number;
 use super::error::CatalogError;
 use super::page::{Listing, Page};
+use super::query::{Row, Transaction, query};
 use super::topic_schema::{schema_from_json, schema_to_json};
 use crate::event;
 use crate::ids::{TenantId, TopicName};
@@ -113,7 +112,7 @@ impl Catalog {
             )));
         }
         self.tenant(tenant).await?;
-        let mut transaction = self.begin().await?;
+        let mut transaction = self.begin(Part::Tenant(tenant)).await?;
         let inserted = insert(&mut transaction, tenant, topic, self.now_ms()).await?;
         transaction.commit().await?;
         if inserted {
@@ -125,7 +124,7 @@ impl Catalog {
 
     /// The topic of that name.
     pub async fn topic(&self, tenant: &TenantId, name: &TopicName) -> Result<Topic, CatalogError> {
-        let row = sqlx::query(&format!(
+        let row = query(&format!(
             "SELECT {COLUMNS} FROM topics WHERE tenant_id = $1 AND name = $2"
         ))
         .bind(tenant.as_str())
@@ -143,7 +142,7 @@ impl Catalog {
         tenant: &TenantId,
         page: &Page,
     ) -> Result<Listing<Topic>, CatalogError> {
-        let rows = sqlx::query(&format!(
+        let rows = query(&format!(
             "SELECT {COLUMNS} FROM topics WHERE tenant_id = $1 AND name > $2 ORDER BY name LIMIT $3"
         ))
         .bind(tenant.as_str())
@@ -161,12 +160,12 @@ impl Catalog {
         tenant: &TenantId,
         name: &TopicName,
     ) -> Result<(), CatalogError> {
-        let deleted = sqlx::query("DELETE FROM topics WHERE tenant_id = $1 AND name = $2")
+        let deleted = query("DELETE FROM topics WHERE tenant_id = $1 AND name = $2")
             .bind(tenant.as_str())
             .bind(name.as_str())
             .execute(&self.write)
             .await?;
-        if deleted.rows_affected() == 0 {
+        if deleted == 0 {
             return Err(CatalogError::not_found("topic", name));
         }
         Ok(())
@@ -175,13 +174,13 @@ impl Catalog {
 
 /// The built-in topics that the tenant does not have yet; the schema of those it has is renewed.
 pub(crate) async fn register_built_ins(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction,
     tenant: &TenantId,
     now: i64,
 ) -> Result<(), CatalogError> {
     for topic in built_in_topics() {
         if !insert(transaction, tenant, &topic, now).await? {
-            sqlx::query(
+            query(
                 "UPDATE topics SET arrow_schema = $3, description = $4, updated_at = $5 \
                  WHERE tenant_id = $1 AND name = $2 AND (arrow_schema IS NULL OR arrow_schema <> $3)",
             )
@@ -190,7 +189,7 @@ pub(crate) async fn register_built_ins(
             .bind(schema_text(&topic)?)
             .bind(&topic.description)
             .bind(now)
-            .execute(&mut **transaction)
+            .execute(&mut *transaction)
             .await?;
         }
     }
@@ -199,12 +198,12 @@ pub(crate) async fn register_built_ins(
 
 /// False when there is one of that name.
 async fn insert(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction,
     tenant: &TenantId,
     topic: &Topic,
     now: i64,
 ) -> Result<bool, CatalogError> {
-    let inserted = sqlx::query(
+    let inserted = query(
         "INSERT INTO topics (tenant_id, name, partitions, retention_ms, retention_bytes, wire_format, arrow_schema, \
          description, created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9) \
          ON CONFLICT (tenant_id, name) DO NOTHING",
@@ -218,9 +217,9 @@ async fn insert(
     .bind(schema_text(topic)?)
     .bind(&topic.description)
     .bind(now)
-    .execute(&mut **transaction)
+    .execute(&mut *transaction)
     .await?;
-    Ok(inserted.rows_affected() > 0)
+    Ok(inserted > 0)
 }
 
 fn schema_text(topic: &Topic) -> Result<Option<String>, CatalogError> {
@@ -244,16 +243,14 @@ fn stored_bound(name: &str, bound: Option<u64>) -> Result<Option<i64>, CatalogEr
         .transpose()
 }
 
-fn read_topic(row: &SqliteRow) -> Result<Topic, CatalogError> {
+fn read_topic(row: &Row) -> Result<Topic, CatalogError> {
     let bound = |column| -> Result<Option<u64>, CatalogError> {
-        Ok(row
-            .try_get::<Option<i64>, _>(column)?
-            .map(i64::unsigned_abs))
+        Ok(row.try_get::<Option<i64>>(column)?.map(i64::unsigned_abs))
     };
     let wire_format: String = row.try_get("wire_format")?;
     let schema: Option<String> = row.try_get("arrow_schema")?;
     Ok(Topic {
-        name: TopicName::new(row.try_get::<String, _>("name")?)?,
+        name: TopicName::new(row.try_get::<String>("name")?)?,
         partitions: read_number(row, "partitions")?,
         retention: Retention {
             ms: bound("retention_ms")?,

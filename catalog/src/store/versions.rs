@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use sqlx::{Sqlite, Transaction};
 
 use super::collections::require_collection;
-use super::database::Catalog;
+use super::database::{Catalog, Part};
 use super::documents::{Latest, LiveVersion, latest_of};
 use super::error::CatalogError;
+use super::query::{Transaction, query};
 use super::state::DocumentState;
 use crate::ids::{CollectionRef, ContentHash, DocumentId, Version};
 
@@ -100,7 +100,7 @@ impl Catalog {
             .map(|new| DocumentId::of(collection, &new.uri))
             .collect();
 
-        let mut transaction = self.begin().await?;
+        let mut transaction = self.begin(Part::Collection(collection)).await?;
         require_collection(&mut transaction, collection).await?;
         let mut latest = latest_of(&mut transaction, collection, &ids).await?;
         let begun: Vec<_> = new
@@ -164,7 +164,7 @@ fn begin(
 }
 
 async fn insert_documents(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction,
     collection: &CollectionRef,
     rows: &[(&NewVersion, &Begun)],
     now: i64,
@@ -180,7 +180,7 @@ async fn insert_documents(
              name_folded = excluded.name_folded, latest_version = excluded.latest_version, updated_at = excluded.updated_at",
             value_rows(part.len(), 9)
         );
-        let mut query = sqlx::query(&statement);
+        let mut query = query(&statement);
         for (new, begun) in part {
             query = query
                 .bind(collection.tenant.as_str())
@@ -193,13 +193,13 @@ async fn insert_documents(
                 .bind(now)
                 .bind(now);
         }
-        query.execute(&mut **transaction).await?;
+        query.execute(&mut *transaction).await?;
     }
     Ok(())
 }
 
 async fn insert_versions(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction,
     collection: &CollectionRef,
     rows: &[(&NewVersion, &Begun)],
     now: i64,
@@ -210,7 +210,7 @@ async fn insert_versions(
              content_type, size, metadata, chunks, created_at, updated_at) VALUES {}",
             value_rows(part.len(), 12)
         );
-        let mut query = sqlx::query(&statement);
+        let mut query = query(&statement);
         for (new, begun) in part {
             let metadata = serde_json::to_string(&new.metadata)
                 .map_err(|error| CatalogError::storage("write the metadata", error))?;
@@ -229,7 +229,7 @@ async fn insert_versions(
                 .bind(now)
                 .bind(now);
         }
-        query.execute(&mut **transaction).await?;
+        query.execute(&mut *transaction).await?;
     }
     Ok(())
 }

@@ -1,16 +1,14 @@
 //! Opening, reopening and migrating.
 
-use sqlx::Connection;
+use sqlx::SqliteConnection;
 
 use crate::*;
 
-#[tokio::test]
-async fn opening_is_repeatable_and_refuses_what_is_newer() {
-    let (bench, help) = Bench::with_collection().await;
-    let path = bench.folder.path().join("catalog.db");
-    // A second handle on the same file, as another process would have, by URL this time.
-    let url = format!("sqlite:{}", path.display());
-    let second = Catalog::open(&url).await.expect("a catalog");
+on_both!(opening_is_repeatable_and_refuses_what_is_newer);
+
+async fn opening_is_repeatable_and_refuses_what_is_newer(on: On) {
+    let (bench, help) = Bench::with_collection(on).await;
+    let second = bench.second().await;
     assert!(second.collection(&help).await.is_ok());
     second
         .begin_version(&help, &version_of("file:///a", "a"))
@@ -34,17 +32,32 @@ async fn opening_is_repeatable_and_refuses_what_is_newer() {
     );
     bench.catalog.close().await;
 
-    let mut connection = sqlx::SqliteConnection::connect(&url)
+    let later = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+                 VALUES (9001, 'later', TRUE, ";
+    match on {
+        On::Sqlite => {
+            let mut connection = SqliteConnection::connect(&bench.location)
+                .await
+                .expect("a connection");
+            sqlx::query(&format!("{later} X'00', 0)"))
+                .execute(&mut connection)
+                .await
+                .expect("inserted");
+            connection.close().await.expect("closed");
+        }
+        On::Postgres(_) => {
+            let mut connection = PgConnection::connect(&bench.location)
+                .await
+                .expect("a connection");
+            sqlx::query(&format!("{later} '\\x00', 0)"))
+                .execute(&mut connection)
+                .await
+                .expect("inserted");
+        }
+    }
+    let error = Catalog::open(&bench.location)
         .await
-        .expect("a connection");
-    sqlx::query(
-        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (9001, 'later', TRUE, X'00', 0)",
-    )
-    .execute(&mut connection)
-    .await
-    .expect("inserted");
-    connection.close().await.expect("closed");
-    let error = Catalog::open(&path).await.expect_err("it is newer");
+        .expect_err("it is newer");
     assert!(
         matches!(
             error,
@@ -57,22 +70,28 @@ async fn opening_is_repeatable_and_refuses_what_is_newer() {
         "{error}"
     );
     assert!(error.to_string().contains("newer version"), "{error}");
+}
 
-    let error = Catalog::open("postgres://localhost/va")
+#[tokio::test]
+async fn a_location_is_a_path_or_a_known_url() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("catalog.db");
+    let by_path = Catalog::open(&path).await.expect("a catalog");
+    by_path.close().await;
+    let by_url = Catalog::open(format!("sqlite:{}", path.display())).await;
+    assert!(!by_url.expect("a catalog").is_shared());
+
+    let error = Catalog::open("mysql://root:secret@localhost/va")
         .await
-        .expect_err("not yet");
-    assert!(
-        error.to_string().contains("begins with `sqlite:`"),
-        "{error}"
+        .expect_err("another database");
+    assert_eq!(
+        error.to_string(),
+        "`mysql` is not a catalog database that this version can use: use a path or a URL that begins with `sqlite:` or \
+         `postgres://`"
     );
-    std::fs::write(
-        bench.folder.path().join("text.db"),
-        "not a database, but long enough to look at",
-    )
-    .expect("written");
-    let error = Catalog::open(bench.folder.path().join("text.db"))
-        .await
-        .expect_err("not a database");
+    let text = folder.path().join("text.db");
+    std::fs::write(&text, "not a database, but long enough to look at").expect("written");
+    let error = Catalog::open(text).await.expect_err("not a database");
     assert!(matches!(error, CatalogError::Storage { .. }), "{error}");
 }
 

@@ -2,11 +2,17 @@
 
 use crate::*;
 
-#[tokio::test]
-async fn a_document_lives() {
+on_both!(
+    a_document_lives,
+    bulk_finds_new_changed_unchanged_and_gone,
+    one_winner_per_content,
+    pages_are_stable_and_filters_work
+);
+
+async fn a_document_lives(on: On) {
     use BeginOutcome::*;
     use DocumentState::*;
-    let (bench, help) = Bench::with_collection().await;
+    let (bench, help) = Bench::with_collection(on).await;
     let catalog = &bench.catalog;
     let uri = "file:///帮助/冻结行.html";
 
@@ -171,9 +177,8 @@ async fn a_document_lives() {
     assert_eq!(outcome(sixth.expect("begun")), (6, New, Uploading));
 }
 
-#[tokio::test]
-async fn bulk_finds_new_changed_unchanged_and_gone() {
-    let (bench, help) = Bench::with_collection().await;
+async fn bulk_finds_new_changed_unchanged_and_gone(on: On) {
+    let (bench, help) = Bench::with_collection(on).await;
     let catalog = &bench.catalog;
     let uri = |n: usize| format!("file:///docs/{n:04}.html");
     let first: Vec<_> = (0..1000).map(|n| version_of(&uri(n), "same")).collect();
@@ -294,9 +299,8 @@ async fn bulk_finds_new_changed_unchanged_and_gone() {
     assert!(matches!(results[1], Ok(Applied::Changed)));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn one_winner_per_content() {
-    let (bench, help) = Bench::with_collection().await;
+async fn one_winner_per_content(on: On) {
+    let (bench, help) = Bench::with_collection(on).await;
     let tasks: Vec<_> = (0..8)
         .map(|n| {
             let (catalog, help) = (bench.catalog.clone(), help.clone());
@@ -355,9 +359,8 @@ async fn one_winner_per_content() {
     assert_eq!(winners, 1);
 }
 
-#[tokio::test]
-async fn pages_are_stable_and_filters_work() {
-    let (bench, help) = Bench::with_collection().await;
+async fn pages_are_stable_and_filters_work(on: On) {
+    let (bench, help) = Bench::with_collection(on).await;
     let catalog = &bench.catalog;
     let names = ["a_1.html", "A%2.html", "b!3.html", "中文.html", "文档.pdf"];
     let new: Vec<_> = names

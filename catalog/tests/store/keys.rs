@@ -2,9 +2,13 @@
 
 use crate::*;
 
-#[tokio::test]
-async fn keys_open_what_they_should() {
-    let bench = Bench::new().await;
+on_both!(
+    keys_open_what_they_should,
+    the_admin_key_is_made_kept_and_replaced
+);
+
+async fn keys_open_what_they_should(on: On) {
+    let bench = Bench::new(on).await;
     let catalog = &bench.catalog;
     let default = TenantId::default_tenant();
     let scopes = BTreeSet::from([Scope::Write]);
@@ -87,9 +91,8 @@ async fn keys_open_what_they_should() {
     }
 }
 
-#[tokio::test]
-async fn the_admin_key_is_made_kept_and_replaced() {
-    let bench = Bench::new().await;
+async fn the_admin_key_is_made_kept_and_replaced(on: On) {
+    let bench = Bench::new(on).await;
     let data = bench.folder.path().to_owned();
     let read = |path: &std::path::Path| {
         std::fs::read_to_string(path)

@@ -1,40 +1,120 @@
-//! The catalog store as its users see it: a database file, several tenants, several tasks, restarts.
+//! The catalog store as its users see it: both databases, several tenants, several tasks and processes, restarts.
+//!
+//! Every test runs on a SQLite file and on a real PostgreSQL server, in a database of its own. [`on_both`] makes the two
+//! tests out of one function.
+
+/// A test on SQLite and one on PostgreSQL for each of the functions, which take an [`On`].
+macro_rules! on_both {
+    ($($test:ident),+ $(,)?) => {
+        mod sqlite {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+                async fn $test() {
+                    super::$test($crate::On::Sqlite).await;
+                }
+            )+
+        }
+        mod postgres {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+                async fn $test() {
+                    if let Some(server) = $crate::postgres_server() {
+                        super::$test($crate::On::Postgres(server)).await;
+                    }
+                }
+            )+
+        }
+    };
+}
 
 mod database;
 mod documents;
 mod keys;
 mod objects;
+#[path = "../../../deploy/dev/server.rs"]
+mod server;
+mod server_postgres;
+mod sharing;
 mod tenancy;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
 use va_catalog::store::*;
 use va_catalog::*;
 
-/// A catalog in a folder of its own whose clock stands still until it is moved.
+use crate::server::Server;
+
+/// The database that a test runs on.
+#[derive(Clone, Copy)]
+enum On {
+    Sqlite,
+    /// The URL of a server.
+    Postgres(&'static str),
+}
+
+/// The URL of the one server of this test process; `None` where there is no PostgreSQL, which is told.
+fn postgres_server() -> Option<&'static str> {
+    static SERVER: OnceLock<Result<Server, String>> = OnceLock::new();
+    match SERVER.get_or_init(|| Server::start("postgres.sh")) {
+        Ok(server) => Some(server.url()),
+        Err(reason) => {
+            server::skip(reason);
+            None
+        }
+    }
+}
+
+/// The URL of a new, empty database on the server.
+async fn new_database(server: &str, options: &str) -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::SeqCst));
+    let mut connection = PgConnection::connect(server).await.expect("a connection");
+    sqlx::query(&format!("CREATE DATABASE {name} {options}"))
+        .execute(&mut connection)
+        .await
+        .expect("a database");
+    connection.close().await.expect("closed");
+    database_url(server, &name)
+}
+
+/// The server's URL with another database.
+fn database_url(server: &str, name: &str) -> String {
+    let (server, _) = server.rsplit_once('/').expect("a URL with a database");
+    format!("{server}/{name}")
+}
+
+/// A catalog in a database of its own, and a folder, whose clock stands still until it is moved.
 struct Bench {
     catalog: Catalog,
     clock: Arc<AtomicI64>,
     folder: TempDir,
+    /// Path or URL.
+    location: String,
 }
 
 impl Bench {
-    async fn new() -> Self {
+    async fn new(on: On) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
+        let location = match on {
+            On::Sqlite => folder.path().join("catalog.db").display().to_string(),
+            On::Postgres(server) => new_database(server, "").await,
+        };
         let clock = Arc::new(AtomicI64::new(1_000));
-        let catalog = open(&folder, &clock).await;
+        let catalog = open(&location, &clock).await;
         Self {
             catalog,
             clock,
             folder,
+            location,
         }
     }
 
-    async fn with_collection() -> (Self, CollectionRef) {
-        let bench = Self::new().await;
+    async fn with_collection(on: On) -> (Self, CollectionRef) {
+        let bench = Self::new(on).await;
         let collection = collection("default", "帮助-2026");
         bench
             .catalog
@@ -46,19 +126,21 @@ impl Bench {
 
     async fn reopened(self) -> Self {
         self.catalog.close().await;
-        let catalog = open(&self.folder, &self.clock).await;
+        let catalog = open(&self.location, &self.clock).await;
         Self { catalog, ..self }
+    }
+
+    /// A second handle on the same database, as another process would have.
+    async fn second(&self) -> Catalog {
+        open(&self.location, &self.clock).await
     }
 }
 
-async fn open(folder: &TempDir, clock: &Arc<AtomicI64>) -> Catalog {
+async fn open(location: &str, clock: &Arc<AtomicI64>) -> Catalog {
     let clock = Arc::clone(clock);
-    Catalog::open_with_clock(
-        folder.path().join("catalog.db"),
-        Arc::new(move || clock.load(Ordering::SeqCst)),
-    )
-    .await
-    .expect("a catalog")
+    Catalog::open_with_clock(location, Arc::new(move || clock.load(Ordering::SeqCst)))
+        .await
+        .expect("a catalog")
 }
 
 fn tenant(name: &str) -> TenantId {

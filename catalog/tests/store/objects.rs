@@ -2,9 +2,10 @@
 
 use crate::*;
 
-#[tokio::test]
-async fn objects_are_needed_until_their_last_version_is_gone() {
-    let (bench, help) = Bench::with_collection().await;
+on_both!(objects_are_needed_until_their_last_version_is_gone);
+
+async fn objects_are_needed_until_their_last_version_is_gone(on: On) {
+    let (bench, help) = Bench::with_collection(on).await;
     let catalog = &bench.catalog;
     let other = collection("default", "other");
     catalog

@@ -2,9 +2,15 @@
 
 use crate::*;
 
-#[tokio::test]
-async fn a_tenant_sees_only_its_own() {
-    let (bench, help) = Bench::with_collection().await;
+on_both!(
+    a_tenant_sees_only_its_own,
+    a_collection_comes_and_goes,
+    pipelines_keep_their_history,
+    topics_models_and_settings_survive_a_restart
+);
+
+async fn a_tenant_sees_only_its_own(on: On) {
+    let (bench, help) = Bench::with_collection(on).await;
     let catalog = &bench.catalog;
     let begun = catalog
         .begin_version(&help, &version_of("file:///a", "a"))
@@ -165,9 +171,8 @@ async fn a_tenant_sees_only_its_own() {
     );
 }
 
-#[tokio::test]
-async fn a_collection_comes_and_goes() {
-    let bench = Bench::new().await;
+async fn a_collection_comes_and_goes(on: On) {
+    let bench = Bench::new(on).await;
     let catalog = &bench.catalog;
     let help = collection("default", "help");
     let config = CollectionConfig {
@@ -244,9 +249,8 @@ async fn a_collection_comes_and_goes() {
     );
 }
 
-#[tokio::test]
-async fn pipelines_keep_their_history() {
-    let bench = Bench::new().await;
+async fn pipelines_keep_their_history(on: On) {
+    let bench = Bench::new(on).await;
     let tenant = TenantId::default_tenant();
     let name = PipelineName::new("索引").expect("a valid name");
     for (definition, version) in [("a: 1", 1), ("a: 1", 1), ("a: 2", 2), ("a: 1", 3)] {
@@ -295,9 +299,8 @@ async fn pipelines_keep_their_history() {
     assert!(catalog.delete_pipeline(&tenant, &name).await.is_err());
 }
 
-#[tokio::test]
-async fn topics_models_and_settings_survive_a_restart() {
-    let bench = Bench::new().await;
+async fn topics_models_and_settings_survive_a_restart(on: On) {
+    let bench = Bench::new(on).await;
     let default = TenantId::default_tenant();
     let topic = Topic {
         name: TopicName::new("订单").expect("a valid name"),
