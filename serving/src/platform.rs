@@ -1,7 +1,7 @@
 //! The whole platform in one process: opens every store under one data directory, starts the built-in pipelines and
 //! stops them in order.
 //!
-//! Layout of the data directory: `catalog.db`, `log/`, `objects/`, `vectors/`, `texts/`, `admin.key`, `server.json`
+//! Layout of the data directory: `catalog.db` and `objects/` (unless the settings name servers for them), `log/`, `vectors/`, `texts/`, `admin.key`, `server.json`
 //! (where the process that holds it listens) and `lock`.
 
 use std::collections::HashMap;
@@ -20,7 +20,7 @@ use va_catalog::{CollectionRef, PipelineName, TenantId, TopicName};
 use va_connectors::flow::Names;
 use va_connectors::log::embedded::{EmbeddedLog, Options as LogOptions};
 use va_connectors::log::{Log, TopicConfig};
-use va_connectors::objects::Objects;
+use va_connectors::objects::{Objects, S3Options};
 use va_endpoints::Indexes;
 use va_fulltext::{TantivyIndex, TextIndex};
 use va_models::{Embedders, ModelStore};
@@ -105,7 +105,7 @@ impl Platform {
         let data = data.canonicalize().map_err(io(&data))?;
         let lock = lock(&data)?;
 
-        let catalog = Catalog::open(data.join("catalog.db"))
+        let catalog = Catalog::open(settings.catalog.location(&data))
             .await
             .map_err(part("catalog"))?;
         let admin_key = catalog
@@ -131,7 +131,11 @@ impl Platform {
         .await
         .map_err(part("log"))?
         .map_err(part("log"))?;
-        let objects = Objects::local(&data.join("objects")).map_err(part("object store"))?;
+        let objects = match &settings.objects.url {
+            Some(url) => Objects::open(url, &S3Options::default()).await,
+            None => Objects::local(&data.join("objects")),
+        }
+        .map_err(part("object store"))?;
         // Nobody uploads yet, so all of them are of a process that died.
         let unfinished = objects
             .remove_unfinished()

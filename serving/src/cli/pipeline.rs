@@ -198,6 +198,9 @@ pub async fn run_test(
     let dir = tempfile::tempdir()?;
     let platform = Platform::open(Settings {
         data: dir.path().join("data"),
+        // A test leaves nothing behind where real pipelines run.
+        catalog: Default::default(),
+        objects: Default::default(),
         ..settings.clone()
     })
     .await?;

@@ -125,6 +125,11 @@ impl From<CatalogError> for Problem {
                 Self::new(StatusCode::CONFLICT, "conflict", error.to_string())
             }
             CatalogError::Invalid(_) => Self::invalid(error.to_string()),
+            error if error.is_retriable() => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "catalog_unavailable",
+                error.to_string(),
+            ),
             _ => Self::internal(error),
         }
     }
