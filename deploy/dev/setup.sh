@@ -28,6 +28,12 @@ protoc=$(command -v protoc || echo /usr/bin/protoc)
 python3 -c 'import importlib.util as u, sys; sys.exit(u.find_spec("pip") is None)' 2>/dev/null || packages+=(python3-pip)
 if [ "${1:-build}" = test ]; then
     need psql postgresql-client # the PostgreSQL wire is tested with the real client
+    # Kafka is tested with real brokers, which Maven fetches, and its client library is C, which a plain build leaves out.
+    need mvn maven
+    need java openjdk-17-jre-headless
+    need pkg-config pkg-config
+    [ -f /usr/include/openssl/ssl.h ] || packages+=(libssl-dev)
+    [ -f /usr/include/zlib.h ] || packages+=(zlib1g-dev)
 fi
 
 if [ ${#packages[@]} -gt 0 ]; then
