@@ -2,8 +2,10 @@
 # Real Apache Kafka brokers on loopback, for tests and for trying things out: KRaft, no ZooKeeper, no container.
 #
 #   deploy/dev/kafka.sh fetch                 fetches Kafka into the cache folder; costs nothing when it is there
-#   deploy/dev/kafka.sh start [FOLDER]        fetches, starts, waits until the brokers answer, prints two lines:
-#                                             `bootstrap HOST:PORT[,...]` and `folder FOLDER`
+#   deploy/dev/kafka.sh start [FOLDER]        fetches, starts, waits until the brokers answer, then prints
+#                                             `bootstrap HOST:PORT[,...]`, `folder FOLDER` and, for tests that cut
+#                                             connections, for each broker `proxied LISTENS TOLD`: a second door whose
+#                                             clients are told to come to port TOLD, where a proxy has to be
 #   deploy/dev/kafka.sh stop FOLDER           ends the brokers of that folder and removes it
 #
 #   --brokers 1|3       how many (1)
@@ -96,16 +98,17 @@ except OSError:
 }
 
 write_properties() { # NODE FOLDER
-    local node=$1 isr=1 replicas=1
+    local node=$1 at=$(($1 - 1)) isr=1 replicas=1
     if [ "$brokers" = 3 ]; then replicas=3 isr=2; fi
     cat >"$2/server.properties" <<PROPERTIES
 process.roles=broker,controller
 node.id=$node
 controller.quorum.voters=$voters
-listeners=PLAINTEXT://127.0.0.1:${client_ports[$((node - 1))]},CONTROLLER://127.0.0.1:${quorum_ports[$((node - 1))]}
-advertised.listeners=PLAINTEXT://127.0.0.1:${client_ports[$((node - 1))]}
+listeners=PLAINTEXT://127.0.0.1:${client_ports[at]},PROXIED://127.0.0.1:${proxied_ports[at]},CONTROLLER://127.0.0.1:${quorum_ports[at]}
+advertised.listeners=PLAINTEXT://127.0.0.1:${client_ports[at]},PROXIED://127.0.0.1:${told_ports[at]}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+inter.broker.listener.name=PLAINTEXT
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT
 log.dirs=$2/data
 offsets.topic.replication.factor=$replicas
 offsets.topic.num.partitions=4
@@ -132,9 +135,11 @@ start() { # FOLDER
     echo "$brokers" >"$folder/brokers"
     # When the start fails, nothing stays behind.
     trap 'stop "$folder"' ERR INT TERM
-    read -ra ports <<<"$(free_ports $((2 * brokers)))"
+    read -ra ports <<<"$(free_ports $((4 * brokers)))"
     client_ports=("${ports[@]:0:brokers}")
-    quorum_ports=("${ports[@]:brokers}")
+    quorum_ports=("${ports[@]:brokers:brokers}")
+    proxied_ports=("${ports[@]:2 * brokers:brokers}")
+    told_ports=("${ports[@]:3 * brokers:brokers}")
     voters=
     for node in $(seq "$brokers"); do voters+="${voters:+,}$node@127.0.0.1:${quorum_ports[$((node - 1))]}"; done
     cluster=$(python3 -c 'import base64, uuid; print(base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="))')
@@ -165,6 +170,7 @@ start() { # FOLDER
     trap - ERR INT TERM
     echo "bootstrap $bootstrap"
     echo "folder $folder"
+    for node in $(seq "$brokers"); do echo "proxied ${proxied_ports[$((node - 1))]} ${told_ports[$((node - 1))]}"; done
 }
 
 stop() { # FOLDER

@@ -7,6 +7,8 @@
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod embedded;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 
 use std::fmt;
 use std::time::Duration;
