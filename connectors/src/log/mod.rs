@@ -227,7 +227,8 @@ pub trait Member: Send + Sync {
     fn begin(&self) -> Box<dyn Commit>;
 }
 
-/// One atomic change. Nothing is visible before [`Commit::finish`] returns `Ok`, and everything is after.
+/// One atomic change. Nothing is visible before [`Commit::finish`] returns `Ok`, and everything is after; to other
+/// processes on the same servers everything at once, within moments.
 #[async_trait]
 pub trait Commit: Send {
     /// Appends a batch; empty batches are ignored.

@@ -29,6 +29,9 @@ use crate::log::{LogError, Watermarks};
 /// Between two looks at what is about to become visible.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
+/// How long a commit that is behind somebody else's open transaction is waited for.
+const VISIBLE_WITHIN: Duration = Duration::from_secs(5);
+
 /// The log on a Kafka cluster. Needs a tokio runtime.
 #[derive(Debug)]
 pub struct KafkaLog {
@@ -212,8 +215,27 @@ impl Shared {
     /// First and one past the last record that can be read. Blocks.
     pub(super) fn records(&self, place: &TopicPartition) -> Result<(i64, i64), LogError> {
         let topic = self.place(place)?;
-        self.visible_records(&topic, place.partition.0 as i32)
-            .map_err(|e| self.lost(place, "ask for the watermarks", &e))
+        let deadline = Instant::now() + self.timeout();
+        loop {
+            match self.visible_records(&topic, place.partition.0 as i32) {
+                // A broker that has not heard of a new topic yet.
+                Err(error) if is_unknown_topic(&error) && Instant::now() < deadline => {
+                    self.still_exists(place)?;
+                    std::thread::park_timeout(LOOK_AGAIN);
+                }
+                other => return other.map_err(|e| self.lost(place, "ask for the watermarks", &e)),
+            }
+        }
+    }
+
+    /// Asks the cluster whether a topic is there that one broker does not know. Blocks.
+    pub(super) fn still_exists(&self, place: &TopicPartition) -> Result<(), LogError> {
+        self.refresh_counts()?;
+        if self.known_count(&place.topic).is_some() {
+            return Ok(());
+        }
+        self.forget(&place.topic);
+        Err(LogError::UnknownTopic(place.topic.clone()))
     }
 
     /// The same by the topic's name in the cluster. Waits until what this log committed can be read, which takes a few
@@ -224,7 +246,7 @@ impl Shared {
         partition: i32,
     ) -> Result<(i64, i64), KafkaError> {
         let key = (topic.to_owned(), partition);
-        let deadline = Instant::now() + self.timeout();
+        let deadline = Instant::now() + self.timeout().min(VISIBLE_WITHIN);
         loop {
             let written = lock(&self.written).get(&key).copied();
             let (low, high) =
@@ -234,7 +256,7 @@ impl Shared {
             let Some(written) = written else {
                 return Ok((low, high));
             };
-            // Past the deadline the topic is another one, made again under the name by somebody else.
+            // Past the deadline somebody else's transaction is before it, or the topic was made again by somebody else.
             if high > written || Instant::now() >= deadline {
                 let mut all = lock(&self.written);
                 if all.get(&key) == Some(&written) {

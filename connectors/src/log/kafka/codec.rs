@@ -102,7 +102,7 @@ pub(super) fn headers(record: &Encoded, traceparent: Option<&str>) -> OwnedHeade
     }
 }
 
-/// The `traceparent` of a batch: an entry of its schema's metadata, as the pipeline runtime sets it.
+/// The `traceparent` of a batch: the entry of that name in its schema's metadata.
 pub(super) fn traceparent(batch: &RecordBatch) -> Option<&str> {
     batch.schema_ref().metadata().get(TRACE).map(String::as_str)
 }

@@ -300,7 +300,7 @@ impl Transaction {
                     if Instant::now() >= deadline {
                         return Err(LogError::Retriable(text));
                     }
-                    member.changed(REARRANGING).await;
+                    tokio::time::sleep(REARRANGING).await;
                 }
                 TransactionError::Aborted(code, text) => return Err(aborted(code, text)),
                 // Somebody took this member for dead. Whether it is, the brokers say at the next try.

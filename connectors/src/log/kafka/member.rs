@@ -19,7 +19,7 @@ use rdkafka::consumer::{
     BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata, StreamConsumer,
 };
 use rdkafka::error::KafkaError;
-use rdkafka::types::RDKafkaRespErr;
+use rdkafka::types::{RDKafkaErrorCode as Code, RDKafkaRespErr};
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -56,6 +56,8 @@ struct Assignment {
     told: bool,
     /// Give up at once what is wanted.
     closing: bool,
+    /// Why the member can never again own anything: another process joined as the same instance, or it is not allowed.
+    failed: Option<LogError>,
 }
 
 /// Receives the group's decisions, on the member's thread.
@@ -134,6 +136,21 @@ impl Listener {
         Ok(())
     }
 
+    /// Ends the membership when the error is one that does not pass.
+    fn failed(&self, error: &KafkaError) {
+        let forbidden = matches!(
+            error.rdkafka_error_code(),
+            Some(Code::GroupAuthorizationFailed | Code::TopicAuthorizationFailed)
+        );
+        if forbidden || matches!(error, KafkaError::MessageConsumptionFatal(_)) {
+            let mut assignment = lock(&self.assignment);
+            assignment.owned.clear();
+            assignment.failed = Some(storage("membership of the group ended", error));
+            drop(assignment);
+            self.changed.notify_one();
+        }
+    }
+
     fn must_give_up_at_once(&self, consumer: &BaseConsumer<Self>) -> bool {
         lock(&self.assignment).closing || consumer.assignment_lost()
     }
@@ -186,19 +203,20 @@ impl Listener {
 pub(super) struct Membership {
     pub(super) group: GroupId,
     pub(super) transactional_id: String,
-    listener: Arc<StreamConsumerHandle>,
+    listener: Arc<Handle>,
     /// One transaction at a time.
     pub(super) producer: Arc<tokio::sync::Mutex<Option<TransactionalProducer>>>,
 }
 
 /// The consumer until the member leaves.
-struct StreamConsumerHandle {
+struct Handle {
+    group: GroupId,
     consumer: Mutex<Option<Arc<StreamConsumer<Listener>>>>,
     left: CancellationToken,
     leave: CancellationToken,
 }
 
-impl StreamConsumerHandle {
+impl Handle {
     fn consumer(&self) -> Option<Arc<StreamConsumer<Listener>>> {
         lock(&self.consumer).clone()
     }
@@ -217,14 +235,6 @@ impl Membership {
     /// The member and generation that the brokers compare.
     pub(super) fn group_metadata(&self) -> Option<ConsumerGroupMetadata> {
         self.listener.consumer()?.group_metadata()
-    }
-
-    /// Waits for the next decision of the group, at most so long.
-    pub(super) async fn changed(&self, at_most: Duration) {
-        if self.listener.consumer().is_some() {
-            // Not the notification, which is for the caller of `rebalance`.
-            tokio::time::sleep(at_most).await;
-        }
     }
 
     fn leave(&self) {
@@ -250,18 +260,18 @@ impl Membership {
 /// Members of this process that are leaving or may leave.
 #[derive(Default)]
 pub(super) struct Members {
-    all: Mutex<Vec<Weak<StreamConsumerHandle>>>,
+    all: Mutex<Vec<Weak<Handle>>>,
 }
 
 impl Members {
-    /// Waits until the members of this process that were dropped have left, at most so long.
-    pub(super) async fn wait_for_leavers(&self, _group: &GroupId, at_most: Duration) {
+    /// Waits until the group's members of this process that were dropped have left, at most so long.
+    pub(super) async fn wait_for_leavers(&self, group: &GroupId, at_most: Duration) {
         let leavers: Vec<CancellationToken> = {
             let mut all = lock(&self.all);
             all.retain(|handle| handle.strong_count() > 0);
             all.iter()
                 .filter_map(Weak::upgrade)
-                .filter(|handle| handle.leave.is_cancelled())
+                .filter(|handle| handle.group == *group && handle.leave.is_cancelled())
                 .map(|handle| handle.left.clone())
                 .collect()
         };
@@ -319,7 +329,8 @@ impl KafkaMember {
         consumer
             .subscribe(&names)
             .map_err(|e| storage(&format!("join group `{group}`"), &e))?;
-        let handle = Arc::new(StreamConsumerHandle {
+        let handle = Arc::new(Handle {
+            group: group.clone(),
             consumer: Mutex::new(Some(Arc::clone(&consumer))),
             left: CancellationToken::new(),
             leave: CancellationToken::new(),
@@ -430,7 +441,7 @@ fn former_owners_end(
 /// The member's thread: it serves heartbeats and rebalances until the member leaves, then leaves the group.
 fn hold_membership(
     consumer: Arc<StreamConsumer<Listener>>,
-    handle: Arc<StreamConsumerHandle>,
+    handle: Arc<Handle>,
 ) -> Result<(), LogError> {
     let runtime = tokio::runtime::Handle::current();
     std::thread::Builder::new()
@@ -443,6 +454,7 @@ fn hold_membership(
                             // Paused partitions give nothing but errors of the connection, which passes.
                             if let Err(error) = received {
                                 tracing::debug!(%error, "membership");
+                                consumer.context().failed(&error);
                             }
                         }
                         () = handle.leave.cancelled() => break,
@@ -463,6 +475,9 @@ impl Member for KafkaMember {
         loop {
             let (assigned, due) = {
                 let assignment = lock(&self.listener().assignment);
+                if let Some(error) = &assignment.failed {
+                    return Err(error.clone());
+                }
                 let due = !assignment.assigned.is_empty()
                     || !assignment.revoked.is_empty()
                     || (assignment.decided && !assignment.told);

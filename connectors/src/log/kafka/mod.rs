@@ -13,6 +13,10 @@
 //! ends of transactions take offsets of their own; callers count with [`Log::distance`](super::Log::distance).
 //! A batch that is too large for one record becomes several, in order, within the same transaction.
 //!
+//! A commit is visible through this log once it is finished, though Kafka acknowledges it a moment earlier: what asks for
+//! the end of a partition waits for it, at most 5 seconds when somebody else's open transaction is before it. Other
+//! processes see it within milliseconds, whole.
+//!
 //! **Guaranteed**, with brokers from 3.7 on: a commit is atomic (readers are `read_committed`); a member that lost a
 //! partition cannot commit for it (the broker checks member and generation with the offsets, KIP-447; here ownership
 //! is checked a second time); a producer that was replaced cannot write (epoch of its transactional id).

@@ -146,11 +146,19 @@ impl TransactionalProducer {
 
     /// Leaves a transaction open, as a process that dies does: its records are with the broker, its end is not.
     #[cfg(test)]
-    pub(super) fn leave_open(&self, records: &[Outgoing], timeout: Duration) {
+    pub(super) fn leave_open(
+        &self,
+        records: &[Outgoing],
+        (list, group): (&TopicPartitionList, &ConsumerGroupMetadata),
+        timeout: Duration,
+    ) {
         *lock(&self.producer.context().offsets) = records.iter().map(|_| None).collect();
         self.producer.begin_transaction().unwrap();
         self.send(records, timeout).unwrap();
         self.producer.flush(timeout).unwrap();
+        self.producer
+            .send_offsets_to_transaction(list, group, timeout)
+            .unwrap();
     }
 
     fn send(&self, records: &[Outgoing], timeout: Duration) -> Result<(), KafkaError> {
@@ -289,7 +297,11 @@ impl Producers {
     pub(super) fn settle(&self, options: &KafkaOptions) -> Result<(), LogError> {
         let unsettled: Vec<String> = lock(&self.unsettled).iter().cloned().collect();
         for id in unsettled {
-            self.init(options, &id)?;
+            self.init(options, &id).map_err(|error| {
+                LogError::Storage(format!(
+                    "the end of a transaction is not known yet: {error}"
+                ))
+            })?;
         }
         Ok(())
     }

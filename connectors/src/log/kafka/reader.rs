@@ -22,13 +22,16 @@ use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 use tokio::time::Instant;
 use va_catalog::{Offset, TopicName, TopicPartition};
 
-use super::client::{Quiet, Shared, lock, storage};
+use super::client::{Quiet, Shared, is_unknown_topic, lock, storage};
 use super::codec;
 use super::names::Position;
 use crate::log::{FetchLimit, Fetched, LogBatch, LogError};
 
 /// Each holds a connection to each broker and its read-ahead.
 const IDLE_MAX: usize = 32;
+
+/// Until the brokers have told each other of a new topic.
+const NEWS: Duration = Duration::from_millis(20);
 
 /// A consumer of one partition.
 pub(super) struct Reader {
@@ -162,23 +165,26 @@ impl Reader {
     }
 
     /// The next event. Cancel-safe: what is not returned stays in the queue.
-    pub(super) async fn next(&mut self, shared: &Shared) -> Result<Event, LogError> {
+    pub(super) async fn next(&mut self) -> Result<Event, LogError> {
         if let Some(record) = self.held.take() {
             return Ok(self.took(record));
         }
-        let event = interpret(&self.place, shared, self.consumer.recv().await)?;
-        Ok(match event {
-            Event::Record(record) => self.took(record),
-            other => other,
-        })
+        match interpret(&self.place, self.consumer.recv().await) {
+            Ok(Event::Record(record)) => Ok(self.took(record)),
+            Ok(Event::End) => Ok(Event::End),
+            // The consumer stands behind what could not be read: whoever reads on has to come back to it.
+            other => {
+                self.at = None;
+                other
+            }
+        }
     }
 
-    /// The next record, when it is here already.
-    fn next_now(&mut self, shared: &Shared) -> Result<Option<Record>, LogError> {
-        // An end that is here already is no news to a fetch that has rows.
-        match self.next(shared).now_or_never().transpose()? {
-            Some(Event::Record(record)) => Ok(Some(record)),
-            _ => Ok(None),
+    /// The next record, when it is here already. Anything else is left for a fetch that has nothing to return.
+    fn next_now(&mut self) -> Option<Record> {
+        match self.next().now_or_never() {
+            Some(Ok(Event::Record(record))) => Some(record),
+            _ => None,
         }
     }
 
@@ -196,7 +202,6 @@ impl Reader {
 
 fn interpret(
     place: &TopicPartition,
-    shared: &Shared,
     received: Result<BorrowedMessage<'_>, KafkaError>,
 ) -> Result<Event, LogError> {
     match received {
@@ -214,14 +219,10 @@ fn interpret(
         Err(KafkaError::PartitionEOF(_)) => Ok(Event::End),
         Err(error) => match error.rdkafka_error_code() {
             Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => Ok(Event::OutOfRange),
-            _ => Err(shared.lost(place, "read", &error)),
+            _ if is_unknown_topic(&error) => Err(LogError::UnknownTopic(place.topic.clone())),
+            _ => Err(storage(&format!("read `{place}`"), &error)),
         },
     }
-}
-
-/// Whether librdkafka goes on by itself after this error.
-fn is_passing(error: &LogError) -> bool {
-    matches!(error, LogError::Storage(_))
 }
 
 impl Shared {
@@ -278,7 +279,7 @@ impl Shared {
         let start = Position::of(from);
         let mut reader = self.reader(place, start.record).await?;
         let first = if reader.at == Some(start.record) {
-            reader.next_now(self)?
+            reader.next_now()
         } else {
             None
         };
@@ -367,12 +368,23 @@ impl Shared {
             .is_some_and(|count| place.partition.0 < count)
     }
 
-    /// Waits over what passes by itself: librdkafka connects again and goes on where it was.
-    pub(super) async fn await_event(&self, reader: &mut Reader) -> Result<Event, LogError> {
+    /// Waits over what passes by itself: librdkafka connects again and goes on where it was, and a broker that has not
+    /// heard of a new topic yet will.
+    async fn await_event(self: &Arc<Self>, reader: &mut Reader) -> Result<Event, LogError> {
+        let record = reader.at;
         loop {
-            match reader.next(self).await {
-                Err(error) if is_passing(&error) => {
-                    tracing::debug!(%error, "the reader goes on");
+            match reader.next().await {
+                Err(LogError::Storage(reason)) => {
+                    tracing::debug!(reason, place = %reader.place, "the reader goes on");
+                }
+                Err(LogError::UnknownTopic(_)) => {
+                    let place = reader.place.clone();
+                    self.blocking(move |shared| shared.still_exists(&place))
+                        .await?;
+                    tokio::time::sleep(NEWS).await;
+                    if let Some(record) = record {
+                        reader.go_to(record)?;
+                    }
                 }
                 other => return other,
             }
@@ -430,7 +442,7 @@ impl Shared {
             if rows >= limit.rows || bytes >= limit.bytes {
                 break;
             }
-            next = reader.next_now(self)?;
+            next = reader.next_now();
         }
         let next = Position::of(fetched.next).record;
         if reader.high <= next {

@@ -8,6 +8,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 use va_catalog::{Offset, Partition};
 
 use super::super::member::KafkaMember;
@@ -142,6 +143,11 @@ fn child() {
                     log.shared.timeout(),
                     log.shared.kafka_topic(&topic("out")).unwrap(),
                 );
+                let mut list = TopicPartitionList::new();
+                let input = log.shared.kafka_topic(&topic("in")).unwrap();
+                list.add_partition_offset(&input, 0, KafkaOffset::Offset(1))
+                    .unwrap();
+                let metadata = member.membership.group_metadata().unwrap();
                 tokio::task::spawn_blocking(move || {
                     let record = Outgoing {
                         topic: kafka,
@@ -150,7 +156,8 @@ fn child() {
                         payload: Some(b"never to be seen".to_vec()),
                         headers: None,
                     };
-                    slot.as_ref().unwrap().leave_open(&[record], timeout);
+                    let producer = slot.as_ref().unwrap();
+                    producer.leave_open(&[record], (&list, &metadata), timeout);
                 })
                 .await
                 .unwrap();
@@ -231,6 +238,37 @@ async fn a_death_in_a_transaction_leaves_nothing() {
     // Its record would be an error if it could be seen, and what comes after it would wait if it were open.
     assert_eq!(read_all(&log, &topic("out"), 0).await, [0, 1]);
     assert_eq!(count(&log).await.as_deref(), Some("2"));
+}
+
+/// A static member that is restarted is the same member: the group does not wait for the session to end, and what the
+/// former process still tries is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_instance_keeps_its_partitions() {
+    let Some(options) = options() else { return };
+    let options = KafkaOptions {
+        instance: Some("worker-1".to_owned()),
+        // Longer than the test may take.
+        session_timeout_ms: 120_000,
+        rebalance_timeout_ms: 120_000,
+        ..options
+    };
+    let log = scene(&connect(options.clone()).await).await;
+    let member = log.join(&group("g"), &[topic("in")]).await.unwrap();
+    assigned(&*member, 1).await;
+    step(&*member, 1).finish().await.unwrap();
+
+    let again = connect(options).await as Arc<dyn Log>;
+    let successor = again.join(&group("g"), &[topic("in")]).await.unwrap();
+    let from = assigned(&*successor, 1).await[&part(&topic("in"), 0)];
+    assert_eq!(from, Offset(1));
+    step(&*successor, 2).finish().await.unwrap();
+    let error = step(&*member, 2).finish().await.unwrap_err();
+    assert!(
+        matches!(error, LogError::Fenced(_) | LogError::Retriable(_)),
+        "{error}"
+    );
+    step(&*successor, 3).finish().await.unwrap();
+    assert_eq!(read_all(&log, &topic("out"), 0).await, [0, 1, 2]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
