@@ -351,6 +351,18 @@ impl Transaction {
     }
 }
 
+/// Whether the brokers answered, and said no: then no request of the transaction is still on its way.
+fn is_answer(code: Code) -> bool {
+    matches!(
+        code,
+        Code::IllegalGeneration
+            | Code::RebalanceInProgress
+            | Code::UnknownMemberId
+            | Code::FencedInstanceId
+            | Code::MessageSizeTooLarge
+    )
+}
+
 /// What becomes of the producer after its transaction. Blocks when it has to be replaced.
 fn after(
     shared: &Shared,
@@ -358,9 +370,13 @@ fn after(
     outcome: Outcome,
 ) -> (Outcome, Option<TransactionalProducer>) {
     let producer = match &outcome {
-        Ok(_) | Err(TransactionError::Aborted(..)) => Some(producer),
+        Ok(_) => Some(producer),
+        Err(TransactionError::Aborted(code, _)) if is_answer(*code) => Some(producer),
         Err(TransactionError::Fenced(_)) => None,
-        Err(TransactionError::Unknown(_)) => shared.producers.replace(&shared.options, producer),
+        // Also when it was aborted after a time-out: a late copy of a request may still be under way.
+        Err(TransactionError::Aborted(..) | TransactionError::Unknown(_)) => {
+            shared.producers.replace(&shared.options, producer)
+        }
     };
     (outcome, producer)
 }

@@ -100,7 +100,8 @@ impl TransactionalProducer {
 
     /// Runs one transaction: records, then a group's offsets. Returns the records' offsets. Blocks.
     ///
-    /// After [`TransactionError::Aborted`] the producer can be used again; otherwise it must not be.
+    /// After [`TransactionError::Aborted`] the producer can be used again when no request can be on its way any more;
+    /// after other errors it must not be.
     pub(super) fn run(
         &self,
         records: &[Outgoing],
