@@ -72,10 +72,9 @@ POM
     exec 9>&-
 }
 
-run_java() { # CLASS ARGUMENTS...
-    java -Xms"${KAFKA_HEAP_MIN:-128m}" -Xmx"${KAFKA_HEAP_MAX:-512m}" -XX:+UseSerialGC -XX:TieredStopAtLevel=1 \
-        -XX:-UsePerfData -cp "$jars/*" "$@"
-}
+# A small heap and the simple compiler: it has to start quickly and carries little.
+java=(java -Xms"${KAFKA_HEAP_MIN:-128m}" -Xmx"${KAFKA_HEAP_MAX:-512m}" -XX:+UseSerialGC -XX:TieredStopAtLevel=1
+    -XX:-UsePerfData -cp "$jars/*")
 
 # Ports that are free now, all different: the sockets are open at the same time.
 free_ports() { # COUNT
@@ -133,8 +132,9 @@ start() { # FOLDER
     mkdir -p "$folder"
     [ ! -e "$folder/brokers" ] || die "\`$folder\` is in use: stop it first"
     echo "$brokers" >"$folder/brokers"
-    # When the start fails, nothing stays behind.
-    trap 'stop "$folder"' ERR INT TERM
+    # When the start fails or is interrupted, nothing stays behind.
+    trap "stop $(printf %q "$folder")" EXIT
+    trap 'exit 1' INT TERM
     read -ra ports <<<"$(free_ports $((4 * brokers)))"
     client_ports=("${ports[@]:0:brokers}")
     quorum_ports=("${ports[@]:brokers:brokers}")
@@ -148,13 +148,13 @@ start() { # FOLDER
     for node in $(seq "$brokers"); do
         mkdir -p "$folder/$node"
         write_properties "$node" "$folder/$node"
-        run_java kafka.tools.StorageTool format --cluster-id "$cluster" --config "$folder/$node/server.properties" \
-            >"$folder/$node/format.log" 2>&1 || { cat "$folder/$node/format.log" >&2; false; }
+        "${java[@]}" kafka.tools.StorageTool format --cluster-id "$cluster" --config "$folder/$node/server.properties" \
+            >"$folder/$node/format.log" 2>&1 ||
+            { cat "$folder/$node/format.log" >&2; die "formatting the data of broker $node failed"; }
     done
     for node in $(seq "$brokers"); do
         # A session of its own: Ctrl-C in the terminal is for the script, which then stops the brokers.
-        setsid java -Xms"${KAFKA_HEAP_MIN:-128m}" -Xmx"${KAFKA_HEAP_MAX:-512m}" -XX:+UseSerialGC \
-            -XX:TieredStopAtLevel=1 -XX:-UsePerfData -cp "$jars/*" kafka.Kafka "$folder/$node/server.properties" \
+        setsid "${java[@]}" kafka.Kafka "$folder/$node/server.properties" \
             >"$folder/$node/server.log" 2>&1 9>&- </dev/null &
         echo $! >"$folder/$node/pid"
     done
@@ -162,12 +162,12 @@ start() { # FOLDER
     for node in $(seq "$brokers"); do
         until answers "${client_ports[$((node - 1))]}"; do
             kill -0 "$(cat "$folder/$node/pid")" 2>/dev/null && [ $SECONDS -lt $deadline ] ||
-                { tail -n 30 "$folder/$node/server.log" >&2; stop "$folder"; die "broker $node did not start"; }
+                { tail -n 30 "$folder/$node/server.log" >&2; die "broker $node did not start"; }
             sleep 0.1
         done
         bootstrap+="${bootstrap:+,}127.0.0.1:${client_ports[$((node - 1))]}"
     done
-    trap - ERR INT TERM
+    trap - EXIT INT TERM
     echo "bootstrap $bootstrap"
     echo "folder $folder"
     for node in $(seq "$brokers"); do echo "proxied ${proxied_ports[$((node - 1))]} ${told_ports[$((node - 1))]}"; done
