@@ -4,10 +4,10 @@
 set -uo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
-deploy/dev/setup.sh build || exit 1
+deploy/dev/setup.sh kafka || exit 1
 status=0
 cargo fmt --all -- --check || status=1
-cargo clippy --workspace --all-targets -- -D warnings || status=1
+cargo clippy --workspace --all-targets --features va-serving/kafka -- -D warnings || status=1
 if command -v cargo-deny >/dev/null 2>&1; then
     cargo deny --all-features check --hide-inclusion-graph licenses bans sources || status=1
 else

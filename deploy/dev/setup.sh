@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Makes sure that what the build (and with `test`, the tests) needs is installed. When all is there it only looks, which
+# Makes sure that what the build (with `kafka`, also that of the Kafka client; with `test`, also the tests) needs is
+# installed. When all is there it only looks, which
 # takes a fraction of a second. On Debian and Ubuntu it installs what is missing; elsewhere it says in one line what to.
 #
-#   deploy/dev/setup.sh build|test
+#   deploy/dev/setup.sh build|kafka|test
 #
 # A Rust toolchain is never installed from here: which one, and where, is the user's choice.
 set -euo pipefail
@@ -26,10 +27,20 @@ protoc=$(command -v protoc || echo /usr/bin/protoc)
     packages+=(libprotobuf-dev)
 # Looked for as a folder: starting pip costs half a second.
 python3 -c 'import importlib.util as u, sys; sys.exit(u.find_spec("pip") is None)' 2>/dev/null || packages+=(python3-pip)
-if [ "${1:-build}" = test ]; then
+stage="${1:-build}"
+if [ "$stage" = kafka ] || [ "$stage" = test ]; then
+    # The client library is C, and a plain build leaves it out.
+    need pkg-config pkg-config
+    pkg-config --exists openssl 2>/dev/null || packages+=(libssl-dev)
+    pkg-config --exists zlib 2>/dev/null || packages+=(zlib1g-dev)
+fi
+if [ "$stage" = test ]; then
     need psql postgresql-client # the PostgreSQL wire is tested with the real client
     # The catalog is tested on a real server, see postgres.sh.
     compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || need initdb postgresql
+    # Kafka is tested with real brokers, which Maven fetches.
+    need mvn maven
+    need java openjdk-17-jre-headless
 fi
 
 if [ ${#packages[@]} -gt 0 ]; then

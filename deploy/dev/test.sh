@@ -14,8 +14,16 @@ deploy/dev/s3.sh install || echo "the S3 server could not be built, see above" >
 scope=("$@")
 [ ${#scope[@]} -gt 0 ] || scope=(--workspace)
 
+# Kafka is tested on a real broker. Cargo knows the feature only where the package is selected.
+features=()
+case "${scope[*]}" in
+    *--workspace* | *va-serving*) features=(--features va-serving/kafka) ;;
+    *va-connectors*) features=(--features va-connectors/kafka) ;;
+esac
+
 # One build for the binary and all tests: separate ones could differ in features and compile big dependencies twice.
-cargo build --workspace --bins --tests
+cargo build --workspace --bins --tests --features va-serving/kafka
+deploy/dev/kafka.sh fetch
 deploy/dev/fetch-corpora.sh
 for model in multilingual-e5-small all-minilm-l6-v2; do "$va" model pull "$model"; done
 
@@ -29,7 +37,7 @@ quiet() {
     '
 }
 status=0
-cargo test "${scope[@]}" --no-fail-fast -- --show-output 2>&1 | tee "$log" | quiet || status=$?
+cargo test "${scope[@]}" "${features[@]}" --no-fail-fast -- --show-output 2>&1 | tee "$log" | quiet || status=$?
 
 skipped=$(grep -E '^ *SKIPPED:' "$log" | sed 's/^ *//' | sort | uniq -c || true)
 passed=$(awk '/^test result:/ { for (i = 1; i < NF; i++) { if ($(i+1) ~ /^passed/) p += $i; if ($(i+1) ~ /^failed/) f += $i } }

@@ -1,12 +1,14 @@
 //! The log seam: partitioned topics, consumer groups, and one atomic commit of appends, consumed offsets and state.
 //!
-//! [`embedded`] implements it on an embedded LSM store; Kafka is the second implementation that the trait is written
-//! for, so nothing here promises what a Kafka transaction cannot do. [`conformance`] is the suite both must pass.
+//! [`embedded`] implements it on an embedded LSM store, `kafka` (a feature) on Apache Kafka; nothing here promises what a
+//! Kafka transaction cannot do. [`conformance`] is the suite both must pass.
 //! Schemas of topics are the catalog's business: a log stores any record batch.
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod embedded;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 
 use std::fmt;
 use std::time::Duration;
@@ -49,7 +51,8 @@ impl fmt::Display for GroupId {
     }
 }
 
-/// A batch as stored: its rows have the offsets `base .. base + rows`.
+/// A batch as stored: its rows have the offsets `base .. base + rows`. Nothing follows for the next batch but that its
+/// base is not below: offsets have no gaps in the embedded log, and may have in others.
 #[derive(Debug, Clone)]
 pub struct LogBatch {
     pub base: Offset,
@@ -63,16 +66,19 @@ pub struct LogBatch {
 pub struct Fetched {
     /// In offset order; the first may have been sliced so that it begins at the requested offset.
     pub batches: Vec<LogBatch>,
-    /// Where to go on: one past the last returned row, or the requested offset when nothing came, or the low watermark
-    /// when the requested rows had already been removed by retention (then `skipped` says how many).
+    /// Where to go on: behind the last returned row, or the requested offset when nothing came, or the low watermark
+    /// when the requested rows had already been removed by retention (then `skipped` says how many). It may be beyond
+    /// the last row plus one, and may be ahead without a row, where offsets have gaps: a reader stores this as its
+    /// position when it has handled the rows, and reads on from it.
     pub next: Offset,
-    /// Rows that retention removed before they were read; the caller counts and reports them.
+    /// What retention removed before it was read, as [`Log::distance`] counts; the caller counts and reports it.
     pub skipped: u64,
-    /// One past the last committed row.
+    /// The high watermark, never below `next`.
     pub high: Offset,
 }
 
-/// First and one-past-last offset that can be read.
+/// First offset that can be read, and the one behind all that can be read. A reader has read everything when its
+/// position equals `high`; how much is left is [`Log::distance`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Watermarks {
     pub low: Offset,
@@ -128,12 +134,19 @@ pub trait Log: Send + Sync + 'static {
 
     async fn watermarks(&self, partition: &TopicPartition) -> Result<Watermarks, LogError>;
 
+    /// How far apart two positions of a partition are, for lag: 0 exactly when `to` is not ahead of `from`. Counts rows
+    /// where offsets have no gaps. On Kafka it counts records, each a batch of rows, and what ends transactions: an
+    /// upper bound of the batches that are left. Subtracting offsets says nothing there.
+    fn distance(&self, from: Offset, to: Offset) -> u64 {
+        to.0.saturating_sub(from.0)
+    }
+
     /// First offset whose batch was appended at or after `time_ms`; the high watermark when there is none.
     async fn offset_at(&self, partition: &TopicPartition, time_ms: i64)
     -> Result<Offset, LogError>;
 
-    /// Rows from `from` on. When there is none, waits until one is committed or `wait` has passed, without polling.
-    /// Cancel-safe.
+    /// Rows from `from` on, perhaps fewer than there are. When there is none, waits until one is committed or `wait` has
+    /// passed, without polling; it may return early without rows when `next` has moved over a gap. Cancel-safe.
     async fn fetch(
         &self,
         partition: &TopicPartition,
@@ -142,14 +155,15 @@ pub trait Log: Send + Sync + 'static {
         wait: Duration,
     ) -> Result<Fetched, LogError>;
 
-    /// Committed offset of a group: the next row it will read. `None` when it never committed there.
+    /// Committed offset of a group: where it will read on, moved over gaps, so that it equals the high watermark exactly
+    /// when the group has consumed everything. `None` when it never committed there.
     async fn committed(
         &self,
         group: &GroupId,
         partition: &TopicPartition,
     ) -> Result<Option<Offset>, LogError>;
 
-    /// Groups that have committed an offset.
+    /// Groups that have committed an offset; on Kafka those that the brokers remember.
     async fn groups(&self) -> Result<Vec<GroupId>, LogError>;
 
     /// Sets or (with `None`) forgets a group's offsets: reset, replay. Refused while the group has members.
@@ -181,7 +195,8 @@ pub trait Log: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<(Bytes, Bytes)>, LogError>;
 
-    /// Removes what retention allows, everywhere; returns the rows removed. Called by a background task.
+    /// Removes what retention allows, everywhere; returns the rows removed. Called by a background task. A log whose
+    /// servers do this by themselves (Kafka) does nothing and returns 0.
     async fn enforce_retention(&self, now_ms: i64) -> Result<u64, LogError>;
 
     /// Makes everything committed so far durable and refuses further commits.
@@ -212,7 +227,8 @@ pub trait Member: Send + Sync {
     fn begin(&self) -> Box<dyn Commit>;
 }
 
-/// One atomic change. Nothing is visible before [`Commit::finish`] returns `Ok`, and everything is after.
+/// One atomic change. Nothing is visible before [`Commit::finish`] returns `Ok`, and everything is after; to other
+/// processes on the same servers everything at once, within moments.
 #[async_trait]
 pub trait Commit: Send {
     /// Appends a batch; empty batches are ignored.

@@ -1,4 +1,4 @@
-//! The commit: all or nothing, invisible before, and without gaps among many producers.
+//! The commit: all or nothing, invisible before, and nothing lost among many producers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use va_catalog::{Offset, Partition};
 
-use super::{assigned, create, group, high, ints, part, produce, read, read_all, state, topic};
+use super::{
+    assigned, create, end, group, high, ints, part, produce, read, read_all, state, topic,
+};
 use crate::log::{FetchLimit, Log, LogError, Target};
 
 pub async fn a_failed_commit_leaves_nothing(log: Arc<dyn Log>) {
@@ -67,7 +69,8 @@ pub async fn a_commit_is_atomic(log: Arc<dyn Log>) {
     commit.append(&out, Target::Partition(Partition(0)), ints(0..4));
     commit.append(&out, Target::Partition(Partition(1)), ints(4..7));
     commit.append(&dead, Target::Partition(Partition(0)), ints(7..8));
-    commit.consumed(&part(&source, 0), Offset(8));
+    let end = end(&log, &source, 0).await;
+    commit.consumed(&part(&source, 0), end);
     commit.put(state("g", "count", "all"), "8".into());
     commit.finish().await.unwrap();
 
@@ -75,7 +78,7 @@ pub async fn a_commit_is_atomic(log: Arc<dyn Log>) {
     assert_eq!(read(&log, &out, 1, 0).await, [4, 5, 6]);
     assert_eq!(read(&log, &dead, 0, 0).await, [7]);
     let committed = log.committed(&group("g"), &part(&source, 0)).await.unwrap();
-    assert_eq!(committed, Some(Offset(8)));
+    assert_eq!(committed, Some(end));
     let value = log.state_get(&state("g", "count", "all")).await.unwrap();
     assert_eq!(value, Some("8".into()));
 }
@@ -102,7 +105,7 @@ pub async fn an_unfinished_commit_is_invisible(log: Arc<dyn Log>) {
     assert_eq!(produce(&log, &name, 0, 0..1).await, Offset(0));
 }
 
-pub async fn concurrent_producers_leave_no_gap(log: Arc<dyn Log>) {
+pub async fn concurrent_producers_lose_nothing(log: Arc<dyn Log>) {
     const TASKS: i64 = 8;
     const COMMITS: i64 = 50;
     let name = create(&log, "t", 2).await;
@@ -138,8 +141,8 @@ pub async fn concurrent_producers_leave_no_gap(log: Arc<dyn Log>) {
         let mut next = 0;
         let mut expected = Vec::new();
         for (base, (start, rows)) in batches {
-            assert_eq!(*base, next, "a gap in partition {partition}");
-            next += *rows as u64;
+            assert!(*base >= next, "batches overlap in partition {partition}");
+            next = base + *rows as u64;
             expected.extend(*start..start + rows);
         }
         assert_eq!(read_all(&log, &name, partition as u32).await, expected);

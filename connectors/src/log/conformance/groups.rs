@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use va_catalog::{Offset, Partition};
 
-use super::{assigned, create, group, high, ints, part, produce, read, revoked, state, topic};
+use super::{assigned, create, end, group, ints, part, produce, read, revoked, state, topic};
 use crate::log::{Log, LogError, Member, Rebalance, Target};
 
 pub async fn a_group_shares_partitions(log: Arc<dyn Log>) {
@@ -43,6 +43,7 @@ pub async fn a_partition_moves_after_release(log: Arc<dyn Log>) {
     }
     // What was read before the revocation is committed, and the new owner goes on behind it.
     let mut commit = first.begin();
+    // In the middle of the batch.
     commit.consumed(&revoked[0], Offset(7));
     commit.finish().await.unwrap();
     first.release(&revoked).await.unwrap();
@@ -91,9 +92,10 @@ pub async fn a_former_owner_is_fenced(log: Arc<dyn Log>) {
         matches!(&error, LogError::Fenced(p) if *p == part(&name, 0)),
         "{error}"
     );
+    let rows: Vec<i64> = (0..10).chain([0]).collect();
     assert_eq!(
-        high(&log, &name, 0).await,
-        11,
+        read(&log, &name, 0, 0).await,
+        rows,
         "a fenced commit appends nothing"
     );
     let value = log
@@ -116,6 +118,7 @@ pub async fn a_group_resumes(log: Arc<dyn Log>) {
         let rows = &rows[..rows.len().min(4)];
         seen.extend_from_slice(rows);
         let mut commit = member.begin();
+        // One batch, so this is within it, or its end.
         commit.consumed(&part(&name, 0), Offset(from.0 + rows.len() as u64));
         commit.finish().await.unwrap();
     }
@@ -154,8 +157,10 @@ pub async fn reset_needs_an_empty_group(log: Arc<dyn Log>) {
     let member = log.join(&id, &topics).await.unwrap();
     assigned(&*member, 1).await;
     let mut commit = member.begin();
-    commit.consumed(&place, Offset(10));
+    let end = end(&log, &name, 0).await;
+    commit.consumed(&place, end);
     commit.finish().await.unwrap();
+    assert_eq!(log.committed(&id, &place).await.unwrap(), Some(end));
     let reset = |offset| log.reset_group(&id, vec![(place.clone(), offset)]);
     let error = reset(Some(Offset(3))).await.unwrap_err();
     assert!(matches!(error, LogError::Config(_)), "{error}");

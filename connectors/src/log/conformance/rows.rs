@@ -8,7 +8,10 @@ use arrow::array::{Array, Int64Array, ListArray, RecordBatch, StringArray, Struc
 use arrow::datatypes::{DataType, Field, Fields, Int32Type, Schema};
 use va_catalog::{Offset, Partition};
 
-use super::{PATIENCE, create, fetch, ints, part, produce, read, values};
+use super::{
+    PATIENCE, create, end, fetch, high, ints, part, produce, read, read_batches, row_offsets,
+    values,
+};
 use crate::log::{FetchLimit, Log, LogError, Target, partition_of};
 
 pub async fn rows_come_back_as_they_went(log: Arc<dyn Log>) {
@@ -18,31 +21,44 @@ pub async fn rows_come_back_as_they_went(log: Arc<dyn Log>) {
     commit.append(&name, Target::Partition(Partition(0)), batch.clone());
     // A slice has to be stored as what it shows, not as what it points into.
     commit.append(&name, Target::Partition(Partition(0)), batch.slice(1, 2));
-    assert_eq!(commit.finish().await.unwrap(), [Offset(0), Offset(4)]);
+    let bases = commit.finish().await.unwrap();
 
-    let fetched = fetch(&log, &name, 0, 0).await;
-    assert_eq!(fetched.batches.len(), 2);
-    assert_eq!(fetched.batches[0].batch, batch);
-    assert_eq!(fetched.batches[0].batch.schema(), batch.schema());
-    assert_eq!(fetched.batches[1].batch, batch.slice(1, 2));
-    assert_eq!(
-        (fetched.next, fetched.high, fetched.skipped),
-        (Offset(6), Offset(6), 0)
-    );
-    assert!(fetched.batches[0].appended_at_ms > 0);
+    let (batches, next) = read_batches(&log, &name, 0, Offset(0)).await;
+    assert_eq!(batches.len(), 2);
+    assert_eq!(batches[0].batch, batch);
+    assert_eq!(batches[0].batch.schema(), batch.schema());
+    assert_eq!(batches[1].batch, batch.slice(1, 2));
+    assert_eq!(bases, [batches[0].base, batches[1].base]);
+    assert_eq!(bases[0], Offset(0));
+    assert_eq!(next.0, high(&log, &name, 0).await);
+    assert!(batches[0].appended_at_ms > 0);
 }
 
-pub async fn offsets_are_dense(log: Arc<dyn Log>) {
+pub async fn offsets_grow(log: Arc<dyn Log>) {
     let name = create(&log, "t", 2).await;
     let mut commit = log.begin();
     for (partition, rows) in [(0, 0..3), (1, 0..2), (0, 3..7), (0, 7..8)] {
         commit.append(&name, Target::Partition(Partition(partition)), ints(rows));
     }
     let bases = commit.finish().await.unwrap();
-    assert_eq!(bases, [Offset(0), Offset(0), Offset(3), Offset(7)]);
-    assert_eq!(produce(&log, &name, 1, 2..4).await, Offset(2));
+    assert_eq!((bases[0], bases[1]), (Offset(0), Offset(0)));
+    assert!(bases[2].0 >= 3 && bases[3].0 >= bases[2].0 + 4, "{bases:?}");
+    let later = produce(&log, &name, 1, 2..4).await;
+    assert!(later.0 >= 2);
+    let (batches, next) = read_batches(&log, &name, 0, Offset(0)).await;
+    let found: Vec<Offset> = batches.iter().map(|batch| batch.base).collect();
+    assert_eq!(found, [bases[0], bases[2], bases[3]]);
+    assert_eq!(next.0, high(&log, &name, 0).await);
     assert_eq!(read(&log, &name, 0, 0).await, (0..8).collect::<Vec<_>>());
     assert_eq!(read(&log, &name, 1, 0).await, [0, 1, 2, 3]);
+    assert_eq!(read(&log, &name, 1, later.0).await, [2, 3]);
+    // Lag is nothing at the end, something before, and less the further one has read.
+    let distances: Vec<u64> = [bases[0], bases[2], bases[3], next]
+        .map(|from| log.distance(from, next))
+        .to_vec();
+    assert!(distances.is_sorted_by(|a, b| a > b), "{distances:?}");
+    assert_eq!(distances[3], 0);
+    assert_eq!(log.distance(next, bases[0]), 0);
 }
 
 pub async fn keys_choose_partitions(log: Arc<dyn Log>) {
@@ -69,7 +85,9 @@ pub async fn an_empty_batch_is_ignored(log: Arc<dyn Log>) {
         commit.append(&name, Target::Partition(Partition(0)), ints(rows));
     }
     let bases = commit.finish().await.unwrap();
-    assert_eq!(bases, [Offset(0), Offset(0), Offset(2)]);
+    assert_eq!(bases[1], Offset(0));
+    assert_eq!(bases.len(), 3, "one for each append, the empty ones too");
+    assert_eq!(bases[2].0, high(&log, &name, 0).await);
     assert_eq!(read(&log, &name, 0, 0).await, [0, 1]);
     assert!(log.begin().finish().await.unwrap().is_empty());
 }
@@ -91,15 +109,16 @@ pub async fn fetch_wakes_on_commit(log: Arc<dyn Log>) {
 pub async fn fetch_times_out(log: Arc<dyn Log>) {
     let name = create(&log, "t", 1).await;
     produce(&log, &name, 0, 0..2).await;
+    let end = end(&log, &name, 0).await;
     for wait in [Duration::ZERO, Duration::from_millis(30)] {
         let started = Instant::now();
         let fetched = log
-            .fetch(&part(&name, 0), Offset(2), FetchLimit::default(), wait)
+            .fetch(&part(&name, 0), end, FetchLimit::default(), wait)
             .await
             .unwrap();
         assert!(started.elapsed() >= wait);
         assert!(fetched.batches.is_empty());
-        assert_eq!((fetched.next, fetched.high), (Offset(2), Offset(2)));
+        assert_eq!((fetched.next, fetched.high), (end, end));
     }
     let error = log
         .fetch(
@@ -120,12 +139,17 @@ pub async fn fetch_begins_inside_a_batch(log: Arc<dyn Log>) {
     let name = create(&log, "t", 1).await;
     produce(&log, &name, 0, 0..10).await;
     produce(&log, &name, 0, 10..15).await;
-    for from in 0..15 {
-        let fetched = fetch(&log, &name, 0, from).await;
-        assert_eq!(fetched.batches[0].base, Offset(from));
-        let expected: Vec<i64> = (from as i64..15).collect();
-        assert_eq!(values(&fetched), expected, "from {from}");
+    let offsets = row_offsets(&log, &name, 0).await;
+    assert_eq!(offsets.len(), 15);
+    for (row, from) in offsets.into_iter().enumerate() {
+        let fetched = fetch(&log, &name, 0, from.0).await;
+        assert_eq!(fetched.batches[0].base, from);
+        let expected: Vec<i64> = (row as i64..15).collect();
+        assert!(expected.starts_with(&values(&fetched)), "from {from}");
+        assert_eq!(read(&log, &name, 0, from.0).await, expected, "from {from}");
     }
+    // Behind the last row of a batch is before the first of the next, whatever lies between them.
+    assert_eq!(read(&log, &name, 0, 10).await, (10..15).collect::<Vec<_>>());
 }
 
 pub async fn fetch_respects_limits(log: Arc<dyn Log>) {
@@ -133,39 +157,29 @@ pub async fn fetch_respects_limits(log: Arc<dyn Log>) {
     for i in 0..6 {
         produce(&log, &name, 0, i * 10..i * 10 + 10).await;
     }
+    let everything = usize::MAX;
     let limits = [
-        (
-            FetchLimit {
-                rows: 25,
-                bytes: usize::MAX,
-            },
-            2,
-        ),
+        ((25, everything), 2),
         // At least one batch, however small the limit.
-        (
-            FetchLimit {
-                rows: 1,
-                bytes: usize::MAX,
-            },
-            1,
-        ),
-        (
-            FetchLimit {
-                rows: usize::MAX,
-                bytes: 1,
-            },
-            1,
-        ),
-        (FetchLimit::default(), 6),
+        ((1, everything), 1),
+        ((everything, 1), 1),
+        ((8_192, 4 << 20), 6),
     ];
-    for (limit, batches) in limits {
-        let fetched = log
-            .fetch(&part(&name, 0), Offset(0), limit, PATIENCE)
-            .await
-            .unwrap();
-        assert_eq!(fetched.batches.len(), batches, "{limit:?}");
-        assert_eq!(fetched.next, Offset(10 * batches as u64), "{limit:?}");
-        assert_eq!(fetched.high, Offset(60));
+    for ((rows, bytes), batches_max) in limits {
+        let limit = FetchLimit { rows, bytes };
+        let (mut next, mut seen, high) = (Offset(0), Vec::new(), high(&log, &name, 0).await);
+        while next.0 < high {
+            let fetched = log
+                .fetch(&part(&name, 0), next, limit, PATIENCE)
+                .await
+                .unwrap();
+            assert!(fetched.batches.len() <= batches_max, "{limit:?}");
+            assert!(fetched.next > next, "{limit:?}");
+            assert_eq!(fetched.high, Offset(high));
+            seen.extend(values(&fetched));
+            next = fetched.next;
+        }
+        assert_eq!(seen, (0..60).collect::<Vec<_>>(), "{limit:?}");
     }
 }
 
@@ -173,13 +187,14 @@ pub async fn fetch_can_be_cancelled(log: Arc<dyn Log>) {
     let name = create(&log, "t", 1).await;
     let place = part(&name, 0);
     for i in 0..5 {
+        let from = end(&log, &name, 0).await;
         {
             let mut waiting =
-                std::pin::pin!(log.fetch(&place, Offset(i), FetchLimit::default(), PATIENCE));
+                std::pin::pin!(log.fetch(&place, from, FetchLimit::default(), PATIENCE));
             assert!(futures::poll!(&mut waiting).is_pending());
         }
-        produce(&log, &name, 0, i as i64..i as i64 + 1).await;
-        assert_eq!(read(&log, &name, 0, i).await, [i as i64]);
+        produce(&log, &name, 0, i..i + 1).await;
+        assert_eq!(read(&log, &name, 0, from.0).await, [i]);
     }
 }
 

@@ -1,0 +1,548 @@
+//! Membership: a consumer that holds a group's partitions and reads nothing of them.
+//!
+//! It lives on a thread of its own, so that heartbeats and rebalances go on while a pipeline is busy. Rebalancing is
+//! cooperative: a partition that the group wants back is announced by [`Member::rebalance`] and given up by
+//! [`Member::release`], after the caller committed; until then nobody else gets it. The brokers wait for
+//! `rebalance_timeout_ms`, then go on without this member, whose commits are refused from then on.
+//!
+//! Before an assigned partition's position is told, what its former owner may have left unfinished is ended: a commit's
+//! metadata names the transactional id that made it, and an id whose member is gone is fenced.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rdkafka::ClientContext;
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::consumer::{
+    BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata, StreamConsumer,
+};
+use rdkafka::error::KafkaError;
+use rdkafka::types::{RDKafkaErrorCode as Code, RDKafkaRespErr};
+use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+use va_catalog::{Offset, TopicName, TopicPartition};
+
+use super::client::{Quiet, Shared, lock, place, storage};
+use super::commit::KafkaCommit;
+use super::names::{Position, topic_name};
+use super::producer::TransactionalProducer;
+use crate::log::{Commit, GroupId, LogError, Member, Rebalance};
+
+/// How long a former owner's transaction may be waited for before it is looked into.
+const UNSTABLE: Duration = Duration::from_secs(1);
+
+/// Counts assignments: a partition that was lost and came back has another number.
+pub(super) type Epoch = u64;
+
+/// What the group has decided about this member.
+#[derive(Debug, Default)]
+struct Assignment {
+    epoch: Epoch,
+    owned: BTreeMap<TopicPartition, Epoch>,
+    /// Not told to the caller yet.
+    assigned: BTreeSet<TopicPartition>,
+    /// Not told to the caller yet.
+    revoked: BTreeSet<TopicPartition>,
+    /// Wanted back by the group; the list is handed over as a whole, once none is left that the caller holds.
+    wanted: BTreeSet<TopicPartition>,
+    held: BTreeSet<TopicPartition>,
+    /// The group has decided at least once.
+    decided: bool,
+    /// The caller has been told at least once.
+    told: bool,
+    /// Give up at once what is wanted.
+    closing: bool,
+    /// Why the member can never again own anything: another process joined as the same instance, or it is not allowed.
+    failed: Option<LogError>,
+}
+
+/// Receives the group's decisions, on the member's thread.
+#[derive(Debug)]
+pub(super) struct Listener {
+    prefix: String,
+    assignment: Mutex<Assignment>,
+    changed: Notify,
+}
+
+impl ClientContext for Listener {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        Quiet.log(level, facility, message);
+    }
+
+    fn stats_raw(&self, _: &[u8]) {}
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        Quiet.error(error, reason);
+    }
+}
+
+impl ConsumerContext for Listener {
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        event: RDKafkaRespErr,
+        list: &mut TopicPartitionList,
+    ) {
+        let places = self.places(list);
+        let result = if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            self.assign(consumer, places, list)
+        } else if self.must_give_up_at_once(consumer) {
+            self.lose(&places);
+            consumer.incremental_unassign(list)
+        } else {
+            self.want_back(places)
+                .map_or(Ok(()), |list| consumer.incremental_unassign(&list))
+        };
+        if let Err(error) = result {
+            // The brokers see it as a member that does not answer and go on without it.
+            tracing::warn!(%error, "a rebalance failed");
+        }
+        self.changed.notify_one();
+    }
+}
+
+impl Listener {
+    fn places(&self, list: &TopicPartitionList) -> Vec<TopicPartition> {
+        list.elements()
+            .iter()
+            .filter_map(|e| Some(place(topic_name(&self.prefix, e.topic())?, e.partition())))
+            .collect()
+    }
+
+    fn assign(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        places: Vec<TopicPartition>,
+        list: &mut TopicPartitionList,
+    ) -> Result<(), KafkaError> {
+        // It must not read: it stands at the end, and paused.
+        list.set_all_offsets(KafkaOffset::End)?;
+        consumer.incremental_assign(list)?;
+        if list.count() > 0 {
+            consumer.pause(list)?;
+        }
+        let mut assignment = lock(&self.assignment);
+        assignment.decided = true;
+        for place in places {
+            assignment.epoch += 1;
+            let epoch = assignment.epoch;
+            assignment.owned.insert(place.clone(), epoch);
+            assignment.assigned.insert(place);
+        }
+        Ok(())
+    }
+
+    /// Ends the membership when the error is one that does not pass.
+    fn failed(&self, error: &KafkaError) {
+        let forbidden = matches!(
+            error.rdkafka_error_code(),
+            Some(Code::GroupAuthorizationFailed | Code::TopicAuthorizationFailed)
+        );
+        if forbidden || matches!(error, KafkaError::MessageConsumptionFatal(_)) {
+            let mut assignment = lock(&self.assignment);
+            assignment.owned.clear();
+            assignment.failed = Some(storage("membership of the group ended", error));
+            drop(assignment);
+            self.changed.notify_one();
+        }
+    }
+
+    fn must_give_up_at_once(&self, consumer: &BaseConsumer<Self>) -> bool {
+        lock(&self.assignment).closing || consumer.assignment_lost()
+    }
+
+    /// The partitions belong to somebody else already.
+    fn lose(&self, places: &[TopicPartition]) {
+        let mut assignment = lock(&self.assignment);
+        for place in places {
+            assignment.owned.remove(place);
+            assignment.held.remove(place);
+            assignment.wanted.remove(place);
+            if !assignment.assigned.remove(place) {
+                assignment.revoked.insert(place.clone());
+            }
+        }
+    }
+
+    /// Returns what can be handed over now.
+    fn want_back(&self, places: Vec<TopicPartition>) -> Option<TopicPartitionList> {
+        let mut assignment = lock(&self.assignment);
+        for place in places {
+            assignment.wanted.insert(place.clone());
+            // What the caller does not know of it need not give up.
+            if assignment.assigned.remove(&place) || !assignment.owned.contains_key(&place) {
+                assignment.owned.remove(&place);
+            } else {
+                assignment.held.insert(place.clone());
+                assignment.revoked.insert(place);
+            }
+        }
+        self.handover(&mut assignment)
+    }
+
+    fn handover(&self, assignment: &mut Assignment) -> Option<TopicPartitionList> {
+        if !assignment.held.is_empty() || assignment.wanted.is_empty() {
+            return None;
+        }
+        let mut list = TopicPartitionList::new();
+        for place in std::mem::take(&mut assignment.wanted) {
+            // Cannot be too long: the name came from the cluster.
+            if let Ok(topic) = super::names::kafka_topic(&self.prefix, &place.topic) {
+                list.add_partition(&topic, place.partition.0 as i32);
+            }
+        }
+        Some(list)
+    }
+}
+
+/// What a member and its commits share.
+pub(super) struct Membership {
+    pub(super) group: GroupId,
+    pub(super) transactional_id: String,
+    listener: Arc<Handle>,
+    /// One transaction at a time.
+    pub(super) producer: Arc<tokio::sync::Mutex<Option<TransactionalProducer>>>,
+}
+
+/// The consumer until the member leaves.
+struct Handle {
+    group: GroupId,
+    consumer: Mutex<Option<Arc<StreamConsumer<Listener>>>>,
+    left: CancellationToken,
+    leave: CancellationToken,
+}
+
+impl Handle {
+    fn consumer(&self) -> Option<Arc<StreamConsumer<Listener>>> {
+        lock(&self.consumer).clone()
+    }
+}
+
+impl Membership {
+    /// The number of the assignment that the partition is owned by.
+    pub(super) fn epoch(&self, place: &TopicPartition) -> Option<Epoch> {
+        let consumer = self.listener.consumer()?;
+        lock(&consumer.context().assignment)
+            .owned
+            .get(place)
+            .copied()
+    }
+
+    /// The member and generation that the brokers compare.
+    pub(super) fn group_metadata(&self) -> Option<ConsumerGroupMetadata> {
+        self.listener.consumer()?.group_metadata()
+    }
+
+    fn leave(&self) {
+        let consumer = lock(&self.listener.consumer).take();
+        if let Some(consumer) = consumer {
+            let list = {
+                let mut assignment = lock(&consumer.context().assignment);
+                assignment.closing = true;
+                assignment.owned.clear();
+                assignment.held.clear();
+                consumer.context().handover(&mut assignment)
+            };
+            if let Some(list) = list
+                && let Err(error) = consumer.incremental_unassign(&list)
+            {
+                tracing::debug!(%error, "give up partitions");
+            }
+        }
+        self.listener.leave.cancel();
+    }
+}
+
+/// Members of this process that are leaving or may leave.
+#[derive(Default)]
+pub(super) struct Members {
+    all: Mutex<Vec<Weak<Handle>>>,
+}
+
+impl Members {
+    /// Waits until the group's members of this process that were dropped have left, at most so long.
+    pub(super) async fn wait_for_leavers(&self, group: &GroupId, at_most: Duration) {
+        let leavers: Vec<CancellationToken> = {
+            let mut all = lock(&self.all);
+            all.retain(|handle| handle.strong_count() > 0);
+            all.iter()
+                .filter_map(Weak::upgrade)
+                .filter(|handle| handle.group == *group && handle.leave.is_cancelled())
+                .map(|handle| handle.left.clone())
+                .collect()
+        };
+        let all_left = futures::future::join_all(leavers.iter().map(CancellationToken::cancelled));
+        let _ = tokio::time::timeout(at_most, all_left).await;
+    }
+}
+
+/// A member of a consumer group.
+pub(super) struct KafkaMember {
+    shared: Arc<Shared>,
+    pub(super) membership: Arc<Membership>,
+    /// Taken by drop, before the thread lets go of its own: closing the consumer blocks.
+    listener: Option<Arc<StreamConsumer<Listener>>>,
+}
+
+impl KafkaMember {
+    pub(super) async fn join(
+        shared: Arc<Shared>,
+        group: &GroupId,
+        topics: &[TopicName],
+    ) -> Result<Self, LogError> {
+        shared.open()?;
+        let wanted = topics.to_vec();
+        let names: Vec<String> = shared
+            .blocking(move |shared| {
+                wanted
+                    .iter()
+                    .map(|topic| {
+                        shared
+                            .partitions(topic)
+                            .and_then(|_| shared.kafka_topic(topic))
+                    })
+                    .collect()
+            })
+            .await?;
+        let instance = shared
+            .options
+            .instance
+            .clone()
+            .unwrap_or_else(|| Uuid::now_v7().simple().to_string());
+        let group_id = shared.group_id(group);
+        let transactional_id = format!("{}va.member.{group}.{instance}", shared.options.prefix);
+        let context = Listener {
+            prefix: shared.options.prefix.clone(),
+            assignment: Mutex::default(),
+            changed: Notify::new(),
+        };
+        let config = shared.options.member(&group_id, &transactional_id);
+        let consumer: StreamConsumer<Listener> =
+            StreamConsumer::from_config_and_context(&config, context)
+                .map_err(|e| LogError::Config(format!("kafka: {e}")))?;
+        let consumer = Arc::new(consumer);
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        consumer
+            .subscribe(&names)
+            .map_err(|e| storage(&format!("join group `{group}`"), &e))?;
+        let handle = Arc::new(Handle {
+            group: group.clone(),
+            consumer: Mutex::new(Some(Arc::clone(&consumer))),
+            left: CancellationToken::new(),
+            leave: CancellationToken::new(),
+        });
+        lock(&shared.members.all).push(Arc::downgrade(&handle));
+        hold_membership(Arc::clone(&consumer), Arc::clone(&handle))?;
+        Ok(Self {
+            membership: Arc::new(Membership {
+                group: group.clone(),
+                transactional_id,
+                listener: handle,
+                producer: Arc::default(),
+            }),
+            listener: Some(consumer),
+            shared,
+        })
+    }
+
+    fn consumer(&self) -> &Arc<StreamConsumer<Listener>> {
+        self.listener.as_ref().expect("taken only by drop")
+    }
+
+    fn listener(&self) -> &Listener {
+        self.consumer().context()
+    }
+
+    /// Where to read on.
+    async fn positions(
+        &self,
+        places: &[TopicPartition],
+    ) -> Result<Vec<(TopicPartition, Offset)>, LogError> {
+        if places.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.ready_producer().await?;
+        let (wanted, membership) = (places.to_vec(), Arc::clone(&self.membership));
+        let committed = self
+            .shared
+            .blocking(move |shared| {
+                shared.producers.settle(&shared.options)?;
+                former_owners_end(shared, &membership, &wanted)
+            })
+            .await?;
+        let mut positions = Vec::with_capacity(places.len());
+        for (place, committed) in places.iter().zip(committed) {
+            let from = committed.unwrap_or(Position::start_of(0));
+            let offset = match self.shared.settle_position(place, from).await {
+                // A topic that was deleted just now is about to be taken away again.
+                Err(LogError::UnknownTopic(_) | LogError::UnknownPartition { .. }) => continue,
+                other => other?,
+            };
+            positions.push((place.clone(), offset));
+        }
+        Ok(positions)
+    }
+
+    /// The member's producer, so that an earlier one with this id is fenced before a position is told.
+    async fn ready_producer(&self) -> Result<(), LogError> {
+        let mut slot = Arc::clone(&self.membership.producer).lock_owned().await;
+        if slot.is_some() {
+            return Ok(());
+        }
+        let id = self.membership.transactional_id.clone();
+        let producer = self
+            .shared
+            .blocking(move |shared| shared.producers.init(&shared.options, &id))
+            .await?;
+        *slot = Some(producer);
+        Ok(())
+    }
+}
+
+/// Committed positions, after transactions of owners that are gone were ended. Blocks.
+fn former_owners_end(
+    shared: &Arc<Shared>,
+    membership: &Membership,
+    places: &[TopicPartition],
+) -> Result<Vec<Option<Position>>, LogError> {
+    let group = &membership.group;
+    let found = match shared.committed_positions(group, places, UNSTABLE) {
+        Ok(found) => found,
+        // Probably a transaction that is not finished; who began it is known without waiting.
+        Err(LogError::Storage(_)) => shared.unstable_positions(group, places)?,
+        Err(error) => return Err(error),
+    };
+    let owners: BTreeSet<&str> = found
+        .iter()
+        .flatten()
+        .filter_map(|committed| committed.producer.as_deref())
+        .filter(|id| *id != membership.transactional_id)
+        .collect();
+    if !owners.is_empty() {
+        // A member's client id is its transactional id.
+        let alive = shared.group_members(group)?;
+        for id in owners {
+            if !alive.iter().any(|member| member == id) {
+                shared.producers.fence(&shared.options, id)?;
+            }
+        }
+    }
+    let found = shared.committed_positions(group, places, shared.timeout())?;
+    Ok(found
+        .into_iter()
+        .map(|committed| committed.map(|committed| committed.position))
+        .collect())
+}
+
+/// The member's thread: it serves heartbeats and rebalances until the member leaves, then leaves the group.
+fn hold_membership(
+    consumer: Arc<StreamConsumer<Listener>>,
+    handle: Arc<Handle>,
+) -> Result<(), LogError> {
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::Builder::new()
+        .name("va-kafka-member".to_owned())
+        .spawn(move || {
+            runtime.block_on(async {
+                loop {
+                    tokio::select! {
+                        received = consumer.recv() => {
+                            // Paused partitions give nothing but errors of the connection, which passes.
+                            if let Err(error) = received {
+                                tracing::debug!(%error, "membership");
+                                consumer.context().failed(&error);
+                            }
+                        }
+                        () = handle.leave.cancelled() => break,
+                    }
+                }
+            });
+            // The last one to let go closes the consumer, which leaves the group.
+            drop(consumer);
+            handle.left.cancel();
+        })
+        .map(drop)
+        .map_err(|e| LogError::Storage(format!("start a thread: {e}")))
+}
+
+#[async_trait]
+impl Member for KafkaMember {
+    async fn rebalance(&self) -> Result<Rebalance, LogError> {
+        loop {
+            let (assigned, due) = {
+                let assignment = lock(&self.listener().assignment);
+                if let Some(error) = &assignment.failed {
+                    return Err(error.clone());
+                }
+                let due = !assignment.assigned.is_empty()
+                    || !assignment.revoked.is_empty()
+                    || (assignment.decided && !assignment.told);
+                let assigned: Vec<TopicPartition> = assignment.assigned.iter().cloned().collect();
+                (assigned, due)
+            };
+            if !due {
+                tokio::select! {
+                    () = self.listener().changed.notified() => {}
+                    () = self.shared.closed.cancelled() => return Err(LogError::Closed),
+                }
+                continue;
+            }
+            let mut positions = self.positions(&assigned).await?;
+            // From here on there is no waiting: what is taken is returned.
+            let mut assignment = lock(&self.listener().assignment);
+            positions.retain(|(place, _)| assignment.assigned.contains(place));
+            for place in &assigned {
+                assignment.assigned.remove(place);
+            }
+            let revoked: Vec<_> = std::mem::take(&mut assignment.revoked)
+                .into_iter()
+                .collect();
+            let first = !std::mem::replace(&mut assignment.told, true);
+            if first || !positions.is_empty() || !revoked.is_empty() {
+                return Ok(Rebalance {
+                    assigned: positions,
+                    revoked,
+                });
+            }
+        }
+    }
+
+    async fn release(&self, partitions: &[TopicPartition]) -> Result<(), LogError> {
+        let list = {
+            let mut assignment = lock(&self.listener().assignment);
+            for place in partitions {
+                assignment.owned.remove(place);
+                assignment.held.remove(place);
+                assignment.assigned.remove(place);
+            }
+            self.listener().handover(&mut assignment)
+        };
+        let Some(list) = list else { return Ok(()) };
+        let consumer = Arc::clone(self.consumer());
+        self.shared
+            .blocking(move |_| {
+                consumer
+                    .incremental_unassign(&list)
+                    .map_err(|e| storage("give up partitions", &e))
+            })
+            .await
+    }
+
+    fn begin(&self) -> Box<dyn Commit> {
+        Box::new(KafkaCommit::new(
+            Arc::clone(&self.shared),
+            Some(Arc::clone(&self.membership)),
+        ))
+    }
+}
+
+impl Drop for KafkaMember {
+    fn drop(&mut self) {
+        self.listener = None;
+        self.membership.leave();
+    }
+}

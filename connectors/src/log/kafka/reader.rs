@@ -1,0 +1,556 @@
+//! Reading: the blocking fetch on consumers that belong to no group and stay where they stopped.
+//!
+//! Each reader is a consumer of one partition. A fetch takes the one that stands at its offset, so that sequential
+//! reading never seeks; librdkafka reads ahead of it, up to `read_ahead_kib`, and then pauses by itself. Readers that
+//! nobody uses are kept, at most [`IDLE_MAX`]; the one that was used longest ago goes first.
+//!
+//! Kafka does not tell how many offsets at the end hold no row (ends of transactions, aborted records). A fetch that
+//! finds nothing below the high watermark positions the reader anew and waits for a row or for the end of the partition,
+//! whichever comes: since the reader was positioned after the watermark was asked for, an end means that nothing below
+//! that watermark was missed, and the fetch goes on there.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::FutureExt;
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::{Consumer, StreamConsumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::types::RDKafkaErrorCode as Code;
+use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
+use tokio::time::Instant;
+use va_catalog::{Offset, TopicName, TopicPartition};
+
+use super::client::{Quiet, Shared, is_unknown_topic, lock, storage};
+use super::codec;
+use super::names::Position;
+use crate::log::{FetchLimit, Fetched, LogBatch, LogError};
+
+/// Each holds a connection to each broker and its read-ahead.
+const IDLE_MAX: usize = 32;
+
+/// Until the brokers have told each other of a new topic.
+const NEWS: Duration = Duration::from_millis(20);
+
+/// A consumer of one partition.
+pub(super) struct Reader {
+    place: TopicPartition,
+    topic: String,
+    consumer: StreamConsumer<Quiet>,
+    /// The next record that it will return; `None` when that is not known.
+    at: Option<i64>,
+    /// A record that was received and did not fit into the last fetch.
+    held: Option<Record>,
+    /// One past the last record as last asked.
+    high: i64,
+}
+
+/// A record with rows.
+pub(super) struct Record {
+    pub(super) offset: i64,
+    batch: arrow::record_batch::RecordBatch,
+    bytes: usize,
+    appended_at_ms: i64,
+}
+
+/// What a reader came upon.
+pub(super) enum Event {
+    Record(Record),
+    /// There is nothing more now.
+    End,
+    /// The position does not exist (any more).
+    OutOfRange,
+}
+
+/// Readers that nobody uses, the one that was used last at the end.
+#[derive(Default)]
+pub(super) struct Readers {
+    idle: Mutex<Vec<Reader>>,
+}
+
+impl std::fmt::Debug for Readers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Readers").finish_non_exhaustive()
+    }
+}
+
+impl Readers {
+    /// The reader that stands there, else another one of the partition.
+    fn take(&self, place: &TopicPartition, record: i64) -> Option<Reader> {
+        let mut idle = lock(&self.idle);
+        let of_partition = |reader: &Reader| reader.place == *place;
+        let index = idle
+            .iter()
+            .position(|reader| of_partition(reader) && reader.at == Some(record))
+            .or_else(|| idle.iter().position(of_partition))?;
+        Some(idle.remove(index))
+    }
+
+    fn give(&self, reader: Reader) {
+        let mut idle = lock(&self.idle);
+        idle.push(reader);
+        if idle.len() > IDLE_MAX {
+            let oldest = idle.remove(0);
+            drop(idle);
+            dispose(oldest);
+        }
+    }
+
+    pub(super) fn forget(&self, topic: &TopicName) {
+        let mut idle = lock(&self.idle);
+        let gone: Vec<Reader> = idle
+            .extract_if(.., |reader| reader.place.topic == *topic)
+            .collect();
+        drop(idle);
+        gone.into_iter().for_each(dispose);
+    }
+
+    pub(super) fn clear(&self) {
+        let all = std::mem::take(&mut *lock(&self.idle));
+        all.into_iter().for_each(dispose);
+    }
+}
+
+/// Closing a consumer waits for its threads.
+fn dispose(reader: Reader) {
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) => drop(runtime.spawn_blocking(move || drop(reader))),
+        Err(_) => drop(reader),
+    }
+}
+
+/// A reader in use. It goes back whatever happens to the fetch.
+pub(super) struct Lent<'a> {
+    readers: &'a Readers,
+    reader: Option<Reader>,
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            self.readers.give(reader);
+        }
+    }
+}
+
+impl std::ops::Deref for Lent<'_> {
+    type Target = Reader;
+    fn deref(&self) -> &Reader {
+        self.reader.as_ref().expect("taken only by drop")
+    }
+}
+
+impl std::ops::DerefMut for Lent<'_> {
+    fn deref_mut(&mut self) -> &mut Reader {
+        self.reader.as_mut().expect("taken only by drop")
+    }
+}
+
+impl Reader {
+    /// Goes to a record; what was read ahead is thrown away.
+    pub(super) fn go_to(&mut self, record: i64) -> Result<(), LogError> {
+        self.at = None;
+        self.held = None;
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(
+            &self.topic,
+            self.place.partition.0 as i32,
+            KafkaOffset::Offset(record),
+        )
+        .and_then(|()| self.consumer.assign(&list))
+        .map_err(|e| storage(&format!("read `{}`", self.place), &e))?;
+        self.at = Some(record);
+        Ok(())
+    }
+
+    /// The next event. Cancel-safe: what is not returned stays in the queue.
+    pub(super) async fn next(&mut self) -> Result<Event, LogError> {
+        if let Some(record) = self.held.take() {
+            return Ok(self.took(record));
+        }
+        match interpret(&self.place, self.consumer.recv().await) {
+            Ok(Event::Record(record)) => Ok(self.took(record)),
+            Ok(Event::End) => Ok(Event::End),
+            // The consumer stands behind what could not be read: whoever reads on has to come back to it.
+            other => {
+                self.at = None;
+                other
+            }
+        }
+    }
+
+    /// The next record, when it is here already. Anything else is left for a fetch that has nothing to return.
+    fn next_now(&mut self) -> Option<Record> {
+        match self.next().now_or_never() {
+            Some(Ok(Event::Record(record))) => Some(record),
+            _ => None,
+        }
+    }
+
+    fn took(&mut self, record: Record) -> Event {
+        self.at = Some(record.offset + 1);
+        Event::Record(record)
+    }
+
+    /// Puts back the record that was taken last.
+    fn hold(&mut self, record: Record) {
+        self.at = Some(record.offset);
+        self.held = Some(record);
+    }
+}
+
+fn interpret(
+    place: &TopicPartition,
+    received: Result<BorrowedMessage<'_>, KafkaError>,
+) -> Result<Event, LogError> {
+    match received {
+        Ok(message) => {
+            let batch = codec::decode(message.payload(), message.headers()).map_err(|e| {
+                LogError::Corrupt(format!("record {} of `{place}`: {e}", message.offset()))
+            })?;
+            Ok(Event::Record(Record {
+                offset: message.offset(),
+                batch,
+                bytes: message.payload_len(),
+                appended_at_ms: message.timestamp().to_millis().unwrap_or(0),
+            }))
+        }
+        Err(KafkaError::PartitionEOF(_)) => Ok(Event::End),
+        Err(error) => match error.rdkafka_error_code() {
+            Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => Ok(Event::OutOfRange),
+            _ if is_unknown_topic(&error) => Err(LogError::UnknownTopic(place.topic.clone())),
+            _ => Err(storage(&format!("read `{place}`"), &error)),
+        },
+    }
+}
+
+impl Shared {
+    pub(super) async fn reader(
+        self: &Arc<Self>,
+        place: &TopicPartition,
+        record: i64,
+    ) -> Result<Lent<'_>, LogError> {
+        let reader = match self.readers.take(place, record) {
+            Some(reader) => reader,
+            None => {
+                let (place, topic) = (place.clone(), self.kafka_topic(&place.topic)?);
+                // Here and not on a blocking thread: the consumer wants the runtime. Connecting is in the background.
+                let consumer =
+                    StreamConsumer::from_config_and_context(&self.options.reader(), Quiet)
+                        .map_err(|e| LogError::Config(format!("kafka: {e}")))?;
+                Reader {
+                    place,
+                    topic,
+                    consumer,
+                    at: None,
+                    held: None,
+                    high: 0,
+                }
+            }
+        };
+        Ok(Lent {
+            readers: &self.readers,
+            reader: Some(reader),
+        })
+    }
+
+    async fn ask_records(self: &Arc<Self>, place: &TopicPartition) -> Result<(i64, i64), LogError> {
+        let place = place.clone();
+        self.blocking(move |shared| shared.records(&place)).await
+    }
+
+    /// See [`crate::log::Log::fetch`].
+    pub(super) async fn fetch(
+        self: &Arc<Self>,
+        place: &TopicPartition,
+        from: Offset,
+        limit: FetchLimit,
+        wait: Duration,
+    ) -> Result<Fetched, LogError> {
+        self.open()?;
+        // A wait beyond what the timer can hold is a wait without end.
+        let deadline = Instant::now().checked_add(wait);
+        // Known topics are not asked for again.
+        if !self.is_known(place) {
+            let place = place.clone();
+            self.blocking(move |shared| shared.place(&place)).await?;
+        }
+        let start = Position::of(from);
+        let mut reader = self.reader(place, start.record).await?;
+        let first = if reader.at == Some(start.record) {
+            reader.next_now()
+        } else {
+            None
+        };
+        if let Some(first) = first {
+            return self.collect(&mut reader, start, first, limit, 0).await;
+        }
+
+        let (low, high) = self.ask_records(place).await?;
+        reader.high = high;
+        let (from, start, skipped) = if start.record < low {
+            let low_start = Position::start_of(low);
+            (low_start.offset(), low_start, (low - start.record) as u64)
+        } else {
+            (from, start, 0)
+        };
+        let nothing = |next: Offset| Fetched {
+            batches: Vec::new(),
+            next,
+            skipped,
+            high: Position::start_of(high).offset(),
+        };
+        if start.record < high {
+            // Rows, or the end: in any case soon.
+            reader.go_to(start.record)?;
+            let event = tokio::select! {
+                event = self.await_event(&mut reader) => event?,
+                () = tokio::time::sleep(self.timeout()) => {
+                    return Err(LogError::Storage(format!(
+                        "kafka: no answer for record {} of `{place}`", start.record
+                    )));
+                }
+                () = self.closed.cancelled() => return Err(LogError::Closed),
+            };
+            return match event {
+                Event::Record(first) => {
+                    self.collect(&mut reader, start, first, limit, skipped)
+                        .await
+                }
+                Event::End => {
+                    self.learn_gap(place, start, high);
+                    reader.at = Some(high);
+                    Ok(nothing(Position::start_of(high).offset()))
+                }
+                // Removed just now; the next fetch asks for the low watermark again.
+                Event::OutOfRange => Ok(nothing(from)),
+            };
+        }
+        if skipped > 0 || wait.is_zero() {
+            return Ok(nothing(from));
+        }
+        if reader.at != Some(start.record) {
+            reader.go_to(start.record)?;
+        }
+        let timeout = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(timeout);
+        loop {
+            let event = tokio::select! {
+                event = self.await_event(&mut reader) => event?,
+                () = &mut timeout => return Ok(nothing(from)),
+                () = self.closed.cancelled() => return Err(LogError::Closed),
+            };
+            match event {
+                Event::Record(first) => {
+                    return self.collect(&mut reader, start, first, limit, 0).await;
+                }
+                Event::End => {}
+                // A position beyond the end, of a topic that was made again: nothing is there until it grows.
+                Event::OutOfRange => {
+                    reader.at = None;
+                    tokio::select! {
+                        () = &mut timeout => return Ok(nothing(from)),
+                        () = self.closed.cancelled() => return Err(LogError::Closed),
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_known(&self, place: &TopicPartition) -> bool {
+        self.known_count(&place.topic)
+            .is_some_and(|count| place.partition.0 < count)
+    }
+
+    /// Waits over what passes by itself: librdkafka connects again and goes on where it was, and a broker that has not
+    /// heard of a new topic yet will.
+    async fn await_event(self: &Arc<Self>, reader: &mut Reader) -> Result<Event, LogError> {
+        let record = reader.at;
+        loop {
+            match reader.next().await {
+                Err(LogError::Storage(reason)) => {
+                    tracing::debug!(reason, place = %reader.place, "the reader goes on");
+                }
+                Err(LogError::UnknownTopic(_)) => {
+                    let place = reader.place.clone();
+                    self.blocking(move |shared| shared.still_exists(&place))
+                        .await?;
+                    tokio::time::sleep(NEWS).await;
+                    if let Some(record) = record {
+                        reader.go_to(record)?;
+                    }
+                }
+                other => return other,
+            }
+        }
+    }
+
+    pub(super) fn learn_gap(&self, place: &TopicPartition, from: Position, to: i64) {
+        if from.row == 0 && from.record < to {
+            lock(&self.gaps).insert(place.clone(), (from.record, to));
+        }
+    }
+
+    /// What fits into the limit of what is here, beginning with `first`.
+    async fn collect(
+        self: &Arc<Self>,
+        reader: &mut Reader,
+        start: Position,
+        first: Record,
+        limit: FetchLimit,
+        skipped: u64,
+    ) -> Result<Fetched, LogError> {
+        let mut fetched = Fetched {
+            batches: Vec::new(),
+            next: start.offset(),
+            skipped,
+            high: Offset(0),
+        };
+        let (mut rows, mut bytes) = (0_usize, 0_usize);
+        let mut next = Some(first);
+        while let Some(record) = next {
+            let cut = if record.offset == start.record {
+                (start.row as usize).min(record.batch.num_rows())
+            } else {
+                0
+            };
+            let count = record.batch.num_rows() - cut;
+            rows += count;
+            bytes = bytes.saturating_add(record.bytes);
+            if !fetched.batches.is_empty() && (rows > limit.rows || bytes > limit.bytes) {
+                reader.hold(record);
+                break;
+            }
+            fetched.next = Position::start_of(record.offset + 1).offset();
+            if count > 0 {
+                let base = Position {
+                    record: record.offset,
+                    row: cut as u32,
+                };
+                fetched.batches.push(LogBatch {
+                    base: base.offset(),
+                    batch: record.batch.slice(cut, count),
+                    appended_at_ms: record.appended_at_ms,
+                });
+            }
+            if rows >= limit.rows || bytes >= limit.bytes {
+                break;
+            }
+            next = reader.next_now();
+        }
+        let next = Position::of(fetched.next).record;
+        if reader.high <= next {
+            reader.high = self.ask_records(&reader.place.clone()).await?.1;
+        }
+        fetched.high = Position::start_of(reader.high.max(next)).offset();
+        let topic = reader.place.topic.to_string();
+        let returned: usize = fetched.batches.iter().map(|b| b.batch.num_rows()).sum();
+        metrics::counter!("va_log_fetch_rows_total", "topic" => topic).increment(returned as u64);
+        Ok(fetched)
+    }
+
+    /// The same position, moved over what holds no row: equal to the high watermark exactly when everything was read.
+    pub(super) async fn settle_position(
+        self: &Arc<Self>,
+        place: &TopicPartition,
+        position: Position,
+    ) -> Result<Offset, LogError> {
+        let (low, high) = self.ask_records(place).await?;
+        let position = position.max(Position::start_of(low));
+        if position.record >= high {
+            return Ok(position.offset());
+        }
+        let gap = lock(&self.gaps).get(place).copied();
+        if let Some((from, to)) = gap
+            && position.row == 0
+            && (from..to).contains(&position.record)
+            && to >= high
+        {
+            return Ok(Position::start_of(to).offset());
+        }
+        let mut reader = self.reader(place, position.record).await?;
+        reader.go_to(position.record)?;
+        loop {
+            let event = tokio::select! {
+                event = self.await_event(&mut reader) => event?,
+                () = tokio::time::sleep(self.timeout()) => {
+                    return Err(LogError::Storage(format!(
+                        "kafka: no answer for record {} of `{place}`", position.record
+                    )));
+                }
+                () = self.closed.cancelled() => return Err(LogError::Closed),
+            };
+            match event {
+                // Behind the last row of its record.
+                Event::Record(record)
+                    if record.offset == position.record
+                        && position.row as usize >= record.batch.num_rows() => {}
+                Event::Record(record) => {
+                    let row = if record.offset == position.record {
+                        position.row
+                    } else {
+                        0
+                    };
+                    let found = Position {
+                        record: record.offset,
+                        row,
+                    };
+                    reader.hold(record);
+                    return Ok(found.offset());
+                }
+                Event::End => {
+                    reader.at = Some(high);
+                    self.learn_gap(place, position, high);
+                    return Ok(Position::start_of(high).offset());
+                }
+                Event::OutOfRange => return Ok(position.offset()),
+            }
+        }
+    }
+
+    /// See [`crate::log::Log::offset_at`].
+    pub(super) async fn offset_at(
+        self: &Arc<Self>,
+        place: &TopicPartition,
+        time_ms: i64,
+    ) -> Result<Offset, LogError> {
+        let checked = place.clone();
+        let (_, high) = self
+            .blocking(move |shared| shared.records(&checked))
+            .await?;
+        let mut reader = self.reader(place, -1).await?;
+        let reader = reader.reader.take().expect("just lent");
+        let kafka_time = time_ms.max(0);
+        let (reader, found) = tokio::task::spawn_blocking({
+            let timeout = self.timeout();
+            move || {
+                let mut list = TopicPartitionList::new();
+                let found = list
+                    .add_partition_offset(
+                        &reader.topic,
+                        reader.place.partition.0 as i32,
+                        KafkaOffset::Offset(kafka_time),
+                    )
+                    .and_then(|()| reader.consumer.offsets_for_times(list, timeout));
+                (reader, found)
+            }
+        })
+        .await
+        .map_err(|e| LogError::Storage(format!("a kafka task failed: {e}")))?;
+        self.readers.give(reader);
+        let found = found.map_err(|e| self.lost(place, "ask for the offset at a time", &e))?;
+        let record = match found.elements().first().map(|element| element.offset()) {
+            Some(KafkaOffset::Offset(record)) if record < high => record,
+            _ => high,
+        };
+        // What ends a transaction has a time as well.
+        self.settle_position(place, Position::start_of(record))
+            .await
+    }
+}

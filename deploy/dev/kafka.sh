@@ -1,0 +1,194 @@
+#!/usr/bin/env bash
+# Real Apache Kafka brokers on loopback, for tests and for trying things out: KRaft, no ZooKeeper, no container.
+#
+#   deploy/dev/kafka.sh fetch                 fetches Kafka into the cache folder; costs nothing when it is there
+#   deploy/dev/kafka.sh start [FOLDER]        fetches, starts, waits until the brokers answer, then prints
+#                                             `bootstrap HOST:PORT[,...]`, `folder FOLDER` and, for tests that cut
+#                                             connections, for each broker `proxied LISTENS TOLD`: a second door whose
+#                                             clients are told to come to port TOLD, where a proxy has to be
+#   deploy/dev/kafka.sh stop FOLDER           ends the brokers of that folder and removes it
+#
+#   --brokers 1|3       how many (1)
+#   --version VERSION   which Kafka (KAFKA_VERSION, else 4.3.1); the oldest supported is 3.7.2
+#
+# Maven fetches by coordinates, because there is no package of the whole distribution: the server's main class is
+# started on its class path instead of through the distribution's scripts. Data, logs and process ids are in FOLDER
+# (a new temporary one when not given). Relies on maven, a Java runtime of version 17 or newer and python3.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+
+die() { printf 'kafka: %s\n' "$*" >&2; exit 1; }
+usage() { sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+
+brokers=1
+version="${KAFKA_VERSION:-4.3.1}"
+words=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --brokers) brokers=${2:?"--brokers needs a number"}; shift 2 ;;
+        --version) version=${2:?"--version needs a version"}; shift 2 ;;
+        -h | --help) usage; exit ;;
+        *) words+=("$1"); shift ;;
+    esac
+done
+case $brokers in 1 | 3) ;; *) die "$brokers brokers: use 1 or 3" ;; esac
+[[ $version =~ ^[0-9]+(\.[0-9]+)+$ ]] || die "version \`$version\`: use an exact one such as 4.3.1 or 3.7.2"
+jars="$cache/kafka/$version"
+
+# Maven resolves exactly this version (a range could move) with what it needs at run time.
+fetch() {
+    [ ! -f "$jars/complete" ] || return 0
+    command -v mvn >/dev/null || die "fetching Kafka needs maven: install it (Debian package maven)"
+    mkdir -p "$cache/kafka"
+    # Two test runs at once take turns.
+    exec 9>"$cache/kafka/.lock"
+    flock 9
+    [ ! -f "$jars/complete" ] || return 0
+    local work
+    work=$(mktemp -d "$cache/kafka/.fetch.XXXXXX")
+    cat >"$work/pom.xml" <<POM
+<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>voiceassistant</groupId>
+  <artifactId>kafka-for-tests</artifactId>
+  <version>1</version>
+  <dependencies>
+    <dependency>
+      <groupId>org.apache.kafka</groupId>
+      <artifactId>kafka_2.13</artifactId>
+      <version>[$version]</version>
+    </dependency>
+  </dependencies>
+</project>
+POM
+    mvn -q -B -f "$work/pom.xml" dependency:copy-dependencies -DincludeScope=runtime \
+        -DoutputDirectory="$work/jars" >"$work/log" 2>&1 ||
+        { cat "$work/log" >&2; rm -rf "$work"; die "maven could not fetch Kafka $version"; }
+    [ -f "$work/jars/kafka_2.13-$version.jar" ] || { rm -rf "$work"; die "maven fetched another version than $version"; }
+    touch "$work/jars/complete"
+    rm -rf "$jars"
+    mv "$work/jars" "$jars"
+    rm -rf "$work"
+    exec 9>&-
+}
+
+# A small heap and the simple compiler: it has to start quickly and carries little.
+java=(java -Xms"${KAFKA_HEAP_MIN:-128m}" -Xmx"${KAFKA_HEAP_MAX:-512m}" -XX:+UseSerialGC -XX:TieredStopAtLevel=1
+    -XX:-UsePerfData -cp "$jars/*")
+
+# Ports that are free now, all different: the sockets are open at the same time.
+free_ports() { # COUNT
+    python3 -c 'import socket, sys
+sockets = [socket.socket() for _ in range(int(sys.argv[1]))]
+for each in sockets: each.bind(("127.0.0.1", 0))
+print(*[each.getsockname()[1] for each in sockets])' "$1"
+}
+
+# Whether the broker answers an ApiVersions request, the first thing that every client sends.
+answers() { # PORT
+    python3 -c 'import socket, struct, sys
+try:
+    with socket.create_connection(("127.0.0.1", int(sys.argv[1])), 2) as s:
+        request = struct.pack(">hhih", 18, 0, 1, 4) + b"test"
+        s.sendall(struct.pack(">i", len(request)) + request)
+        sys.exit(len(s.recv(8)) == 0)
+except OSError:
+    sys.exit(1)' "$1"
+}
+
+write_properties() { # NODE FOLDER
+    local node=$1 at=$(($1 - 1)) isr=1 replicas=1
+    if [ "$brokers" = 3 ]; then replicas=3 isr=2; fi
+    cat >"$2/server.properties" <<PROPERTIES
+process.roles=broker,controller
+node.id=$node
+controller.quorum.voters=$voters
+listeners=PLAINTEXT://127.0.0.1:${client_ports[at]},PROXIED://127.0.0.1:${proxied_ports[at]},CONTROLLER://127.0.0.1:${quorum_ports[at]}
+advertised.listeners=PLAINTEXT://127.0.0.1:${client_ports[at]},PROXIED://127.0.0.1:${told_ports[at]}
+controller.listener.names=CONTROLLER
+inter.broker.listener.name=PLAINTEXT
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT
+log.dirs=$2/data
+offsets.topic.replication.factor=$replicas
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=$replicas
+transaction.state.log.min.isr=$isr
+transaction.state.log.num.partitions=4
+min.insync.replicas=$isr
+default.replication.factor=$replicas
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+auto.create.topics.enable=false
+num.network.threads=2
+num.io.threads=4
+log.cleaner.dedupe.buffer.size=16777216
+PROPERTIES
+}
+
+start() { # FOLDER
+    fetch
+    command -v java >/dev/null || die "Kafka needs Java 17 or newer: install it (Debian package openjdk-17-jre-headless)"
+    local folder=$1 node ports cluster=
+    mkdir -p "$folder"
+    [ ! -e "$folder/brokers" ] || die "\`$folder\` is in use: stop it first"
+    echo "$brokers" >"$folder/brokers"
+    # When the start fails or is interrupted, nothing stays behind.
+    trap "stop $(printf %q "$folder")" EXIT
+    trap 'exit 1' INT TERM
+    read -ra ports <<<"$(free_ports $((4 * brokers)))"
+    client_ports=("${ports[@]:0:brokers}")
+    quorum_ports=("${ports[@]:brokers:brokers}")
+    proxied_ports=("${ports[@]:2 * brokers:brokers}")
+    told_ports=("${ports[@]:3 * brokers:brokers}")
+    voters=
+    for node in $(seq "$brokers"); do voters+="${voters:+,}$node@127.0.0.1:${quorum_ports[$((node - 1))]}"; done
+    cluster=$(python3 -c 'import base64, uuid; print(base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="))')
+    # An id that begins with a dash would look like an option.
+    cluster="A${cluster:1}"
+    for node in $(seq "$brokers"); do
+        mkdir -p "$folder/$node"
+        write_properties "$node" "$folder/$node"
+        "${java[@]}" kafka.tools.StorageTool format --cluster-id "$cluster" --config "$folder/$node/server.properties" \
+            >"$folder/$node/format.log" 2>&1 ||
+            { cat "$folder/$node/format.log" >&2; die "formatting the data of broker $node failed"; }
+    done
+    for node in $(seq "$brokers"); do
+        # A session of its own: Ctrl-C in the terminal is for the script, which then stops the brokers.
+        setsid "${java[@]}" kafka.Kafka "$folder/$node/server.properties" \
+            >"$folder/$node/server.log" 2>&1 9>&- </dev/null &
+        echo $! >"$folder/$node/pid"
+    done
+    local deadline=$((SECONDS + 90)) bootstrap=
+    for node in $(seq "$brokers"); do
+        until answers "${client_ports[$((node - 1))]}"; do
+            kill -0 "$(cat "$folder/$node/pid")" 2>/dev/null && [ $SECONDS -lt $deadline ] ||
+                { tail -n 30 "$folder/$node/server.log" >&2; die "broker $node did not start"; }
+            sleep 0.1
+        done
+        bootstrap+="${bootstrap:+,}127.0.0.1:${client_ports[$((node - 1))]}"
+    done
+    trap - EXIT INT TERM
+    echo "bootstrap $bootstrap"
+    echo "folder $folder"
+    for node in $(seq "$brokers"); do echo "proxied ${proxied_ports[$((node - 1))]} ${told_ports[$((node - 1))]}"; done
+}
+
+stop() { # FOLDER
+    [ -f "$1/brokers" ] || die "\`$1\` is not a folder that \`start\` made"
+    local pid file
+    for file in "$1"/*/pid; do
+        [ -f "$file" ] || continue
+        pid=$(cat "$file")
+        # The data goes away with it, so there is nothing to shut down in order.
+        kill -KILL "$pid" 2>/dev/null || true
+        while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
+    done
+    rm -rf "$1"
+}
+
+case ${words[0]:-} in
+    fetch) fetch ;;
+    start) start "${words[1]:-$(mktemp -d)}" ;;
+    stop) stop "${words[1]:?"stop needs the folder that start printed"}" ;;
+    *) usage >&2; exit 2 ;;
+esac
