@@ -33,8 +33,9 @@ bench: setup ## run one benchmark: make bench NAME=... [ARGS=...]
 docs: setup ## build the API documentation
 	cargo doc --workspace --no-deps
 
-release: setup ## build an optimised `va`
-	cargo build --release --locked -p va-serving
+release: setup ## build an optimised `va` with every connector
+	@deploy/dev/setup.sh kafka
+	cargo build --release --locked --workspace --bins --features va-serving/kafka
 	@echo "built $(CARGO_TARGET_DIR)/release/va"
 
 corpora: ## fetch the documents that tests use

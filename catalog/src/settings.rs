@@ -106,16 +106,34 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The embedded log.
+/// The log: embedded in the data directory, or on Kafka.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogSettings {
+    /// Brokers of a Kafka cluster, `host:port`, separated by commas. With them the log is there, and the settings of the
+    /// embedded one say nothing.
+    pub brokers: Option<String>,
+    /// How to use that cluster: `replication_factor`, `prefix`, `security`, `properties` and more, as the reference of the
+    /// Kafka log lists them.
+    pub kafka: KafkaMap,
     /// When commits reach the disk.
     pub durability: Durability,
     /// With `durability: interval`, the time between two syncs, in milliseconds.
     #[serde(deserialize_with = "positive_u64")]
     #[schemars(range(min = 1))]
     pub interval_ms: u64,
+}
+
+/// Options of the Kafka log as they were written; they are checked when it is opened. They do not print, since a password
+/// may be among them.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct KafkaMap(pub Map<String, Value>);
+
+impl fmt::Debug for KafkaMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
 }
 
 /// When commits of the log reach the disk.
@@ -297,6 +315,8 @@ impl Default for Settings {
 impl Default for LogSettings {
     fn default() -> Self {
         Self {
+            brokers: None,
+            kafka: KafkaMap::default(),
             durability: Durability::EveryCommit,
             interval_ms: 1000,
         }

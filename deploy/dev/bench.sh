@@ -34,9 +34,10 @@ case $VA_BENCH_PROFILE in
     dev) folder=debug ;;
     *) echo "bench: VA_BENCH_PROFILE is \`$VA_BENCH_PROFILE\`: use release or dev" >&2; exit 2 ;;
 esac
-# One build for both, so that they share every dependency. Cargo's own words say which file is the meter, whose name
+deploy/dev/setup.sh kafka
+# One build for both, and for `make release`, so that they share every dependency. Cargo's own words say which file is the meter, whose name
 # holds a hash.
-VA_BENCH_METER=$(cargo build --workspace --bins --bench meter --profile "$VA_BENCH_PROFILE" --locked \
+VA_BENCH_METER=$(cargo build --workspace --bins --bench meter --features va-serving/kafka --profile "$VA_BENCH_PROFILE" --locked \
     --message-format json-render-diagnostics | python3 -c 'import json, sys
 for line in sys.stdin:
     message = json.loads(line)

@@ -7,6 +7,7 @@
 #                                             connections, for each broker `proxied LISTENS TOLD`: a second door whose
 #                                             clients are told to come to port TOLD, where a proxy has to be
 #   deploy/dev/kafka.sh stop FOLDER           ends the brokers of that folder and removes it
+#   deploy/dev/kafka.sh run                   starts, prints HOST:PORT[,...], and stops when its input ends
 #
 #   --brokers 1|3       how many (1)
 #   --version VERSION   which Kafka (KAFKA_VERSION, else 4.3.1); the oldest supported is 3.7.2
@@ -18,7 +19,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 die() { printf 'kafka: %s\n' "$*" >&2; exit 1; }
-usage() { sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 brokers=1
 version="${KAFKA_VERSION:-4.3.1}"
@@ -189,6 +190,16 @@ stop() { # FOLDER
 case ${words[0]:-} in
     fetch) fetch ;;
     start) start "${words[1]:-$(mktemp -d)}" ;;
+    run)
+        folder=$(mktemp -d)
+        said=$(mktemp)
+        start "$folder" >"$said"
+        trap 'stop "$folder"' EXIT
+        trap 'exit 1' INT TERM HUP
+        sed -n 's/^bootstrap //p' "$said"
+        rm -f "$said"
+        cat >/dev/null
+        ;;
     stop) stop "${words[1]:?"stop needs the folder that start printed"}" ;;
     *) usage >&2; exit 2 ;;
 esac

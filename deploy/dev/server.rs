@@ -77,6 +77,7 @@ impl Drop for Server {
 }
 
 /// Says why a test does not run; with `CI` set that is a failure.
+#[allow(dead_code, reason = "some tests have one of their own")]
 pub fn skip(reason: &str) {
     println!("SKIPPED: {reason}");
     let ci = std::env::var_os("CI").is_some_and(|ci| !ci.is_empty());

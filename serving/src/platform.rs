@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arrow::datatypes::SchemaRef;
 use tokio_util::sync::CancellationToken;
-use va_catalog::settings::{Durability, ParseSettings, Settings};
+use va_catalog::settings::{Durability, KafkaMap, LogSettings, ParseSettings, Settings};
 use va_catalog::store::{
     Catalog, DesiredState, Page, Retention, Topic, WireFormat, built_in_topics,
 };
@@ -93,6 +93,57 @@ pub fn now_ms() -> i64 {
         .map_or(0, |since| since.as_millis() as i64)
 }
 
+/// The log that the settings name.
+async fn open_log(settings: &LogSettings, data: &Path) -> Result<Arc<dyn Log>, OpenError> {
+    if let Some(brokers) = &settings.brokers {
+        return kafka_log(brokers, &settings.kafka, data).await;
+    }
+    let durability = match settings.durability {
+        Durability::EveryCommit => va_connectors::log::embedded::Durability::EveryCommit,
+        Durability::Interval => va_connectors::log::embedded::Durability::Interval(
+            Duration::from_millis(settings.interval_ms),
+        ),
+    };
+    let log_dir = data.join("log");
+    let log = tokio::task::spawn_blocking(move || {
+        EmbeddedLog::open(
+            &log_dir,
+            LogOptions {
+                durability,
+                ..LogOptions::default()
+            },
+        )
+    })
+    .await
+    .map_err(part("log"))?
+    .map_err(part("log"))?;
+    Ok(log)
+}
+
+#[cfg(feature = "kafka")]
+async fn kafka_log(
+    brokers: &str,
+    options: &KafkaMap,
+    data: &Path,
+) -> Result<Arc<dyn Log>, OpenError> {
+    use va_connectors::log::kafka::{KafkaLog, KafkaOptions};
+    let mut options = options.0.clone();
+    options.insert("brokers".into(), brokers.into());
+    options
+        .entry("state_dir")
+        .or_insert_with(|| data.join("kafka-state").to_string_lossy().into());
+    let options: KafkaOptions = serde_json::from_value(options.into())
+        .map_err(|error| part("log")(format!("`log.kafka`: {error}")))?;
+    Ok(KafkaLog::connect(options).await.map_err(part("log"))?)
+}
+
+#[cfg(not(feature = "kafka"))]
+async fn kafka_log(_: &str, _: &KafkaMap, _: &Path) -> Result<Arc<dyn Log>, OpenError> {
+    Err(part("log")(
+        "`log.brokers` is set, but this `va` was built without Kafka; build it with `--features kafka`, as `make release` does",
+    ))
+}
+
 impl Platform {
     /// Opens everything. Nothing runs yet: see [`Platform::start`].
     pub async fn open(settings: Settings) -> Result<Arc<Self>, OpenError> {
@@ -112,25 +163,7 @@ impl Platform {
             .ensure_admin_key(&data)
             .await
             .map_err(part("catalog"))?;
-        let durability = match settings.log.durability {
-            Durability::EveryCommit => va_connectors::log::embedded::Durability::EveryCommit,
-            Durability::Interval => va_connectors::log::embedded::Durability::Interval(
-                Duration::from_millis(settings.log.interval_ms),
-            ),
-        };
-        let log_dir = data.join("log");
-        let log: Arc<dyn Log> = tokio::task::spawn_blocking(move || {
-            EmbeddedLog::open(
-                &log_dir,
-                LogOptions {
-                    durability,
-                    ..LogOptions::default()
-                },
-            )
-        })
-        .await
-        .map_err(part("log"))?
-        .map_err(part("log"))?;
+        let log = open_log(&settings.log, &data).await?;
         let objects = match &settings.objects.url {
             Some(url) => Objects::open(url, &S3Options::default()).await,
             None => Objects::local(&data.join("objects")),

@@ -10,7 +10,7 @@ use tempfile::tempdir;
 
 use crate::server::{Server, both, corpus, good, need_model, run, va};
 
-const DOCUMENTS: usize = 40;
+pub const DOCUMENTS: usize = 40;
 
 /// A word that only document `i` has.
 fn word(i: usize) -> String {
@@ -27,7 +27,7 @@ fn text(i: usize) -> String {
 }
 
 /// Hands documents over without waiting; a refused connection is the crash.
-fn hand_over(server: &Server, from: usize) -> usize {
+pub fn hand_over(server: &Server, from: usize) -> usize {
     for i in from..DOCUMENTS {
         let path = format!("/api/v1/collections/c/documents?name=d{i}.md");
         let sent = server
@@ -43,7 +43,7 @@ fn hand_over(server: &Server, from: usize) -> usize {
 }
 
 /// Every chunk in the vector table: id to text.
-fn chunks(server: &Server) -> BTreeMap<String, String> {
+pub fn chunks(server: &Server) -> BTreeMap<String, String> {
     let rows = server.sql("SELECT id, text FROM chunks.c");
     let count = rows.len();
     let map: BTreeMap<String, String> = rows
@@ -60,7 +60,7 @@ fn chunks(server: &Server) -> BTreeMap<String, String> {
 }
 
 /// Ids of the chunks that the full-text index finds for every document's own word.
-fn found_by_keyword(server: &Server) -> Vec<String> {
+pub fn found_by_keyword(server: &Server) -> Vec<String> {
     let mut ids = Vec::new();
     for i in 0..DOCUMENTS {
         let hits = server.search("c", &word(i), "keyword");
@@ -71,7 +71,7 @@ fn found_by_keyword(server: &Server) -> Vec<String> {
     ids
 }
 
-fn uncrashed(dir: &Path) -> (BTreeMap<String, String>, Vec<String>) {
+pub fn uncrashed(dir: &Path) -> (BTreeMap<String, String>, Vec<String>) {
     let server = Server::start(dir);
     server.create_collection("c");
     assert_eq!(hand_over(&server, 0), DOCUMENTS);

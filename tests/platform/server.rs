@@ -96,8 +96,12 @@ impl Server {
 
     /// The same with more arguments.
     pub fn start_with(data: &Path, args: &[&str]) -> Self {
-        let mut child = va(data)
-            .args(args)
+        Self::start_as(va(data).args(args), data)
+    }
+
+    /// The same with a `va` whose arguments and environment have been set already.
+    pub fn start_as(va: &mut std::process::Command, data: &Path) -> Self {
+        let mut child = va
             .args([
                 "up",
                 "--listen",

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use va_catalog::{NodeName, Offset, Partition, PipelineName, TopicName, TopicPartition};
+use va_catalog::{NodeName, Partition, PipelineName, TopicName, TopicPartition};
 use va_connectors::flow::FlowError;
 use va_connectors::log::{GroupId, Log, LogError, TopicConfig};
 
@@ -295,10 +295,7 @@ async fn lag(log: &dyn Log, plan: &Plan) -> Result<BTreeMap<String, u64>, LogErr
                 .await?
                 .unwrap_or(marks.low)
                 .max(marks.low);
-            lag.insert(
-                partition.to_string(),
-                Offset(marks.high.0.saturating_sub(next.0)).0,
-            );
+            lag.insert(partition.to_string(), log.distance(next, marks.high));
         }
     }
     Ok(lag)

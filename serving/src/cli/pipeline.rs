@@ -201,6 +201,7 @@ pub async fn run_test(
         // A test leaves nothing behind where real pipelines run.
         catalog: Default::default(),
         objects: Default::default(),
+        log: Default::default(),
         ..settings.clone()
     })
     .await?;

@@ -99,7 +99,7 @@ pub async fn get(
             .push(json!({"partition": partition.partition, "low": marks.low, "high": marks.high}));
         for group in &known {
             if let Some(committed) = app.platform.log.committed(group, &partition).await? {
-                let lag = marks.high.0.saturating_sub(committed.0);
+                let lag = app.platform.log.distance(committed, marks.high);
                 groups.push(json!({"group": group, "partition": partition.partition, "committed": committed, "lag": lag}));
             }
         }
@@ -371,7 +371,7 @@ async fn shown(app: &App, topic: &Topic) -> Result<Value, Problem> {
     let mut rows = 0;
     for partition in partitions(topic) {
         let marks = app.platform.log.watermarks(&partition).await?;
-        rows += marks.high.0 - marks.low.0;
+        rows += app.platform.log.distance(marks.low, marks.high);
     }
     Ok(json!({
         "name": topic.name,

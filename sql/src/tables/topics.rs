@@ -93,14 +93,18 @@ pub(crate) async fn first_schema(
             partition: Partition(number),
         };
         let marks = log.watermarks(&partition).await?;
-        if marks.low < marks.high {
+        let mut from = marks.low;
+        // A fetch may pass a gap between offsets and bring no row.
+        while from < marks.high {
             let limit = FetchLimit { rows: 1, bytes: 1 };
-            let fetched = log
-                .fetch(&partition, marks.low, limit, Duration::ZERO)
-                .await?;
+            let fetched = log.fetch(&partition, from, limit, Duration::ZERO).await?;
             if let Some(first) = fetched.batches.first() {
                 return Ok(Some(first.batch.schema()));
             }
+            if fetched.next <= from {
+                break;
+            }
+            from = fetched.next;
         }
     }
     Ok(None)
