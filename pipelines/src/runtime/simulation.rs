@@ -769,31 +769,26 @@ impl Worker {
         let Some((partition, reader, base, rows)) = self.feeder.fetched.pop_front() else {
             return true;
         };
-        if self
-            .feeder
-            .readers
-            .get(&partition)
-            .is_none_or(|known| known.0 != reader)
-        {
-            return true;
+        let known = self.feeder.readers.get(&partition);
+        if known.is_some_and(|known| known.0 == reader) {
+            let input = world.lock().unwrap().input[partition]
+                [base as usize..(base + rows) as usize]
+                .to_vec();
+            let origin = Origin {
+                partition: part(partition),
+                base: Offset(base),
+                rows: RowOrigin::Aligned,
+            };
+            self.send(&Message::Batch {
+                batch: batch_of(partition, base, &input),
+                origin: Some(origin),
+            });
+            self.feeder.positions.insert(partition, base + rows);
+            self.feeder.rows += rows;
         }
-        let input =
-            world.lock().unwrap().input[partition][base as usize..(base + rows) as usize].to_vec();
-        let origin = Origin {
-            partition: part(partition),
-            base: Offset(base),
-            rows: RowOrigin::Aligned,
-        };
-        self.send(&Message::Batch {
-            batch: batch_of(partition, base, &input),
-            origin: Some(origin),
-        });
-        self.feeder.positions.insert(partition, base + rows);
-        self.feeder.rows += rows;
-        if !self.feeder.wanted && self.feeder.rows > 3 {
-            self.feeder.wanted = true;
-            self.reports.push_back(Told::Wanted);
-        } else if !self.feeder.wanted && self.feeder.fetched.is_empty() {
+        // Also after a batch of a former reader, which may have been the last one in the channel.
+        let due = self.feeder.rows > 3 || self.feeder.fetched.is_empty();
+        if !self.feeder.wanted && self.feeder.rows > 0 && due {
             self.feeder.wanted = true;
             self.reports.push_back(Told::Wanted);
         }
