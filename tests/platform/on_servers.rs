@@ -1,14 +1,14 @@
 //! The platform grown onto servers: the log on Kafka, the catalog in PostgreSQL, content in S3, all of them real. What holds
 //! on embedded stores holds there too, also after `kill -9`.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Value, json};
 use tempfile::tempdir;
 
 use crate::crash::{DOCUMENTS, chunks, found_by_keyword, hand_over, uncrashed};
-use crate::server::{Server, good, need_model, run, skip, va};
+use crate::pipelines::check_running_totals;
+use crate::server::{Server, need_model, skip, va};
 
 #[path = "../../deploy/dev/server.rs"]
 mod servers;
@@ -101,62 +101,8 @@ fn a_killed_server_on_servers_loses_and_doubles_nothing() {
 /// State and output change in one transaction: totals are those of all rows, each once.
 #[test]
 fn running_totals_on_kafka_are_exact_after_kills() {
-    const TOTALS: &str = r"pipeline: totals
-sources: {orders: {type: topic, topic: orders}}
-operators:
-  totals:
-    type: aggregate
-    input: orders
-    group_by: [city]
-    compute: {orders: count(), total: sum(amount)}
-sinks: {out: {type: topic, input: totals, topic: totals, key: city}}
-";
     let Some(servers) = Servers::start() else {
         return;
     };
-    let dir = tempdir().unwrap();
-    let mut server = servers.up(dir.path());
-    run(va(dir.path()).args([
-        "topic",
-        "create",
-        "orders",
-        "id:string!",
-        "city:string",
-        "amount:int64",
-    ]));
-    good(server.post("/api/v1/pipelines?file=x.yaml").body(TOTALS));
-    let cities = ["北京", "Paris", "上海"];
-    let mut expected: BTreeMap<&str, (i64, i64)> = BTreeMap::new();
-    for round in 0..4_i64 {
-        let rows: String = (0..60_i64)
-            .map(|i| {
-                let city = cities[(i % 3) as usize];
-                let total = expected.entry(city).or_default();
-                *total = (total.0 + 1, total.1 + i * round);
-                format!(
-                    "{}\n",
-                    json!({"id": format!("r{round}-{i:02}"), "city": city, "amount": i * round})
-                )
-            })
-            .collect();
-        good(server.post("/api/v1/topics/orders/records").body(rows));
-        server.kill();
-        server = servers.up(dir.path());
-    }
-    server.until("/api/v1/pipelines/totals", |p| p["lag_rows"] == 0);
-    let mut last: BTreeMap<&str, (i64, i64)> = BTreeMap::new();
-    for line in run(va(dir.path()).args(["topic", "consume", "totals"])).lines() {
-        let row: Value = serde_json::from_str(line).unwrap();
-        let city = cities.iter().find(|city| row["city"] == **city).unwrap();
-        let now = (
-            row["orders"].as_i64().unwrap(),
-            row["total"].as_i64().unwrap(),
-        );
-        let before = last.insert(city, now).unwrap_or_default();
-        assert!(
-            now.0 > before.0 && now.1 >= before.1,
-            "{city}: {before:?}, then {now:?}"
-        );
-    }
-    assert_eq!(last, expected);
+    check_running_totals(|data| servers.up(data));
 }

@@ -1,6 +1,7 @@
 //! Users' pipelines: declared in YAML, fed by topics, watched, stopped and started, exactly once.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::Stdio;
 
 use serde_json::{Value, json};
@@ -183,6 +184,11 @@ fn a_running_pipeline_survives_the_process() {
 /// State and output change in one commit: after any number of `kill -9`, totals are those of all rows, each once.
 #[test]
 fn running_totals_are_exact_after_kills() {
+    check_running_totals(|data| Server::start(data));
+}
+
+/// The same for a platform that `start` brings up on a data directory, wherever its log is.
+pub fn check_running_totals(start: impl Fn(&Path) -> Server) {
     const TOTALS: &str = r"pipeline: totals
 sources: {orders: {type: topic, topic: orders}}
 operators:
@@ -194,7 +200,7 @@ operators:
 sinks: {out: {type: topic, input: totals, topic: totals, key: city}}
 ";
     let dir = tempdir().unwrap();
-    let mut server = Server::start(dir.path());
+    let mut server = start(dir.path());
     run(va(dir.path()).args([
         "topic",
         "create",
@@ -218,7 +224,7 @@ sinks: {out: {type: topic, input: totals, topic: totals, key: city}}
             .collect();
         produce(&server, &rows);
         server.kill();
-        server = Server::start(dir.path());
+        server = start(dir.path());
     }
     server.until("/api/v1/pipelines/totals", |p| p["lag_rows"] == 0);
     let mut last = std::collections::BTreeMap::new();
