@@ -53,4 +53,4 @@ mod tests;
 mod topics;
 
 pub use client::KafkaLog;
-pub use options::{Compression, KafkaOptions, Sasl, Secret, Security};
+pub use options::{Compression, KafkaOptions, Sasl, Security};

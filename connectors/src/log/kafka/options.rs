@@ -9,28 +9,9 @@ use rdkafka::ClientConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use va_catalog::settings::Secret;
+
 use crate::log::LogError;
-
-/// A password. It never prints.
-#[derive(Clone, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-impl Secret {
-    pub fn new(value: impl Into<String>) -> Self {
-        Self(value.into())
-    }
-
-    fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[secret]")
-    }
-}
 
 /// How producers compress batches of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -222,7 +203,7 @@ impl KafkaOptions {
         if let Some(sasl) = &security.sasl {
             config.set("sasl.mechanism", &sasl.mechanism);
             config.set("sasl.username", &sasl.username);
-            config.set("sasl.password", sasl.password.reveal());
+            config.set("sasl.password", sasl.password.expose());
         }
         config
     }
