@@ -28,6 +28,8 @@ mod on_servers;
 mod pipelines;
 #[path = "platform/server.rs"]
 mod server;
+#[path = "platform/shuffle.rs"]
+mod shuffle;
 #[path = "platform/sql_shell.rs"]
 mod sql_shell;
 #[path = "platform/uploads.rs"]

@@ -9,6 +9,7 @@ pub mod endpoint;
 pub mod indexes;
 mod news;
 pub mod registry;
+pub mod repartition;
 
 pub use endpoint::{Resources, SinkEntry, SinkPlan, SourceEntry, SourcePlan, StartAt};
 pub use indexes::{IndexError, Indexes, View};

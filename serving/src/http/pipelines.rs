@@ -139,6 +139,7 @@ pub async fn delete(
         .catalog
         .delete_pipeline(&principal.tenant, &name)
         .await?;
+    app.platform.runtime.delete_internal_topics(&name).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
