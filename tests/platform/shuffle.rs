@@ -4,16 +4,17 @@
 //! A worker is a `Runtime` on a tokio runtime of its own. It dies by that being shut down: its tasks end wherever they
 //! wait, and nothing is committed after that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 use va_catalog::settings::Settings;
 use va_catalog::{Offset, Partition, PipelineName, TopicName, TopicPartition};
 use va_connectors::log::embedded::{EmbeddedLog, Options};
-use va_connectors::log::{FetchLimit, Log, Target, TopicConfig};
+use va_connectors::log::{FetchLimit, GroupId, Log, Target, TopicConfig, partition_of};
 use va_parse_worker::InProcess;
 use va_pipelines::fixture::{batch_to_rows, rows_to_batch};
 use va_pipelines::plan::BuiltinNames;
@@ -186,22 +187,31 @@ async fn rows_of(log: &dyn Log, topic: &TopicName) -> Vec<Map<String, Value>> {
     let (_, config) = topics.iter().find(|(name, _)| name == topic).unwrap();
     let mut rows = Vec::new();
     for partition in (0..config.partitions).map(Partition) {
-        let place = TopicPartition {
-            topic: topic.clone(),
-            partition,
-        };
-        let high = log.watermarks(&place).await.unwrap().high;
-        let mut next = Offset(0);
-        while next < high {
-            let fetched = log
-                .fetch(&place, next, FetchLimit::default(), Duration::from_secs(30))
-                .await
-                .unwrap();
-            for stored in &fetched.batches {
-                rows.extend(batch_to_rows(&stored.batch).unwrap());
-            }
-            next = fetched.next;
+        rows.extend(rows_in(log, topic, partition).await);
+    }
+    rows
+}
+
+async fn rows_in(
+    log: &dyn Log,
+    topic: &TopicName,
+    partition: Partition,
+) -> Vec<Map<String, Value>> {
+    let place = TopicPartition {
+        topic: topic.clone(),
+        partition,
+    };
+    let high = log.watermarks(&place).await.unwrap().high;
+    let (mut rows, mut next) = (Vec::new(), Offset(0));
+    while next < high {
+        let fetched = log
+            .fetch(&place, next, FetchLimit::default(), Duration::from_secs(30))
+            .await
+            .unwrap();
+        for stored in &fetched.batches {
+            rows.extend(batch_to_rows(&stored.batch).unwrap());
         }
+        next = fetched.next;
     }
     rows
 }
@@ -328,6 +338,26 @@ fn what_is_hidden_adds_up() {
             .any(|lag| lag.starts_with("totals.by_city.repartition")),
         "{lags:?}"
     );
+
+    // State and rows of a key are in partitions of one number: the topic's key is made of the bytes of the state's.
+    let group = GroupId(name());
+    let state = on
+        .block_on(log.state_scan(&group, "by_city", b"", 100))
+        .unwrap();
+    assert_eq!(state.len(), CITIES.len());
+    let hidden = topic("totals.by_city.repartition");
+    for partition in (0..PARTITIONS).map(Partition) {
+        let rows = on.block_on(rows_in(log.as_ref(), &hidden, partition));
+        let cities: BTreeSet<&str> = rows
+            .iter()
+            .map(|row| row["city"].as_str().unwrap())
+            .collect();
+        let here = |key: &Bytes| partition_of(key, PARTITIONS) == partition;
+        assert_eq!(
+            cities.len(),
+            state.iter().filter(|(key, _)| here(key)).count()
+        );
+    }
 
     // Another number of partitions is refused while the topic is there, and fine when the pipeline was deleted.
     let wider = TOTALS.replace("group_by: [city]", "group_by: [city]\n    partitions: 2");

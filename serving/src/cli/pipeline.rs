@@ -368,6 +368,9 @@ fn print_status(status: &Value) {
             time(&status["last_checkpoint_at_ms"])
         );
     }
+    if let Some(left @ 1..) = status["state_restoring"].as_u64() {
+        println!("  state            being restored, {left} changes left");
+    }
     if let Some(violations) = status["conservation_violations"].as_u64() {
         let verdict = match violations {
             0 => "every row is accounted for".to_owned(),

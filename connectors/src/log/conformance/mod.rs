@@ -51,7 +51,8 @@ macro_rules! log_conformance {
             a_dropped_member_gives_up_all, a_former_owner_is_fenced, a_group_resumes,
             groups_are_independent, reset_needs_an_empty_group, a_producer_cannot_consume,
             joining_needs_the_topic, offset_at_finds_the_time, state_is_kept_by_key,
-            state_is_scanned_in_order, concurrent_producers_lose_nothing,
+            state_is_scanned_in_order, state_of_many_keys_comes_at_once,
+            trimmed_rows_may_be_gone, concurrent_producers_lose_nothing,
             a_closed_log_refuses_commits,
         }
     };

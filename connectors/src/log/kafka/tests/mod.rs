@@ -7,6 +7,7 @@ mod broker;
 mod faults;
 mod proxy;
 mod records;
+mod state;
 
 use std::sync::Arc;
 
