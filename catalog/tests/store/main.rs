@@ -31,6 +31,7 @@ mod database;
 mod documents;
 mod keys;
 mod objects;
+mod processes;
 #[path = "../../../deploy/dev/server.rs"]
 mod server;
 mod server_postgres;
