@@ -57,14 +57,22 @@ impl Server {
         &self.url
     }
 
-    /// Stops it (`halt`) or starts it again (`resume`), and waits until that is done.
+    /// Stops it (`halt`) or starts it again (`resume`), or what else the script does at a word, and waits until that is
+    /// done.
     #[allow(dead_code, reason = "not every test that includes this file needs it")]
     pub fn tell(&mut self, command: &str) {
+        self.ask(command);
+    }
+
+    /// [`Server::tell`], with what the script answers.
+    #[allow(dead_code, reason = "not every test that includes this file needs it")]
+    pub fn ask(&mut self, command: &str) -> String {
         let input = self.input.as_mut().expect("it is open until the end");
         writeln!(input, "{command}").expect("the script listens");
         let mut answer = String::new();
         self.output.read_line(&mut answer).expect("an answer");
         assert!(!answer.is_empty(), "the script ended at `{command}`");
+        answer.trim().to_owned()
     }
 }
 
