@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
@@ -31,6 +31,7 @@ pub struct Settings {
     pub pg_listen: SocketAddr,
     pub catalog: CatalogSettings,
     pub objects: ObjectSettings,
+    pub indexes: IndexSettings,
     pub log: LogSettings,
     pub documents: DocumentSettings,
     pub limits: LimitSettings,
@@ -82,6 +83,15 @@ pub struct ObjectSettings {
     /// endpoint of S3 come from the usual variables: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`,
     /// `AWS_ENDPOINT_URL`, and `AWS_ALLOW_HTTP=true` for an endpoint without TLS.
     pub url: Option<String>,
+}
+
+/// Where the vector and full-text indexes are kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct IndexSettings {
+    /// In the object store, listed in the catalog, so that any number of workers write them and any number of servers
+    /// search them. Needs `catalog.url` and `objects.url`. Without it they are in the data directory of one process.
+    pub shared: bool,
 }
 
 /// A text that is not shown: it prints as `***`.
@@ -169,6 +179,9 @@ pub struct LimitSettings {
     #[serde(deserialize_with = "positive_u64")]
     #[schemars(range(min = 1))]
     pub upload_bytes_max: u64,
+    /// How many rows (on Kafka: records) a pipeline may be behind before what it reads takes nothing new: uploads and
+    /// producers are told to come back later (429). Without it, nobody is.
+    pub backlog_max: Option<NonZeroU64>,
     /// The free space, in bytes, below which uploads are refused: indexing what was taken before needs it.
     pub disk_free_bytes_min: u64,
 }
@@ -300,6 +313,7 @@ impl Default for Settings {
             pg_listen: SocketAddr::from(([127, 0, 0, 1], 5439)),
             catalog: CatalogSettings::default(),
             objects: ObjectSettings::default(),
+            indexes: IndexSettings::default(),
             log: LogSettings::default(),
             documents: DocumentSettings::default(),
             limits: LimitSettings::default(),
@@ -336,6 +350,7 @@ impl Default for LimitSettings {
     fn default() -> Self {
         Self {
             upload_bytes_max: 100 * 1024 * 1024,
+            backlog_max: None,
             disk_free_bytes_min: 256 * 1024 * 1024,
         }
     }

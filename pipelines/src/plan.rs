@@ -6,7 +6,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
-use va_catalog::event::{DOCUMENT_INDEXED, DOCUMENT_UPLOADED, dead_letter_schema};
+use va_catalog::event::{
+    DOCUMENT_INDEXED, DOCUMENT_UPLOADED, PLATFORM_ALERT, dead_letter_schema, platform_alert_schema,
+};
 use va_catalog::event::{document_indexed_schema, document_uploaded_schema};
 use va_catalog::{Graph, Node, NodeName, Role, TopicName};
 use va_connectors::flow::{Names, Problem};
@@ -177,13 +179,14 @@ impl Names for BuiltinNames {
         match topic.as_str() {
             DOCUMENT_UPLOADED => Some(document_uploaded_schema()),
             DOCUMENT_INDEXED => Some(document_indexed_schema()),
+            PLATFORM_ALERT => Some(platform_alert_schema()),
             other if other.ends_with(".dead_letter") => Some(dead_letter_schema()),
             _ => None,
         }
     }
 
     fn topics(&self) -> Vec<TopicName> {
-        [DOCUMENT_UPLOADED, DOCUMENT_INDEXED]
+        [DOCUMENT_UPLOADED, DOCUMENT_INDEXED, PLATFORM_ALERT]
             .into_iter()
             .filter_map(|name| TopicName::new(name).ok())
             .collect()

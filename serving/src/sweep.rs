@@ -54,6 +54,9 @@ pub async fn run(platform: Arc<Platform>) {
             _ = ticks.tick() => {}
             () = platform.stopping().cancelled() => return,
         }
+        if !platform.leads("sweep").await {
+            continue;
+        }
         match sweep.step(&platform).await {
             Ok(0) => {}
             Ok(objects) => tracing::info!(objects, "removed objects that no document needs"),

@@ -312,17 +312,21 @@ impl Catalog {
             .collect()
     }
 
-    /// Documents of which a pipeline owes news, of every tenant, at most `limit`; for the recovery at start.
+    /// Documents of which a pipeline owes news, of every tenant, at most `limit`, whose state is older than `older_than`;
+    /// for taking up what was interrupted.
     pub async fn pending_documents_all_tenants(
         &self,
         limit: u32,
+        older_than: std::time::Duration,
     ) -> Result<Vec<(CollectionRef, DocumentId, Version, DocumentState)>, CatalogError> {
+        let age = i64::try_from(older_than.as_millis()).unwrap_or(i64::MAX);
         let rows = query(
             "SELECT tenant_id, collection, document_id, version, state FROM document_versions \
-             WHERE state IN ('UPLOADING', 'PROCESSING', 'DELETING') \
+             WHERE state IN ('UPLOADING', 'PROCESSING', 'DELETING') AND updated_at <= $2 \
              ORDER BY tenant_id, collection, document_id, version LIMIT $1",
         )
         .bind(i64::from(limit))
+        .bind(self.now_ms().saturating_sub(age))
         .fetch_all(&self.read)
         .await?;
         rows.iter()

@@ -31,7 +31,7 @@ pub use documents::{
     DocumentFilter, DocumentInfo, ExpectedInIndex, LiveContent, Unchanged, VersionInfo,
 };
 pub use error::CatalogError;
-pub use keys::{ApiKey, KeyId, Principal, Scope, SecretKey};
+pub use keys::{ApiKey, KeyId, Principal, Scope, SecretKey, host_name};
 pub use models::Model;
 pub use page::{Listing, PAGE_LIMIT_MAX, Page};
 pub use pipelines::{DesiredState, Pipeline, PipelineVersion};

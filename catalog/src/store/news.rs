@@ -155,6 +155,31 @@ impl Catalog {
         self.documents_by_id(collection, documents).await
     }
 
+    /// Notes that the removal of these documents, which is under way, was told to the log once more.
+    pub async fn touch_removals(
+        &self,
+        collection: &CollectionRef,
+        documents: &[DocumentId],
+    ) -> Result<(), CatalogError> {
+        let now = self.now_ms();
+        for part in documents.chunks(IDS_PER_QUERY) {
+            let statement = format!(
+                "UPDATE document_versions SET updated_at = $3 \
+                 WHERE tenant_id = $1 AND collection = $2 AND state = 'DELETING' AND document_id IN ({})",
+                parameters(4, part.len())
+            );
+            let mut query = query(&statement)
+                .bind(collection.tenant.as_str())
+                .bind(collection.collection.as_str())
+                .bind(now);
+            for id in part {
+                query = query.bind(id.to_string());
+            }
+            query.execute(&self.write).await?;
+        }
+        Ok(())
+    }
+
     /// [`Catalog::delete_documents`] of one, which must exist.
     pub async fn delete_document(
         &self,

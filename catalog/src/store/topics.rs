@@ -80,6 +80,11 @@ pub fn built_in_topics() -> Vec<Topic> {
             event::document_indexed_schema(),
             "document versions that are in both indexes, or gone from both",
         ),
+        (
+            event::PLATFORM_ALERT,
+            event::platform_alert_schema(),
+            "what needs a look, and what does no more",
+        ),
     ]
     .into_iter()
     .filter_map(|(name, schema, description)| {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrow::record_batch::RecordBatch;
 use serde::{Deserialize, Serialize};
@@ -18,8 +18,12 @@ use super::tap::Taps;
 use super::task::{self, Setup};
 use crate::plan::Plan;
 
-/// Pauses before a failed task starts again.
+/// Pauses before a failed task starts again. After the last one it has failed, or, where the runtime is patient, the
+/// last pause is repeated.
 const RESTART_PAUSES_MS: [u64; 3] = [1_000, 2_000, 4_000];
+
+/// A task that ran so long was well, also if it had nothing to do.
+const HEALTHY_AFTER: Duration = Duration::from_secs(120);
 
 /// The outside systems that pipelines run on.
 #[derive(Clone)]
@@ -29,6 +33,10 @@ pub struct RuntimeConfig {
     pub endpoints: va_endpoints::Resources,
     /// UTC milliseconds.
     pub clock: Arc<dyn Fn() -> i64 + Send + Sync>,
+    /// How long a task may go on failing, without one checkpoint between, before its pipeline has failed. Zero, for
+    /// stores of this process: after the third repetition. Servers elsewhere come back by themselves, and then everything
+    /// must go on.
+    pub patience: Duration,
 }
 
 /// Why a runtime call was refused.
@@ -143,8 +151,12 @@ impl Runtime {
             clock: self.config.clock.clone(),
             stats: stats.clone(),
         };
+        let patience = self.config.patience;
         let supervisors = (0..plan.graph.tasks.max(1))
-            .map(|_| tokio::spawn(supervise(setup.clone(), stop.clone(), state_tx.clone())))
+            .map(|_| {
+                let state = state_tx.clone();
+                tokio::spawn(supervise(setup.clone(), stop.clone(), state, patience))
+            })
             .collect();
         self.lock().insert(
             name,
@@ -229,6 +241,22 @@ impl Runtime {
 
     /// What a pipeline is doing and how far it is.
     pub async fn status(&self, name: &PipelineName) -> Result<PipelineStatus, RuntimeError> {
+        let plan = self
+            .plan(name)
+            .ok_or_else(|| RuntimeError::NotRunning(name.clone()))?;
+        let lag = lag(self.config.log.as_ref(), &plan).await?;
+        let lag_rows = lag.values().sum();
+        metrics::gauge!("va_pipeline_lag_rows", "pipeline" => name.to_string())
+            .set(lag_rows as f64);
+        Ok(PipelineStatus {
+            lag,
+            lag_rows,
+            ..self.doing(name)?
+        })
+    }
+
+    /// What a pipeline is doing in this process. Asks nobody: without lag.
+    pub fn doing(&self, name: &PipelineName) -> Result<PipelineStatus, RuntimeError> {
         let (plan, state, stats) = {
             let pipelines = self.lock();
             let running = pipelines
@@ -240,17 +268,13 @@ impl Runtime {
                 running.stats.clone(),
             )
         };
-        let lag = lag(self.config.log.as_ref(), &plan).await?;
-        let lag_rows = lag.values().sum();
-        metrics::gauge!("va_pipeline_lag_rows", "pipeline" => name.to_string())
-            .set(lag_rows as f64);
         let last = stats.last_checkpoint();
         Ok(PipelineStatus {
             name: name.clone(),
             state,
             tasks: plan.graph.tasks.max(1),
-            lag,
-            lag_rows,
+            lag: BTreeMap::new(),
+            lag_rows: 0,
             nodes: stats.nodes(),
             queues: stats.queues(),
             conservation_violations: stats.violations(),
@@ -274,8 +298,8 @@ impl Runtime {
     }
 }
 
-/// Rows between what the group has consumed and the end of each source partition.
-async fn lag(log: &dyn Log, plan: &Plan) -> Result<BTreeMap<String, u64>, LogError> {
+/// Rows between what the group of a plan has consumed and the end of each source partition.
+pub async fn lag(log: &dyn Log, plan: &Plan) -> Result<BTreeMap<String, u64>, LogError> {
     let group = GroupId(plan.graph.name.clone());
     let topics = log.topics().await?;
     let mut lag = BTreeMap::new();
@@ -306,10 +330,14 @@ async fn supervise(
     setup: Setup,
     stop: CancellationToken,
     state: Arc<watch::Sender<PipelineState>>,
+    patience: Duration,
 ) {
     let pipeline = setup.plan.graph.name.clone();
     let mut attempt = 0;
+    // Since when one attempt after the other has failed.
+    let mut failing: Option<Instant> = None;
     loop {
+        let started = Instant::now();
         setup.stats.task_started();
         let before = *setup.stats.checkpoints().borrow();
         state.send_replace(PipelineState::Running);
@@ -320,12 +348,17 @@ async fn supervise(
             }
             Err(error) => error,
         };
-        if *setup.stats.checkpoints().borrow() > before {
+        if *setup.stats.checkpoints().borrow() > before || started.elapsed() > HEALTHY_AFTER {
             attempt = 0;
+            failing = None;
         }
+        let failing = *failing.get_or_insert_with(Instant::now);
         let reason = error.to_string();
         let pause = match &error {
-            FlowError::Retriable { .. } => RESTART_PAUSES_MS.get(attempt),
+            FlowError::Retriable { .. } => RESTART_PAUSES_MS.get(attempt).or_else(|| {
+                let last = RESTART_PAUSES_MS.last();
+                last.filter(|_| failing.elapsed() < patience)
+            }),
             _ => None,
         };
         metrics::counter!("va_pipeline_failures_total", "pipeline" => pipeline.to_string())

@@ -9,7 +9,7 @@ use va_models::ModelState;
 use va_pipelines::runtime::PipelineState;
 
 use super::{App, Problem};
-use crate::platform::now_ms;
+use crate::platform::{Platform, Role, now_ms};
 
 /// The OpenAPI 3.1 document.
 pub const OPENAPI: &str = include_str!("openapi.json");
@@ -113,7 +113,10 @@ async fn checks(app: &App) -> Vec<Check> {
         "catalog",
         true,
         catalog
-            .map(|_| "SQLite".to_owned())
+            .map(|_| {
+                let shared = platform.catalog.is_shared();
+                if shared { "PostgreSQL" } else { "SQLite" }.to_owned()
+            })
             .map_err(|e| e.to_string()),
     );
     check("disk", false, platform.disk.health());
@@ -122,7 +125,10 @@ async fn checks(app: &App) -> Vec<Check> {
         "log",
         true,
         topics
-            .map(|t| format!("embedded, {} topics", t.len()))
+            .map(|t| match &platform.settings.log.brokers {
+                Some(brokers) => format!("Kafka at {brokers}, {} topics", t.len()),
+                None => format!("embedded, {} topics", t.len()),
+            })
             .map_err(|e| e.to_string()),
     );
     let vectors = platform.indexes.vectors.collections().await;
@@ -158,6 +164,9 @@ async fn checks(app: &App) -> Vec<Check> {
     for (name, result) in platform.folders.checks() {
         check(&name, false, result);
     }
+    if !platform.role.runs_pipelines() {
+        check("workers", false, workers(platform).await);
+    }
     for name in platform.runtime.names() {
         let result = match platform.runtime.status(&name).await {
             Ok(status) => match status.state {
@@ -180,6 +189,22 @@ async fn checks(app: &App) -> Vec<Check> {
         );
     }
     checks
+}
+
+/// Whether somebody runs the pipelines of this installation.
+async fn workers(platform: &Platform) -> Result<String, String> {
+    let processes = crate::processes::alive(platform).await;
+    let processes = processes.map_err(|error| error.to_string())?;
+    let workers: Vec<String> = processes
+        .iter()
+        .filter(|process| process.role != Role::Serve.as_str())
+        .map(|process| format!("{} ({}, {})", process.host, process.pid, process.version))
+        .collect();
+    if workers.is_empty() {
+        Err("none: nothing is indexed; start one with `va worker`".to_owned())
+    } else {
+        Ok(format!("{}: {}", workers.len(), workers.join(", ")))
+    }
 }
 
 #[cfg(test)]

@@ -155,6 +155,7 @@ pub async fn produce(
     body: Bytes,
 ) -> Result<Json<Value>, Problem> {
     let topic = topic_of(&app, &principal, name).await?;
+    app.platform.backlog.room(topic.name.as_str())?;
     if body.len() > PRODUCE_BYTES_MAX {
         return Err(Problem::new(
             StatusCode::PAYLOAD_TOO_LARGE,
