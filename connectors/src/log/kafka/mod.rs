@@ -45,6 +45,7 @@ mod log;
 mod member;
 mod names;
 mod options;
+mod positions;
 mod producer;
 mod reader;
 mod state;
