@@ -10,6 +10,8 @@
 
 #[path = "platform/bad_input.rs"]
 mod bad_input;
+#[path = "platform/chaos.rs"]
+mod chaos;
 #[path = "platform/crash.rs"]
 mod crash;
 #[path = "platform/dlq.rs"]
