@@ -35,6 +35,7 @@ mod objects;
 mod server;
 mod server_postgres;
 mod sharing;
+mod splits;
 mod tenancy;
 
 use std::collections::{BTreeMap, BTreeSet};
