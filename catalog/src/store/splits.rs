@@ -137,7 +137,8 @@ impl Catalog {
     /// Makes `split` part of the collection (`None`: the checkpoint left no chunks) and the `documents` what the checkpoint
     /// made of them, in one transaction. A split that was published before is not published again.
     ///
-    /// A collection that is not in the catalog, or is being removed, takes nothing in: `None`.
+    /// A collection that is not in the catalog, or is being removed, takes nothing in: `None`. Vectors of another length than
+    /// those that are there are refused ([`CatalogError::Invalid`]): a search compares all with one query.
     pub async fn publish_split(
         &self,
         collection: &CollectionRef,
@@ -169,6 +170,9 @@ impl Catalog {
                 seq: last,
                 ..Published::default()
             }));
+        }
+        if let Some(got) = split.and_then(|split| split.dims) {
+            check_dims(&mut transaction, collection, got).await?;
         }
         let seq = last + 1;
         let held = held_of(&mut transaction, collection, documents).await?;
@@ -216,6 +220,18 @@ impl Catalog {
         .fetch_optional(&self.read)
         .await?;
         row.map_or(Ok(0), |row| row.try_get("seq"))
+    }
+
+    /// The splits of the newest state.
+    pub async fn splits(&self, collection: &CollectionRef) -> Result<Vec<SplitInfo>, CatalogError> {
+        let rows = bound(
+            "SELECT created_seq, object_hash, chunk_rows, bytes, dims FROM splits \
+             WHERE tenant_id = $1 AND collection = $2 AND removed_seq IS NULL ORDER BY created_seq",
+            collection,
+        )
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter().map(read_split).collect()
     }
 
     /// The newest state, with what died since state `since` (0: ever).
@@ -445,6 +461,30 @@ fn bound<'q>(statement: &'q str, collection: &'q CollectionRef) -> super::query:
     query(statement)
         .bind(collection.tenant.as_str())
         .bind(collection.collection.as_str())
+}
+
+/// Refuses vectors of another length than those of the collection.
+async fn check_dims(
+    transaction: &mut Transaction,
+    collection: &CollectionRef,
+    got: u32,
+) -> Result<(), CatalogError> {
+    let row = bound(
+        "SELECT dims FROM splits WHERE tenant_id = $1 AND collection = $2 AND removed_seq IS NULL AND dims <> $3 LIMIT 1",
+        collection,
+    )
+    .bind(i64::from(got))
+    .fetch_optional(&mut *transaction)
+    .await?;
+    match row {
+        Some(row) => Err(CatalogError::Invalid(format!(
+            "collection `{}` holds vectors of {} dimensions, got {got}; use the model it was indexed with, or re-index it \
+             with the new one",
+            collection.collection,
+            row.try_get::<i64>("dims")?
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Runs a statement over `splits`, named SPLITS in it; the `numbers` are its parameters from the third on.

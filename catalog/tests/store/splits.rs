@@ -147,6 +147,15 @@ async fn publishing_again_changes_nothing(on: On) {
     assert_eq!(merged.expect("merged"), Some(2));
     assert_eq!(publish(catalog, &help, "s1", &[document("a", 1)]).await, 2);
     assert_eq!(shown(catalog, &help).await, "2:");
+    let longer = NewSplit {
+        dims: Some(5),
+        ..split("longer")
+    };
+    let refused = catalog
+        .publish_split(&help, Some(&longer), &[document("c", 1)])
+        .await;
+    let error = refused.expect_err("another length");
+    assert!(error.to_string().contains("4 dimensions, got 5"), "{error}");
     let unknown = collection("default", "unknown");
     let published = catalog
         .publish_split(&unknown, Some(&split("s2")), &[])
@@ -254,6 +263,13 @@ async fn a_dropped_collection_leaves_nothing_and_counts_on(on: On) {
     let seq = publish(catalog, &help, "s2", &[document("a", 1)]).await;
     assert!(seq > 2, "{seq}");
     assert_eq!(shown(catalog, &help).await, format!("{seq}:"));
+    // What is late from the former life has a version that was not given yet; it is not newer than what is.
+    let begun = catalog.begin_version(&help, &version_of("b", "x")).await;
+    assert_eq!(begun.expect("begun").version, Version(1));
+    publish(catalog, &help, "late", &[document("b", 5)]).await;
+    assert_eq!(shown(catalog, &help).await, format!("{seq}:"));
+    let last = publish(catalog, &help, "s3", &[document("b", 1)]).await;
+    assert_eq!(shown(catalog, &help).await, format!("{seq}: {last}:"));
 }
 
 async fn objects_are_in_use_until_forgotten(on: On) {
