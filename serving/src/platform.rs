@@ -1,7 +1,7 @@
 //! The whole platform in one process: opens every store under one data directory, starts the built-in pipelines and
 //! stops them in order.
 //!
-//! Layout of the data directory: `catalog.db` and `objects/` (unless the settings name servers for them), `log/`, `vectors/`, `texts/`, `admin.key`, `server.json`
+//! Layout of the data directory: `catalog.db` and `objects/` (unless the settings name servers for them), `log/`, `vectors/` and `texts/` (`splits/` where the indexes are shared), `admin.key`, `server.json`
 //! (where the process that holds it listens) and `lock`.
 
 use std::collections::HashMap;
@@ -12,7 +12,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arrow::datatypes::SchemaRef;
 use tokio_util::sync::CancellationToken;
-use va_catalog::settings::{Durability, KafkaMap, LogSettings, ParseSettings, Settings};
+use va_catalog::settings::{
+    Durability, IndexSettings, KafkaMap, LogSettings, ParseSettings, Settings,
+};
 use va_catalog::store::{
     Catalog, DesiredState, Page, Retention, Topic, WireFormat, built_in_topics,
 };
@@ -27,6 +29,7 @@ use va_models::{Embedders, ModelStore};
 use va_parse_worker::{PoolOptions, WorkerPool};
 use va_pipelines::plan::{BuiltinNames, ChainedNames};
 use va_pipelines::{Diagnostics, Plan, Runtime, RuntimeConfig};
+use va_splits::{SplitOptions, SplitStore};
 use va_vector::{LanceStore, VectorStore};
 
 use crate::disk::Disk;
@@ -120,6 +123,35 @@ async fn open_log(settings: &LogSettings, data: &Path) -> Result<Arc<dyn Log>, O
     Ok(log)
 }
 
+/// The indexes that the settings name.
+async fn open_indexes(
+    settings: &IndexSettings,
+    data: &Path,
+    catalog: &Catalog,
+    objects: &Objects,
+) -> Result<Arc<Indexes>, OpenError> {
+    if settings.shared {
+        let options = SplitOptions {
+            refresh_ms: settings.refresh_ms,
+            cache_bytes_max: settings.cache_bytes_max,
+            ..SplitOptions::default()
+        };
+        let (catalog, objects) = (catalog.clone(), objects.clone());
+        let splits = SplitStore::open(catalog, objects, data.join("splits"), options).await;
+        return Ok(Arc::new(Indexes::shared(
+            &splits.map_err(part("shared indexes"))?,
+        )));
+    }
+    let vectors: Arc<dyn VectorStore> = Arc::new(
+        LanceStore::open(data.join("vectors"))
+            .await
+            .map_err(part("vector store"))?,
+    );
+    let texts: Arc<dyn TextIndex> =
+        Arc::new(TantivyIndex::open(data.join("texts")).map_err(part("full-text index"))?);
+    Ok(Arc::new(Indexes::new(vectors, texts)))
+}
+
 #[cfg(feature = "kafka")]
 async fn kafka_log(
     brokers: &str,
@@ -180,14 +212,7 @@ impl Platform {
                 "removed uploads that a stop had interrupted"
             );
         }
-        let vectors: Arc<dyn VectorStore> = Arc::new(
-            LanceStore::open(data.join("vectors"))
-                .await
-                .map_err(part("vector store"))?,
-        );
-        let texts: Arc<dyn TextIndex> =
-            Arc::new(TantivyIndex::open(data.join("texts")).map_err(part("full-text index"))?);
-        let indexes = Arc::new(Indexes::new(vectors, texts));
+        let indexes = open_indexes(&settings.indexes, &data, &catalog, &objects).await?;
         let models = ModelStore::open(
             settings
                 .models
