@@ -30,6 +30,8 @@ mod on_servers;
 mod pipelines;
 #[path = "platform/server.rs"]
 mod server;
+#[path = "platform/shared_indexes.rs"]
+mod shared_indexes;
 #[path = "platform/sql_shell.rs"]
 mod sql_shell;
 #[path = "platform/uploads.rs"]

@@ -336,6 +336,40 @@ impl Objects {
         Ok(bytes)
     }
 
+    /// The whole object piece by piece, for objects that need not fit into memory. Only the end of the stream says that it
+    /// has the right hash: the last item of a damaged one is [`ObjectError::Corrupt`].
+    pub async fn read(
+        &self,
+        hash: &ContentHash,
+    ) -> Result<impl Stream<Item = Result<Bytes, ObjectError>> + Send + use<>, ObjectError> {
+        let result = match self.store.get(&path_of(hash)).await {
+            Err(error) if s3::is_missing_object(&error) => {
+                return Err(ObjectError::NotFound(hash.clone()));
+            }
+            other => other?,
+        };
+        let pieces = result.into_stream().boxed();
+        let whole = (pieces, Sha256::new(), hash.clone());
+        Ok(futures::stream::try_unfold(
+            Some(whole),
+            |state| async move {
+                let Some((mut pieces, mut hasher, expected)) = state else {
+                    return Ok(None);
+                };
+                if let Some(piece) = pieces.next().await {
+                    let piece = piece?;
+                    hasher.update(&piece);
+                    return Ok(Some((piece, Some((pieces, hasher, expected)))));
+                }
+                let found = hex(hasher.finalize());
+                match found == expected.as_str() {
+                    true => Ok(None),
+                    false => Err(ObjectError::Corrupt { expected, found }),
+                }
+            },
+        ))
+    }
+
     pub async fn exists(&self, hash: &ContentHash) -> Result<bool, ObjectError> {
         match self.store.head(&path_of(hash)).await {
             Ok(_) => Ok(true),

@@ -3,7 +3,7 @@
 //! [`Role`] says what of it a process does: all of it, the pipelines only, or everything but the pipelines. What only one
 //! of several processes has to do is done under a lease of the catalog.
 //!
-//! Layout of the data directory: `catalog.db` and `objects/` (unless the settings name servers for them), `log/`, `vectors/`, `texts/`, `admin.key`, `server.json`
+//! Layout of the data directory: `catalog.db` and `objects/` (unless the settings name servers for them), `log/`, `vectors/` and `texts/` (`splits/` where the indexes are shared), `admin.key`, `server.json`
 //! (where the process that holds it listens) and `lock`.
 
 use std::collections::HashMap;
@@ -14,7 +14,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arrow::datatypes::SchemaRef;
 use tokio_util::sync::CancellationToken;
-use va_catalog::settings::{Durability, KafkaMap, LogSettings, ParseSettings, Settings};
+use va_catalog::settings::{
+    Durability, IndexSettings, KafkaMap, LogSettings, ParseSettings, Settings,
+};
 use va_catalog::store::{Catalog, Page, Retention, Topic, WireFormat, built_in_topics};
 use va_catalog::{CollectionRef, PipelineName, TenantId, TopicName};
 use va_connectors::flow::Names;
@@ -27,6 +29,7 @@ use va_models::{Embedders, ModelStore};
 use va_parse_worker::{PoolOptions, WorkerPool};
 use va_pipelines::plan::{BuiltinNames, ChainedNames};
 use va_pipelines::{Diagnostics, Plan, Runtime, RuntimeConfig};
+use va_splits::{SplitOptions, SplitStore};
 use va_vector::{LanceStore, VectorStore};
 
 use crate::disk::Disk;
@@ -35,6 +38,8 @@ use crate::disk::Disk;
 const PARSER_IDLE: Duration = Duration::from_secs(60);
 /// How often idle models and processes, and expired rows, are looked for; more often when models may not stay as long.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// The same where indexes are shared: each checkpoint of each worker adds a split, which a search has to look into.
+const MERGE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long a server elsewhere may be away before pipelines give up.
 const PATIENCE: Duration = Duration::from_secs(3_600);
@@ -160,6 +165,35 @@ async fn open_log(settings: &LogSettings, data: &Path) -> Result<Arc<dyn Log>, O
     Ok(log)
 }
 
+/// The indexes that the settings name.
+async fn open_indexes(
+    settings: &IndexSettings,
+    data: &Path,
+    catalog: &Catalog,
+    objects: &Objects,
+) -> Result<Arc<Indexes>, OpenError> {
+    if settings.shared {
+        let options = SplitOptions {
+            refresh_ms: settings.refresh_ms,
+            cache_bytes_max: settings.cache_bytes_max,
+            ..SplitOptions::default()
+        };
+        let (catalog, objects) = (catalog.clone(), objects.clone());
+        let splits = SplitStore::open(catalog, objects, data.join("splits"), options).await;
+        return Ok(Arc::new(Indexes::shared(
+            &splits.map_err(part("shared indexes"))?,
+        )));
+    }
+    let vectors: Arc<dyn VectorStore> = Arc::new(
+        LanceStore::open(data.join("vectors"))
+            .await
+            .map_err(part("vector store"))?,
+    );
+    let texts: Arc<dyn TextIndex> =
+        Arc::new(TantivyIndex::open(data.join("texts")).map_err(part("full-text index"))?);
+    Ok(Arc::new(Indexes::new(vectors, texts)))
+}
+
 #[cfg(feature = "kafka")]
 async fn kafka_log(
     brokers: &str,
@@ -226,14 +260,7 @@ impl Platform {
                 "removed uploads that a stop had interrupted"
             );
         }
-        let vectors: Arc<dyn VectorStore> = Arc::new(
-            LanceStore::open(data.join("vectors"))
-                .await
-                .map_err(part("vector store"))?,
-        );
-        let texts: Arc<dyn TextIndex> =
-            Arc::new(TantivyIndex::open(data.join("texts")).map_err(part("full-text index"))?);
-        let indexes = Arc::new(Indexes::new(vectors, texts));
+        let indexes = open_indexes(&settings.indexes, &data, &catalog, &objects).await?;
         let models = ModelStore::open(
             settings
                 .models
@@ -595,8 +622,12 @@ fn pool_options(settings: &ParseSettings) -> PoolOptions {
 /// Retention, idle models, idle parsers and the files of the vector store, now and then.
 async fn upkeep(platform: Arc<Platform>) {
     let model_idle = Duration::from_millis(platform.settings.models.idle_ms);
-    let mut ticks =
-        tokio::time::interval(model_idle.clamp(Duration::from_secs(1), UPKEEP_INTERVAL));
+    let longest = if platform.settings.indexes.shared {
+        MERGE_INTERVAL
+    } else {
+        UPKEEP_INTERVAL
+    };
+    let mut ticks = tokio::time::interval(model_idle.clamp(Duration::from_secs(1), longest));
     // After a busy while one look is enough, not one for each that was missed.
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // The state of each collection's vectors when they were last optimized.
@@ -620,7 +651,8 @@ async fn upkeep(platform: Arc<Platform>) {
             Ok(0) | Err(_) => {}
             Ok(models) => tracing::info!(models, "idle models left memory"),
         }
-        if platform.leads("optimize").await {
+        // Searches are not to compete with merges.
+        if platform.role.runs_pipelines() && platform.leads("optimize").await {
             optimize(&platform, &mut optimized).await;
         }
     }

@@ -9,7 +9,7 @@ use super::query::query;
 use crate::ids::{CollectionRef, ContentHash, DocumentId, Version};
 
 impl Catalog {
-    /// Those of the objects that a version of some tenant refers to. A version that is gone needs nothing; one that is
+    /// Those of the objects that are splits of a shared index, or that a version of some tenant refers to. A version that is gone needs nothing; one that is
     /// older, failed or being removed still does: it can be read, taken back, tried again, or is still under way. But
     /// of superseded and failed versions only those among a document's newest `versions_max` count.
     pub async fn objects_in_use_all_tenants(
@@ -17,7 +17,7 @@ impl Catalog {
         objects: &[ContentHash],
         versions_max: u32,
     ) -> Result<BTreeSet<ContentHash>, CatalogError> {
-        let mut used = BTreeSet::new();
+        let mut used = self.split_objects_all_tenants(objects).await?;
         for part in objects.chunks(IDS_PER_QUERY) {
             let statement = format!(
                 "SELECT DISTINCT v.content_hash FROM document_versions v \

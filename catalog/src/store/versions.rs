@@ -16,7 +16,7 @@ use crate::ids::{CollectionRef, ContentHash, DocumentId, Version};
 pub const VERSIONS_PER_CALL_MAX: usize = 1000;
 
 /// Rows of one `INSERT`: with 12 columns far below the parameter limits, and beyond this nothing is gained.
-const ROWS_PER_INSERT: usize = 100;
+pub(crate) const ROWS_PER_INSERT: usize = 100;
 
 /// The content of a document, to be begun as a version.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -235,7 +235,7 @@ async fn insert_versions(
 }
 
 /// `($1, $2), ($3, $4), ...`
-fn value_rows(rows: usize, columns: usize) -> String {
+pub(crate) fn value_rows(rows: usize, columns: usize) -> String {
     let rows: Vec<_> = (0..rows)
         .map(|row| {
             format!(

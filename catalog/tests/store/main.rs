@@ -36,6 +36,7 @@ mod processes;
 mod server;
 mod server_postgres;
 mod sharing;
+mod splits;
 mod tenancy;
 
 use std::collections::{BTreeMap, BTreeSet};

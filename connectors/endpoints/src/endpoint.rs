@@ -24,6 +24,16 @@ pub struct Resources {
     pub indexes: Arc<Indexes>,
 }
 
+impl Resources {
+    /// The same systems for one run of a task, see [`Indexes::for_task`].
+    pub fn for_task(&self) -> Self {
+        Self {
+            indexes: self.indexes.for_task(),
+            ..self.clone()
+        }
+    }
+}
+
 /// Where a group that has no committed offset begins.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, JsonSchema,

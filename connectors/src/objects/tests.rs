@@ -5,6 +5,7 @@ use std::future::ready;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use futures::TryStreamExt;
 use futures::stream::{self, BoxStream};
 use object_store::memory::InMemory;
 use tempfile::TempDir;
@@ -269,20 +270,33 @@ async fn missing_and_damaged_objects_are_named() {
     for place in places().await {
         let objects = &place.objects;
         let stored = objects.put_bytes("文档".into()).await.unwrap();
+        assert_eq!(read(objects, &stored.hash).await.unwrap(), "文档");
         let path = path_of(&stored.hash);
         objects.store.put(&path, "tampered".into()).await.unwrap();
         let error = objects.get(&stored.hash).await.unwrap_err();
+        assert!(matches!(error, ObjectError::Corrupt { .. }), "{error}");
+        let error = read(objects, &stored.hash).await.unwrap_err();
         assert!(matches!(error, ObjectError::Corrupt { .. }), "{error}");
 
         objects.delete(&stored.hash).await.unwrap();
         objects.delete(&stored.hash).await.unwrap();
         assert!(!objects.exists(&stored.hash).await.unwrap());
-        let error = objects.get(&stored.hash).await.unwrap_err();
-        assert!(
-            matches!(&error, ObjectError::NotFound(h) if *h == stored.hash),
-            "{error}"
-        );
+        for error in [
+            objects.get(&stored.hash).await.unwrap_err(),
+            read(objects, &stored.hash).await.unwrap_err(),
+        ] {
+            assert!(
+                matches!(&error, ObjectError::NotFound(h) if *h == stored.hash),
+                "{error}"
+            );
+        }
     }
+}
+
+/// The object, read piece by piece.
+async fn read(objects: &Objects, hash: &ContentHash) -> Result<Bytes, ObjectError> {
+    let pieces: Vec<Bytes> = objects.read(hash).await?.try_collect().await?;
+    Ok(pieces.concat().into())
 }
 
 #[tokio::test]

@@ -341,7 +341,11 @@ async fn supervise(
         setup.stats.task_started();
         let before = *setup.stats.checkpoints().borrow();
         state.send_replace(PipelineState::Running);
-        let error = match task::run(&setup, &stop).await {
+        let run = Setup {
+            endpoints: setup.endpoints.for_task(),
+            ..setup.clone()
+        };
+        let error = match task::run(&run, &stop).await {
             Ok(()) | Err(FlowError::Cancelled) => {
                 state.send_replace(PipelineState::Stopped);
                 return;

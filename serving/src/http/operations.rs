@@ -139,7 +139,7 @@ async fn checks(app: &App) -> Vec<Check> {
             .map(|c| format!("LanceDB, {} collections", c.len()))
             .map_err(|e| e.to_string()),
     );
-    let texts = platform.indexes.texts.collections().await;
+    let texts = platform.indexes.text_collections().await;
     check(
         "full-text index",
         false,
