@@ -465,12 +465,13 @@ impl Member for KafkaMember {
                 Err(LogError::Storage(format!("look positions up: {error}")))
             })?;
             let mut assignment = lock(&self.listener().assignment);
-            let assigned: Vec<_> = found
-                .into_iter()
-                // One that was lost and came back meanwhile may have moved on: it is looked up again.
-                .filter(|(place, _)| assignment.owned.get(place) == asked.get(place))
-                .filter(|(place, _)| assignment.assigned.remove(place))
-                .collect();
+            // One that was lost and came back meanwhile may have moved on: it is looked up again.
+            let same = |place: &TopicPartition| assignment.owned.get(place) == asked.get(place);
+            let mut assigned = found;
+            assigned.retain(|(place, _)| assignment.assigned.contains(place) && same(place));
+            for (place, _) in &assigned {
+                assignment.assigned.remove(place);
+            }
             if !assigned.is_empty() {
                 assignment.told = true;
                 return Ok(Rebalance {
