@@ -11,8 +11,8 @@ use super::query::{On, Row, query};
 use super::state::DocumentState;
 use crate::ids::{CollectionName, CollectionRef, ContentHash, DocumentId, TenantId, Version};
 
-/// How many values one statement asks for; SQLite permits 32,766 parameters and PostgreSQL 65,535.
-pub(crate) const IDS_PER_QUERY: usize = 500;
+/// How many values one statement asks for. More costs SQLite more: sqlx looks for the name of every parameter among all.
+pub(crate) const IDS_PER_QUERY: usize = 200;
 
 /// A document as clients see it: its newest version, whatever the state of that is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -414,6 +414,14 @@ pub(crate) async fn latest_of(
 pub(crate) fn parameters(first: usize, count: usize) -> String {
     let list: Vec<_> = (first..first + count).map(|n| format!("${n}")).collect();
     list.join(", ")
+}
+
+/// `($first, $first+1), ($first+2, $first+3), ...`
+pub(crate) fn value_rows(first: usize, rows: usize, columns: usize) -> String {
+    let rows: Vec<_> = (0..rows)
+        .map(|row| format!("({})", parameters(first + row * columns, columns)))
+        .collect();
+    rows.join(", ")
 }
 
 /// A pattern for `LIKE ... ESCAPE '!'` that matches texts containing `part`.

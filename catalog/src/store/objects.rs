@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::database::Catalog;
-use super::documents::{IDS_PER_QUERY, parameters};
+use super::documents::{IDS_PER_QUERY, parameters, value_rows};
 use super::error::CatalogError;
 use super::query::query;
 use crate::ids::{CollectionRef, ContentHash, DocumentId, Version};
@@ -47,13 +47,10 @@ impl Catalog {
     ) -> Result<Vec<i64>, CatalogError> {
         let mut ages = Vec::with_capacity(versions.len());
         for part in versions.chunks(IDS_PER_QUERY) {
-            let pairs: Vec<String> = (0..part.len())
-                .map(|i| format!("({})", parameters(3 + 2 * i, 2)))
-                .collect();
             let statement = format!(
                 "SELECT updated_at - created_at AS age FROM document_versions \
                  WHERE tenant_id = $1 AND collection = $2 AND (document_id, version) IN (VALUES {})",
-                pairs.join(", ")
+                value_rows(3, part.len(), 2)
             );
             let mut query = query(&statement)
                 .bind(collection.tenant.as_str())

@@ -34,10 +34,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::database::{Catalog, Part};
-use super::documents::{IDS_PER_QUERY, parameters, read_id, read_number};
+use super::documents::{IDS_PER_QUERY, parameters, read_id, read_number, value_rows};
 use super::error::CatalogError;
 use super::query::{Row, Transaction, query};
-use super::versions::{ROWS_PER_INSERT, value_rows};
+use super::versions::ROWS_PER_INSERT;
 use crate::ids::{CollectionName, CollectionRef, ContentHash, DocumentId, TenantId, Version};
 
 /// A split within its collection: the number of the state that it came with.
@@ -607,7 +607,7 @@ async fn insert_dead(
     for part in dead.chunks(ROWS_PER_INSERT) {
         let statement = format!(
             "INSERT INTO split_dead (tenant_id, collection, split, document_id, seq) VALUES {}",
-            value_rows(part.len(), 5)
+            value_rows(1, part.len(), 5)
         );
         let mut query = query(&statement);
         for (split, document) in part {
@@ -634,7 +634,7 @@ async fn upsert_documents(
             "INSERT INTO split_documents (tenant_id, collection, document_id, split, version, removed, seq) VALUES {} \
              ON CONFLICT (tenant_id, collection, document_id) DO UPDATE SET split = excluded.split, \
              version = excluded.version, removed = excluded.removed, seq = excluded.seq",
-            value_rows(part.len(), 7)
+            value_rows(1, part.len(), 7)
         );
         let mut query = query(&statement);
         for document in part {
