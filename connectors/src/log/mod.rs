@@ -199,8 +199,24 @@ pub trait Log: Send + Sync + 'static {
     /// servers do this by themselves (Kafka) does nothing and returns 0.
     async fn enforce_retention(&self, now_ms: i64) -> Result<u64, LogError>;
 
+    /// What is set up in a way that will hurt, as far as the log can tell. Nothing, by default.
+    async fn diagnose(&self) -> Result<Vec<Finding>, LogError> {
+        Ok(Vec::new())
+    }
+
     /// Makes everything committed so far durable and refuses further commits.
     async fn close(&self) -> Result<(), LogError>;
+}
+
+/// Something that is set up in a way that will hurt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// One word for what it is about.
+    pub name: String,
+    /// What is wrong, and what follows from it.
+    pub what: String,
+    /// What to do.
+    pub advice: String,
 }
 
 /// A change of the partitions that a member owns.

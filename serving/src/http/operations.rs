@@ -21,7 +21,7 @@ pub async fn healthz() -> Json<Value> {
 
 /// The platform can answer: the catalog reads, and no built-in pipeline has failed.
 pub async fn readyz(State(app): State<App>) -> Response {
-    let checks = checks(&app).await;
+    let checks = checks(&app, false).await;
     let failed: Vec<&Check> = checks
         .iter()
         .filter(|check| check.required && !check.ok)
@@ -72,7 +72,7 @@ pub async fn not_found(uri: Uri) -> Problem {
 
 /// What is configured, reachable, lagging, broken.
 pub async fn status(State(app): State<App>) -> Json<Value> {
-    let checks: Vec<Value> = checks(&app)
+    let checks: Vec<Value> = checks(&app, true)
         .await
         .into_iter()
         .map(|check| json!({"name": check.name, "ok": check.ok, "detail": check.detail}))
@@ -93,7 +93,8 @@ struct Check {
     detail: String,
 }
 
-async fn checks(app: &App) -> Vec<Check> {
+/// `thorough`: also what is asked for by people only, because it takes a while.
+async fn checks(app: &App, thorough: bool) -> Vec<Check> {
     let platform = &app.platform;
     let mut checks = Vec::new();
     let mut check = |name: &str, required: bool, result: Result<String, String>| {
@@ -131,6 +132,19 @@ async fn checks(app: &App) -> Vec<Check> {
             })
             .map_err(|e| e.to_string()),
     );
+    let findings = match thorough {
+        true => platform.log.diagnose().await,
+        false => Ok(Vec::new()),
+    };
+    match findings {
+        Ok(findings) => {
+            for finding in findings {
+                let said = format!("{}; {}", finding.what, finding.advice);
+                check(&format!("log: {}", finding.name), false, Err(said));
+            }
+        }
+        Err(error) => check("log", false, Err(error.to_string())),
+    }
     let vectors = platform.indexes.vectors.collections().await;
     check(
         "vector store",

@@ -12,7 +12,7 @@ use super::commit::KafkaCommit;
 use super::member::KafkaMember;
 use super::names::Position;
 use crate::log::{
-    Commit, FetchLimit, Fetched, GroupId, Log, LogError, Member, StateKey, TopicConfig, Watermarks,
+    Commit, FetchLimit, Fetched, Finding, GroupId, Log, LogError, Member, StateKey, TopicConfig, Watermarks,
 };
 
 #[async_trait]
@@ -111,6 +111,10 @@ impl Log for KafkaLog {
     /// The brokers do it, by the topic's settings: nothing is left to do here.
     async fn enforce_retention(&self, _now_ms: i64) -> Result<u64, LogError> {
         Ok(0)
+    }
+
+    async fn diagnose(&self) -> Result<Vec<Finding>, LogError> {
+        self.shared.diagnose().await
     }
 
     async fn close(&self) -> Result<(), LogError> {

@@ -40,6 +40,7 @@
 mod client;
 mod codec;
 mod commit;
+mod diagnose;
 mod groups;
 mod log;
 mod member;
