@@ -32,6 +32,8 @@ mod pipelines;
 mod server;
 #[path = "platform/shared_indexes.rs"]
 mod shared_indexes;
+#[path = "platform/shuffle.rs"]
+mod shuffle;
 #[path = "platform/sql_shell.rs"]
 mod sql_shell;
 #[path = "platform/uploads.rs"]

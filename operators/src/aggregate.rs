@@ -2,8 +2,11 @@
 //!
 //! Batch-wise: a batch is first reduced to one change per key, then each key's state is read, changed and written once.
 //! State is read through a bounded cache and committed with the checkpoint, so a replay after a crash begins from what
-//! the last checkpoint held. What a key came to is emitted once per checkpoint, however many of its rows arrived. Relies
-//! on rows of a key being in one partition; bringing them there (a repartition topic) is left to the graph.
+//! the last checkpoint held. What a key came to is emitted once per checkpoint, however many of its rows arrived.
+//!
+//! Relies on all rows of a key coming to one task. Where they do not, the graph cuts it in two (see [`ByKey`]): the first
+//! half ([`Form::Partial`]) adds up what came since the last checkpoint, without state, and emits it in the columns of
+//! the result; the second ([`Form::Merging`]) adds those up by key, in the state that the whole would have.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,7 +21,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use va_connectors::flow::{FlowError, Names, Problem};
 
-use crate::operator::{Cx, Operator, OperatorSpec, Resources};
+use crate::operator::{ByKey, Cx, Operator, OperatorSpec, Resources};
 use crate::shape::column_names;
 
 /// Keys whose state is kept in memory between checkpoints; the others are read again when their next row comes.
@@ -39,6 +42,25 @@ pub struct AggregateSpec {
     /// New column: `count()`, `count(column)`, `sum(column)`, `min(column)`, `max(column)` or `last(column)`. Nulls are
     /// left out, except by `count()` and `last`. For an expression put a `map` before.
     pub compute: serde_json::Map<String, serde_json::Value>,
+    /// Partitions of the topic that brings the rows of a key together, where the source has more than one partition; as
+    /// many as the source when absent. It cannot change once rows have gone through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub partitions: Option<u32>,
+    /// Which half it is; only the graph writes it, so users do not see it.
+    #[serde(default)]
+    #[schemars(skip)]
+    pub form: Form,
+}
+
+/// The whole, or a half of it around the topic that brings rows together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Form {
+    #[default]
+    Whole,
+    Partial,
+    Merging,
 }
 
 impl OperatorSpec for AggregateSpec {
@@ -47,6 +69,29 @@ impl OperatorSpec for AggregateSpec {
 
     fn output(&self, inputs: &[SchemaRef], _names: &dyn Names) -> Result<SchemaRef, Vec<Problem>> {
         self.layout(&inputs[0]).map(|layout| layout.schema)
+    }
+
+    fn by_key(&self) -> Option<ByKey> {
+        if self.form == Form::Partial {
+            return None;
+        }
+        let half = |form| {
+            serde_json::to_value(Self {
+                form,
+                ..self.clone()
+            })
+            .ok()
+        };
+        Some(ByKey {
+            columns: self.group_by.clone(),
+            partitions: self.partitions,
+            before: Some(half(Form::Partial)?),
+            after: half(Form::Merging)?,
+        })
+    }
+
+    fn keeps(&self, column: &str) -> bool {
+        self.group_by.iter().any(|name| name == column)
     }
 
     fn build(
@@ -73,9 +118,11 @@ impl OperatorSpec for AggregateSpec {
             keys,
             values,
             layout,
+            form: self.form,
             cache: HashMap::new(),
             changed: HashMap::new(),
             order: Vec::new(),
+            full: Vec::new(),
         }))
     }
 }
@@ -128,8 +175,18 @@ struct Layout {
     schema: SchemaRef,
 }
 
+impl Layout {
+    /// What the aggregates of a key are before its first row.
+    fn nothing(&self) -> Vec<Value> {
+        self.aggregates.iter().map(|&it| Value::new(it)).collect()
+    }
+}
+
 impl AggregateSpec {
     fn layout(&self, input: &Schema) -> Result<Layout, Vec<Problem>> {
+        if self.form == Form::Merging {
+            return self.merging_layout(input);
+        }
         let mut problems = Vec::new();
         let known = || format!("the input has {}", column_names(input));
         let mut fields: Vec<Field> = Vec::new();
@@ -201,6 +258,40 @@ impl AggregateSpec {
     }
 }
 
+impl AggregateSpec {
+    /// Its input has the columns of the result.
+    fn merging_layout(&self, input: &Schema) -> Result<Layout, Vec<Problem>> {
+        let column = |name: &str| {
+            input
+                .index_of(name)
+                .map_err(|error| vec![Problem::new(&["compute"], error.to_string())])
+        };
+        let keys = self
+            .group_by
+            .iter()
+            .map(|name| column(name))
+            .collect::<Result<_, _>>()?;
+        let mut aggregates = Vec::new();
+        for (name, call) in &self.compute {
+            let (function, _) = call
+                .as_str()
+                .and_then(function)
+                .ok_or_else(|| vec![Problem::new(&["compute", name], "no call")])?;
+            let column = column(name)?;
+            aggregates.push(Aggregate {
+                function,
+                column: Some(column),
+                float: input.field(column).data_type().is_floating(),
+            });
+        }
+        Ok(Layout {
+            keys,
+            aggregates,
+            schema: Arc::new(input.clone()),
+        })
+    }
+}
+
 fn sort_field(input: &Schema, column: usize) -> SortField {
     SortField::new(input.field(column).data_type().clone())
 }
@@ -211,18 +302,26 @@ fn usage() -> Option<String> {
     )
 }
 
+/// `sum(amount)` as `sum` and `amount`.
+fn parts(call: &str) -> Option<(&str, &str)> {
+    let (function, argument) = call.trim().strip_suffix(')')?.split_once('(')?;
+    Some((function.trim(), argument.trim()))
+}
+
+fn function(call: &str) -> Option<(Function, &str)> {
+    let (function, argument) = parts(call)?;
+    let (_, function) = Function::ALL
+        .into_iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case(function))?;
+    Some((function, argument))
+}
+
 /// Reads `sum(amount)`. The error is what is wrong and, unless it is about the columns, what to do.
 fn aggregate(call: &str, input: &Schema) -> Result<Aggregate, (String, Option<String>)> {
-    let (function, argument) = call
-        .trim()
-        .strip_suffix(')')
-        .and_then(|call| call.split_once('('))
-        .ok_or_else(|| (format!("`{call}` is not a call of a function"), usage()))?;
-    let (function, argument) = (function.trim(), argument.trim());
-    let function = Function::ALL
-        .into_iter()
-        .find_map(|(name, it)| name.eq_ignore_ascii_case(function).then_some(it))
-        .ok_or_else(|| (format!("no function `{function}`"), usage()))?;
+    let (name, _) =
+        parts(call).ok_or_else(|| (format!("`{call}` is not a call of a function"), usage()))?;
+    let (function, argument) =
+        function(call).ok_or_else(|| (format!("no function `{name}`"), usage()))?;
     if argument.is_empty() || argument == "*" {
         return match function {
             Function::Count => Ok(Aggregate {
@@ -302,6 +401,8 @@ enum Column {
     /// `count()`: every row counts.
     All,
     Counted(ArrayRef),
+    /// `count` of the merging form: counts to add up.
+    Counts(Int64Array),
     Whole(Int64Array),
     Float(Float64Array),
     Kept(ArrayRef, arrow::row::Rows),
@@ -324,6 +425,9 @@ impl Column {
             (Self::All, Value::Count(count)) => *count += 1,
             (Self::Counted(column), Value::Count(count)) => {
                 *count += i64::from(column.is_valid(row));
+            }
+            (Self::Counts(column), Value::Count(count)) => {
+                *count = count.saturating_add(column.value(row));
             }
             (Self::Whole(column), Value::Whole(sum)) if column.is_valid(row) => {
                 *sum = Some(sum.unwrap_or(0).saturating_add(column.value(row)));
@@ -361,6 +465,9 @@ struct AggregateTask {
     changed: HashMap<Bytes, Vec<Value>>,
     /// The keys of `changed`, in order of their first change.
     order: Vec<Bytes>,
+    form: Form,
+    /// Of the partial form: what had come for a key before a sum grew too large, to be emitted before what came after.
+    full: Vec<(Bytes, Vec<Value>)>,
 }
 
 #[async_trait]
@@ -371,6 +478,14 @@ impl Operator for AggregateTask {
         batch: RecordBatch,
         cx: &mut Cx,
     ) -> Result<(), FlowError> {
+        if self.form == Form::Merging && batch.schema_ref().fields() != self.layout.schema.fields()
+        {
+            return Err(FlowError::fatal(
+                "aggregate",
+                "rows that an earlier definition of the pipeline left in the repartition topic have other columns; let \
+                 the former definition read them first, or give the operator another name",
+            ));
+        }
         let columns = self.columns(&batch)?;
         let rows_by_key = self.rows_by_key(&batch)?;
         for (key, rows) in rows_by_key {
@@ -388,7 +503,13 @@ impl Operator for AggregateTask {
                     .iter()
                     .zip(&values)
                     .all(|(column, value)| column.fits(row, value));
-                if !fits {
+                if !fits && self.form == Form::Partial {
+                    // Whether the total fits is decided where it is known. A row alone always does.
+                    self.full.push((
+                        key.clone(),
+                        std::mem::replace(&mut values, self.layout.nothing()),
+                    ));
+                } else if !fits {
                     cx.dead_letter(&batch, row, "a sum would not fit into 64 bits");
                     continue;
                 }
@@ -412,12 +533,17 @@ impl Operator for AggregateTask {
     async fn on_barrier(&mut self, cx: &mut Cx) -> Result<(), FlowError> {
         let mut changed = std::mem::take(&mut self.changed);
         let order = std::mem::take(&mut self.order);
-        let entries: Vec<(Bytes, Vec<Value>)> = order
-            .into_iter()
-            .filter_map(|key| changed.remove_entry(&key))
-            .collect();
+        let mut entries = std::mem::take(&mut self.full);
+        entries.extend(
+            order
+                .into_iter()
+                .filter_map(|key| changed.remove_entry(&key)),
+        );
         for part in entries.chunks(ROWS_MAX) {
             cx.emit(self.rows_of(part)?).await?;
+        }
+        if self.form == Form::Partial {
+            return Ok(());
         }
         if self.cache.len() + entries.len() > CACHED_KEYS_MAX {
             self.cache.clear();
@@ -449,6 +575,9 @@ impl AggregateTask {
                         .as_primitive::<Float64Type>()
                         .clone(),
                 ),
+                (Function::Count, _) if self.form == Form::Merging => {
+                    Column::Counts(column.as_primitive::<Int64Type>().clone())
+                }
                 (Function::Sum, _) => Column::Whole(
                     cast(column, &DataType::Int64)?
                         .as_primitive::<Int64Type>()
@@ -487,17 +616,15 @@ impl AggregateTask {
 
     /// What a key had come to at the last checkpoint.
     async fn known(&self, key: &Bytes, cx: &mut Cx) -> Result<Vec<Value>, FlowError> {
+        if self.form == Form::Partial {
+            return Ok(self.layout.nothing());
+        }
         if let Some(values) = self.cache.get(key) {
             return Ok(values.clone());
         }
         match cx.state().get(key).await? {
             Some(stored) => decode(&stored, &self.layout.aggregates),
-            None => Ok(self
-                .layout
-                .aggregates
-                .iter()
-                .map(|&it| Value::new(it))
-                .collect()),
+            None => Ok(self.layout.nothing()),
         }
     }
 
@@ -634,6 +761,8 @@ mod tests {
 
     fn spec(compute: &[(&str, &str)]) -> AggregateSpec {
         AggregateSpec {
+            partitions: None,
+            form: Form::Whole,
             group_by: vec!["city".into()],
             compute: compute
                 .iter()

@@ -51,6 +51,10 @@ impl OperatorSpec for FilterSpec {
         Ok(inputs[0].clone())
     }
 
+    fn keeps(&self, _column: &str) -> bool {
+        true
+    }
+
     fn build(
         self,
         inputs: &[SchemaRef],

@@ -9,6 +9,6 @@ pub mod registry;
 mod shape;
 
 pub use operator::{
-    BarrierOutput, Counts, Cx, DeadLetter, Message, Operator, OperatorEntry, Origin, Resources,
-    RowOrigin, State,
+    BarrierOutput, ByKey, Counts, Cx, DeadLetter, Message, Operator, OperatorEntry, Origin,
+    Resources, RowOrigin, State,
 };

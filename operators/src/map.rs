@@ -103,6 +103,12 @@ impl OperatorSpec for MapSpec {
         self.plan(&inputs[0]).map(|(schema, _)| schema)
     }
 
+    fn keeps(&self, column: &str) -> bool {
+        !self.only_set
+            && !self.set.contains_key(column)
+            && !self.drop.iter().any(|dropped| dropped == column)
+    }
+
     fn build(
         self,
         inputs: &[SchemaRef],

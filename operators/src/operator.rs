@@ -44,12 +44,39 @@ pub trait OperatorSpec: DeserializeOwned + JsonSchema + Send + 'static {
     /// Pure: the schema of what it emits, or every problem with these options on these inputs.
     fn output(&self, inputs: &[SchemaRef], names: &dyn Names) -> Result<SchemaRef, Vec<Problem>>;
 
+    /// Pure: whether all rows of a key must come to one task, and how. Where they are spread over partitions, the plan
+    /// brings them together through a topic (`va_pipelines::shuffle`).
+    fn by_key(&self) -> Option<ByKey> {
+        None
+    }
+
+    /// Pure: whether the column comes out of it with the value that the row came in with. Then rows that were together by
+    /// this column still are.
+    fn keeps(&self, _column: &str) -> bool {
+        false
+    }
+
     /// May open what it needs; starts nothing. Only called after `output` was fine.
     fn build(
         self,
         inputs: &[SchemaRef],
         resources: &Resources,
     ) -> Result<Box<dyn Operator>, FlowError>;
+}
+
+/// How an operator is cut in two where the rows of a key have to be brought together first:
+/// `before -> topic, partitioned by the key -> after`. Both halves run in every task, in the same commits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ByKey {
+    /// The columns that make the key; none: all rows are one key. They are columns of the input and of what `before` emits.
+    pub columns: Vec<String>,
+    /// Partitions of the topic, where the user says how many.
+    pub partitions: Option<u32>,
+    /// Options of the half that makes fewer rows of many, before they are sent. `None`: rows are sent as they are.
+    pub before: Option<Value>,
+    /// Options of the half that holds the state and takes the place of the whole. Its state must be that of the whole,
+    /// because a pipeline can change between being cut and not.
+    pub after: Value,
 }
 
 /// The running half of an operator.
@@ -82,6 +109,9 @@ pub trait Operator: Send {
 pub struct OperatorEntry {
     pub description: Description,
     pub output: fn(&Value, &[SchemaRef], &dyn Names) -> Result<SchemaRef, Vec<Problem>>,
+    /// `None` also for options that are wrong, which `output` says.
+    pub by_key: fn(&Value) -> Option<ByKey>,
+    pub keeps: fn(&Value, &str) -> bool,
     pub build: fn(&Value, &[SchemaRef], &Resources) -> Result<Box<dyn Operator>, FlowError>,
 }
 
@@ -96,6 +126,10 @@ pub fn entry<S: OperatorSpec>(summary: &'static str) -> OperatorEntry {
             options: || schemars::schema_for!(S).to_value(),
         },
         output: |options, inputs, names| options_of::<S>(options)?.output(inputs, names),
+        by_key: |options| options_of::<S>(options).ok()?.by_key(),
+        keeps: |options, column| {
+            options_of::<S>(options).is_ok_and(|options| options.keeps(column))
+        },
         build: |options, inputs, resources| {
             options_of::<S>(options)
                 .map_err(|problems| FlowError::fatal(S::KIND, problems_text(&problems)))?

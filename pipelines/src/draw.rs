@@ -6,6 +6,7 @@ use va_catalog::Role;
 use va_connectors::schema::schema_lines;
 
 use crate::plan::{Plan, PlannedNode};
+use crate::shuffle::Shuffle;
 
 /// A Mermaid flowchart.
 pub fn mermaid(plan: &Plan) -> String {
@@ -19,9 +20,13 @@ pub fn mermaid(plan: &Plan) -> String {
         };
         let _ = writeln!(out, "    {shape}");
     }
+    let shuffles = plan.shuffles(&|_| None);
     for (i, node) in plan.nodes.iter().enumerate() {
         for input in &node.inputs {
-            let _ = writeln!(out, "    n{input} --> n{i}");
+            let _ = match key_of(&shuffles, i) {
+                Some(key) => writeln!(out, "    n{input} -->|\"by {key}\"| n{i}"),
+                None => writeln!(out, "    n{input} --> n{i}"),
+            };
         }
     }
     out
@@ -43,13 +48,26 @@ pub fn dot(plan: &Plan) -> String {
             detail(node)
         );
     }
+    let shuffles = plan.shuffles(&|_| None);
     for (i, node) in plan.nodes.iter().enumerate() {
         for input in &node.inputs {
-            let _ = writeln!(out, "  n{input} -> n{i};");
+            let _ = match key_of(&shuffles, i) {
+                Some(key) => writeln!(out, "  n{input} -> n{i} [label=\"by {key}\"];"),
+                None => writeln!(out, "  n{input} -> n{i};"),
+            };
         }
     }
     out.push_str("}\n");
     out
+}
+
+/// The key by which rows are brought together before node `at`.
+fn key_of(shuffles: &[Shuffle], at: usize) -> Option<String> {
+    let shuffle = shuffles.iter().find(|shuffle| shuffle.node == at)?;
+    Some(match shuffle.by.columns.as_slice() {
+        [] => "one key".to_owned(),
+        columns => columns.join(", "),
+    })
 }
 
 fn detail(node: &PlannedNode) -> String {
@@ -80,7 +98,8 @@ pub fn explain(plan: &Plan) -> String {
         if graph.tasks == 1 { "" } else { "s" },
         graph.dead_letter_topic()
     );
-    for node in &plan.nodes {
+    let shuffles = plan.shuffles(&|_| None);
+    for (at, node) in plan.nodes.iter().enumerate() {
         let role = match node.node.role {
             Role::Source => "source",
             Role::Operator => "operator",
@@ -102,6 +121,9 @@ pub fn explain(plan: &Plan) -> String {
                 let _ = writeln!(out, "    {option}: {value}");
             }
         }
+        if let Some(shuffle) = shuffles.iter().find(|shuffle| shuffle.node == at) {
+            let _ = writeln!(out, "  {}", brought_together(shuffle));
+        }
         if let Some(schema) = &node.output {
             let _ = writeln!(out, "  emits");
             for line in schema_lines(schema) {
@@ -110,4 +132,26 @@ pub fn explain(plan: &Plan) -> String {
         }
     }
     out
+}
+
+/// Whether it happens depends on the log, which explaining does not ask.
+fn brought_together(shuffle: &Shuffle) -> String {
+    let what = match shuffle.by.columns.as_slice() {
+        [] => "all rows are brought together".to_owned(),
+        columns => format!("rows are brought together by {}", columns.join(", ")),
+    };
+    let how = if shuffle.by.before.is_some() {
+        ", added up beforehand,"
+    } else {
+        ""
+    };
+    let mut sources = shuffle.sources.clone();
+    sources.sort();
+    sources.dedup();
+    let sources: Vec<&str> = sources.iter().map(|topic| topic.as_str()).collect();
+    format!(
+        "{what}{how} through the topic {}; not where {} has one partition",
+        shuffle.topic,
+        sources.join(", ")
+    )
 }

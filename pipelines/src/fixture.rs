@@ -16,7 +16,7 @@ use va_catalog::{
 };
 use va_connectors::log::{FetchLimit, Log, Target, TopicConfig};
 
-use crate::plan::{BuiltinNames, ChainedNames, Plan};
+use crate::plan::{BuiltinNames, ChainedNames, Declared, Plan};
 use crate::runtime::{PipelineState, Runtime, RuntimeConfig};
 
 /// One entry of `tests:`.
@@ -98,6 +98,16 @@ async fn try_run(
             .put_bytes(object.clone().into_bytes().into())
             .await
             .map_err(|error| format!("store an object: {error}"))?;
+    }
+    // One partition each: the rows keep their order, and all rows of a key are together.
+    for source in plan.nodes.iter().filter_map(|node| node.source.as_ref()) {
+        let config = TopicConfig {
+            partitions: 1,
+            ..TopicConfig::default()
+        };
+        log.create_topic(&source.topic, config)
+            .await
+            .map_err(|error| error.to_string())?;
     }
     for (source, rows) in &fixture.input {
         let node = plan
@@ -192,22 +202,6 @@ fn collecting(plan: &Plan, fixture: &Fixture) -> Result<Plan, String> {
     })
 }
 
-/// The topics that the pipeline under test declares itself.
-struct Declared(Vec<(TopicName, SchemaRef)>);
-
-impl va_connectors::flow::Names for Declared {
-    fn topic_schema(&self, topic: &TopicName) -> Option<SchemaRef> {
-        self.0
-            .iter()
-            .find(|(name, _)| name == topic)
-            .map(|(_, schema)| schema.clone())
-    }
-
-    fn topics(&self) -> Vec<TopicName> {
-        self.0.iter().map(|(name, _)| name.clone()).collect()
-    }
-}
-
 fn collecting_topic(node: &NodeName) -> Result<TopicName, String> {
     TopicName::new(format!("collect.{node}")).map_err(|error| error.to_string())
 }
@@ -218,15 +212,6 @@ async fn append(
     schema: &SchemaRef,
     rows: &[Map<String, Value>],
 ) -> Result<(), String> {
-    log.create_topic(
-        topic,
-        TopicConfig {
-            partitions: 1,
-            ..TopicConfig::default()
-        },
-    )
-    .await
-    .map_err(|error| error.to_string())?;
     let mut commit = log.begin();
     commit.append(
         topic,

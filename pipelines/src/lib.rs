@@ -10,6 +10,7 @@ pub mod load;
 pub mod plan;
 pub mod registry;
 pub mod runtime;
+pub mod shuffle;
 mod source_text;
 
 pub use load::{Diagnostic, Diagnostics, load};

@@ -14,6 +14,8 @@ use va_catalog::{Graph, Node, NodeName, Role, TopicName};
 use va_connectors::flow::{Names, Problem};
 use va_endpoints::SourcePlan;
 
+use crate::shuffle::{self, InternalTopic};
+
 /// A graph that can run.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -22,6 +24,8 @@ pub struct Plan {
     pub nodes: Vec<PlannedNode>,
     /// Topics that must exist before the start, with their schemas.
     pub topics: Vec<(TopicName, SchemaRef)>,
+    /// Topics between two halves of an operator, in a plan [as it runs](Plan::shuffled).
+    pub internal: Vec<InternalTopic>,
 }
 
 /// A node with what flows in and out.
@@ -87,14 +91,18 @@ impl Plan {
                 })),
             }
         }
-        if problems.is_empty() {
-            Ok(Self {
-                graph,
-                nodes,
-                topics,
-            })
-        } else {
-            Err(problems)
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let plan = Self {
+            graph,
+            nodes,
+            topics,
+            internal: Vec::new(),
+        };
+        match shuffle::problems(&plan) {
+            problems if problems.is_empty() => Ok(plan),
+            problems => Err(problems),
         }
     }
 
@@ -206,5 +214,21 @@ impl Names for ChainedNames {
         topics.sort();
         topics.dedup();
         topics
+    }
+}
+
+/// Topics that a plan declares itself.
+pub struct Declared(pub Vec<(TopicName, SchemaRef)>);
+
+impl Names for Declared {
+    fn topic_schema(&self, topic: &TopicName) -> Option<SchemaRef> {
+        self.0
+            .iter()
+            .find(|(name, _)| name == topic)
+            .map(|(_, schema)| schema.clone())
+    }
+
+    fn topics(&self) -> Vec<TopicName> {
+        self.0.iter().map(|(name, _)| name.clone()).collect()
     }
 }

@@ -78,6 +78,7 @@ fn every_file_is_registered() {
         "endpoint",
         "indexes",
         "news",
+        "repartition",
     ];
     for folder in ["operators/src", "connectors/endpoints/src"] {
         for file in std::fs::read_dir(root.join(folder)).unwrap() {

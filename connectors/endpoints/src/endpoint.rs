@@ -53,6 +53,8 @@ pub struct SourcePlan {
     pub topic: TopicName,
     pub schema: SchemaRef,
     pub start_at: StartAt,
+    /// Rows in which these columns are equal are in one partition. `None` when nothing is known of it.
+    pub keyed_by: Option<Vec<String>>,
     /// Most rows in one batch.
     pub batch_rows_max: usize,
 }

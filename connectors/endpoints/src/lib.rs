@@ -10,6 +10,7 @@ pub mod indexes;
 mod news;
 mod pair;
 pub mod registry;
+pub mod repartition;
 
 pub use endpoint::{Resources, SinkEntry, SinkPlan, SourceEntry, SourcePlan, StartAt};
 pub use indexes::{IndexError, Indexes, View};

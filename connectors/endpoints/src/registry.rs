@@ -40,9 +40,10 @@ pub fn source_entry(kind: &str) -> Option<SourceEntry> {
         .find(|entry| entry.description.kind == kind)
 }
 
-/// The sink of that kind.
+/// The sink of that kind, also the one that only the graph names.
 pub fn sink_entry(kind: &str) -> Option<SinkEntry> {
     sinks()
         .into_iter()
+        .chain([crate::repartition::entry()])
         .find(|entry| entry.description.kind == kind)
 }

@@ -33,6 +33,10 @@ pub struct TopicSource {
     /// Where to begin when this pipeline has never read the topic.
     #[serde(default)]
     pub start_at: StartAt,
+    /// Columns by which the topic is partitioned: a promise that rows in which they are equal are in one partition, as they
+    /// are where all of its producers use one of them as the key. Operators by this key then take them as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keyed_by: Option<Vec<String>>,
     /// Most rows in one batch.
     #[serde(default = "default_batch_rows_max")]
     pub batch_rows_max: usize,
@@ -79,9 +83,18 @@ impl SourceSpec for TopicSource {
                 "must be at least 1",
             )]);
         }
+        for column in self.keyed_by.iter().flatten() {
+            if schema.field_with_name(column).is_err() {
+                return Err(vec![Problem::new(
+                    &["keyed_by"],
+                    format!("topic `{topic}` has no column `{column}`"),
+                )]);
+            }
+        }
         Ok(SourcePlan {
             topic,
             schema,
+            keyed_by: self.keyed_by.clone(),
             start_at: self.start_at,
             batch_rows_max: self.batch_rows_max,
         })

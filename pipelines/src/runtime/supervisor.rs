@@ -17,6 +17,7 @@ use super::stats::{NodeStats, Stats};
 use super::tap::Taps;
 use super::task::{self, Setup};
 use crate::plan::Plan;
+use crate::shuffle::is_internal_topic;
 
 /// Pauses before a failed task starts again. After the last one it has failed, or, where the runtime is patient, the
 /// last pause is repeated.
@@ -51,6 +52,12 @@ pub enum RuntimeError {
         pipeline: PipelineName,
         node: NodeName,
         nodes: String,
+    },
+    #[error("`{node}` of pipeline `{pipeline}` {message}")]
+    Shuffle {
+        pipeline: PipelineName,
+        node: NodeName,
+        message: String,
     },
     #[error(transparent)]
     Log(#[from] LogError),
@@ -119,22 +126,7 @@ impl Runtime {
     pub async fn start(&self, plan: Plan) -> Result<(), RuntimeError> {
         let name = plan.graph.name.clone();
         self.refuse_running(&name)?;
-        let existing: Vec<TopicName> = self
-            .config
-            .log
-            .topics()
-            .await?
-            .into_iter()
-            .map(|(topic, _)| topic)
-            .collect();
-        for (topic, _) in &plan.topics {
-            if !existing.contains(topic) {
-                self.config
-                    .log
-                    .create_topic(topic, TopicConfig::default())
-                    .await?;
-            }
-        }
+        let plan = self.prepare(&plan).await?;
         self.refuse_running(&name)?;
 
         let plan = Arc::new(plan);
@@ -168,6 +160,81 @@ impl Runtime {
                 supervisors,
             },
         );
+        Ok(())
+    }
+
+    /// Creates the topics that are missing, and cuts the graph where rows have to be brought together.
+    async fn prepare(&self, plan: &Plan) -> Result<Plan, RuntimeError> {
+        let log = &self.config.log;
+        let mut partitions: HashMap<TopicName, u32> = log
+            .topics()
+            .await?
+            .into_iter()
+            .map(|(topic, config)| (topic, config.partitions))
+            .collect();
+        for (topic, _) in &plan.topics {
+            if !partitions.contains_key(topic) {
+                let config = TopicConfig::default();
+                partitions.insert(topic.clone(), config.partitions);
+                log.create_topic(topic, config).await?;
+            }
+        }
+        let pipeline = &plan.graph.name;
+        let refused = |node: &NodeName, message: String| RuntimeError::Shuffle {
+            pipeline: pipeline.clone(),
+            node: node.clone(),
+            message,
+        };
+        let plan = plan
+            .shuffled(&|topic| partitions.get(topic).copied())
+            .map_err(|problems| {
+                let first = &problems[0];
+                refused(&first.node, first.problem.to_string())
+            })?;
+        for topic in &plan.internal {
+            let there = partitions.get(&topic.name).copied();
+            if let Some(there) = there.filter(|there| *there != topic.partitions) {
+                let message = format!(
+                    "has `partitions: {}`, but its topic `{}` has {there}, and keys would move; write `partitions: \
+                     {there}`, or delete the pipeline once its lag is 0 and register it again",
+                    topic.partitions, topic.name
+                );
+                return Err(refused(&topic.node, message));
+            }
+            let config = TopicConfig {
+                partitions: topic.partitions,
+                ..TopicConfig::default()
+            };
+            log.create_topic(&topic.name, config).await?;
+        }
+        Ok(plan)
+    }
+
+    /// Removes the topics between halves of the operators of a pipeline that was stopped, as far as all of their rows were
+    /// consumed. One with rows stays: offsets and state of the pipeline stay too, so that it goes on where it was when it
+    /// is registered again, and those rows are counted nowhere else.
+    pub async fn delete_internal_topics(&self, name: &PipelineName) -> Result<(), RuntimeError> {
+        self.refuse_running(name)?;
+        let log = self.config.log.as_ref();
+        let group = GroupId(name.clone());
+        for (topic, config) in log.topics().await? {
+            if !is_internal_topic(name, &topic) {
+                continue;
+            }
+            let left: u64 = topic_lag(log, &group, &topic, config.partitions)
+                .await?
+                .into_iter()
+                .map(|(_, lag)| lag)
+                .sum();
+            if left > 0 {
+                tracing::warn!(%topic, left, "the topic stays: the pipeline has not consumed all of it");
+                continue;
+            }
+            match log.delete_topic(&topic).await {
+                Ok(()) | Err(LogError::UnknownTopic(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         Ok(())
     }
 
@@ -298,7 +365,8 @@ impl Runtime {
     }
 }
 
-/// Rows between what the group of a plan has consumed and the end of each source partition.
+/// Rows between what the group of a plan has consumed and the end of each source partition. A hidden source comes after
+/// what feeds it, so that rows on their way from one to the other are seen at least once.
 pub async fn lag(log: &dyn Log, plan: &Plan) -> Result<BTreeMap<String, u64>, LogError> {
     let group = GroupId(plan.graph.name.clone());
     let topics = log.topics().await?;
@@ -308,19 +376,35 @@ pub async fn lag(log: &dyn Log, plan: &Plan) -> Result<BTreeMap<String, u64>, Lo
             .iter()
             .find(|(topic, _)| topic == &source.topic)
             .map_or(0, |(_, config)| config.partitions);
-        for partition in (0..partitions).map(Partition) {
-            let partition = TopicPartition {
-                topic: source.topic.clone(),
-                partition,
-            };
-            let marks = log.watermarks(&partition).await?;
-            let next = log
-                .committed(&group, &partition)
-                .await?
-                .unwrap_or(marks.low)
-                .max(marks.low);
-            lag.insert(partition.to_string(), log.distance(next, marks.high));
-        }
+        let of_topic = topic_lag(log, &group, &source.topic, partitions).await?;
+        lag.extend(
+            of_topic
+                .into_iter()
+                .map(|(partition, lag)| (partition.to_string(), lag)),
+        );
+    }
+    Ok(lag)
+}
+
+async fn topic_lag(
+    log: &dyn Log,
+    group: &GroupId,
+    topic: &TopicName,
+    partitions: u32,
+) -> Result<Vec<(TopicPartition, u64)>, LogError> {
+    let mut lag = Vec::with_capacity(partitions as usize);
+    for partition in (0..partitions).map(Partition) {
+        let partition = TopicPartition {
+            topic: topic.clone(),
+            partition,
+        };
+        let marks = log.watermarks(&partition).await?;
+        let next = log
+            .committed(group, &partition)
+            .await?
+            .unwrap_or(marks.low)
+            .max(marks.low);
+        lag.push((partition, log.distance(next, marks.high)));
     }
     Ok(lag)
 }

@@ -144,6 +144,7 @@ pub async fn delete(
         .delete_pipeline(&principal.tenant, &name)
         .await?;
     crate::deployment::follow(&app.platform).await?;
+    app.platform.runtime.delete_internal_topics(&name).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -339,7 +340,15 @@ async fn planned(
 ) -> Result<Option<va_pipelines::Plan>, Problem> {
     let text = definition(app, principal, name).await?;
     let names = app.platform.names().await?;
-    Ok(va_pipelines::load(name.as_str(), &text, names.as_ref())
-        .ok()
-        .map(|loaded| loaded.plan))
+    let Ok(loaded) = va_pipelines::load(name.as_str(), &text, names.as_ref()) else {
+        return Ok(None);
+    };
+    // As it runs: with the topics between its halves.
+    let topics = app.platform.log.topics().await?;
+    let partitions = |wanted: &va_catalog::TopicName| {
+        let found = topics.iter().find(|(topic, _)| topic == wanted);
+        found.map(|(_, config)| config.partitions)
+    };
+    let shuffled = loaded.plan.shuffled(&partitions);
+    Ok(Some(shuffled.unwrap_or(loaded.plan)))
 }

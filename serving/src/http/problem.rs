@@ -211,7 +211,9 @@ impl From<RuntimeError> for Problem {
         match error {
             RuntimeError::Log(error) => error.into(),
             RuntimeError::UnknownNode { .. } => Self::not_found(error.to_string()),
-            RuntimeError::Running(_) | RuntimeError::NotRunning(_) => {
+            RuntimeError::Running(_)
+            | RuntimeError::NotRunning(_)
+            | RuntimeError::Shuffle { .. } => {
                 Self::new(StatusCode::CONFLICT, "conflict", error.to_string())
             }
         }

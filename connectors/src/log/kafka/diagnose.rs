@@ -58,7 +58,11 @@ impl Shared {
                         let partitions = topic.partitions();
                         TopicFacts {
                             name: topic.name().to_owned(),
-                            replicas: partitions.iter().map(|p| p.replicas().len()).max().unwrap_or(0),
+                            replicas: partitions
+                                .iter()
+                                .map(|p| p.replicas().len())
+                                .max()
+                                .unwrap_or(0),
                             in_sync: partitions.iter().map(|p| p.isr().len()).min().unwrap_or(0),
                             leaderless: partitions.iter().filter(|p| p.leader() < 0).count(),
                             ..TopicFacts::default()
@@ -77,7 +81,12 @@ impl Shared {
             })
             .await?;
         let mut asked = vec![ResourceSpecifier::Broker(facts.1)];
-        let names: Vec<String> = facts.0.topics.iter().map(|topic| topic.name.clone()).collect();
+        let names: Vec<String> = facts
+            .0
+            .topics
+            .iter()
+            .map(|topic| topic.name.clone())
+            .collect();
         asked.extend(names.iter().map(|name| ResourceSpecifier::Topic(name)));
         let options = AdminOptions::new().request_timeout(Some(self.timeout()));
         let described = self.admin.describe_configs(&asked, &options).await;
@@ -125,33 +134,51 @@ fn findings(facts: &Facts, options: &KafkaOptions) -> Vec<Finding> {
     if usize::from(options.replication_factor) > brokers {
         finding(
             "replication",
-            format!("`replication_factor` is {}, but there are {brokers} brokers: no topic can be created", options.replication_factor),
+            format!(
+                "`replication_factor` is {}, but there are {brokers} brokers: no topic can be created",
+                options.replication_factor
+            ),
             "start more brokers, or set `log.kafka.replication_factor` to their number",
         );
     } else if brokers > 1 && options.replication_factor == 1 {
         finding(
             "replication",
-            format!("new topics get one copy, though there are {brokers} brokers: each broker is a single point of loss"),
+            format!(
+                "new topics get one copy, though there are {brokers} brokers: each broker is a single point of loss"
+            ),
             "set `log.kafka.replication_factor: 3`",
         );
     }
     for (setting, copies) in [
-        ("offsets.topic.replication.factor", "the positions of all groups"),
-        ("transaction.state.log.replication.factor", "the state of transactions"),
+        (
+            "offsets.topic.replication.factor",
+            "the positions of all groups",
+        ),
+        (
+            "transaction.state.log.replication.factor",
+            "the state of transactions",
+        ),
     ] {
         if brokers > 1 && number(&facts.settings, setting) == Some(1_u32) {
             finding(
                 "replication",
-                format!("the brokers keep {copies} in one copy (`{setting}=1`): when that broker is away, every pipeline stands still"),
+                format!(
+                    "the brokers keep {copies} in one copy (`{setting}=1`): when that broker is away, every pipeline stands still"
+                ),
                 "set it to 3 on the brokers before the first start, or raise the replication of that internal topic",
             );
         }
     }
     let longest: Option<u64> = number(&facts.settings, "transaction.max.timeout.ms");
-    if let Some(longest) = longest.filter(|longest| u64::from(options.transaction_timeout_ms) > *longest) {
+    if let Some(longest) =
+        longest.filter(|longest| u64::from(options.transaction_timeout_ms) > *longest)
+    {
         finding(
             "transactions",
-            format!("`transaction_timeout_ms` is {}, the brokers allow {longest}: every commit is refused", options.transaction_timeout_ms),
+            format!(
+                "`transaction_timeout_ms` is {}, the brokers allow {longest}: every commit is refused",
+                options.transaction_timeout_ms
+            ),
             "lower it, or raise `transaction.max.timeout.ms` on the brokers",
         );
     }
@@ -161,13 +188,21 @@ fn findings(facts: &Facts, options: &KafkaOptions) -> Vec<Finding> {
     if least.is_some_and(|least| session < least) || most.is_some_and(|most| session > most) {
         finding(
             "groups",
-            format!("`session_timeout_ms` is {session}, the brokers allow {} to {}: no worker can join", shown(least), shown(most)),
+            format!(
+                "`session_timeout_ms` is {session}, the brokers allow {} to {}: no worker can join",
+                shown(least),
+                shown(most)
+            ),
             "set `log.kafka.session_timeout_ms` between them",
         );
     }
     let named = |unwell: &dyn Fn(&&TopicFacts) -> bool| {
         let all: Vec<&TopicFacts> = facts.topics.iter().filter(unwell).collect();
-        let mut names: Vec<String> = all.iter().take(NAMED_MAX).map(|topic| format!("`{}`", topic.name)).collect();
+        let mut names: Vec<String> = all
+            .iter()
+            .take(NAMED_MAX)
+            .map(|topic| format!("`{}`", topic.name))
+            .collect();
         if all.len() > NAMED_MAX {
             names.push(format!("{} more", all.len() - NAMED_MAX));
         }
@@ -187,17 +222,24 @@ fn findings(facts: &Facts, options: &KafkaOptions) -> Vec<Finding> {
             "a broker is away or slow; it catches up by itself when it is back",
         );
     }
-    if let Some(topics) = named(&|topic| topic.in_sync_min.is_some_and(|min| topic.replicas < min)) {
+    if let Some(topics) = named(&|topic| topic.in_sync_min.is_some_and(|min| topic.replicas < min))
+    {
         finding(
             "topics",
-            format!("fewer copies than a write needs (`min.insync.replicas`): {topics}: every commit to them fails"),
+            format!(
+                "fewer copies than a write needs (`min.insync.replicas`): {topics}: every commit to them fails"
+            ),
             "give these topics more replicas, or lower their `min.insync.replicas`",
         );
     }
-    if let Some(topics) = named(&|topic| topic.replicas > 1 && topic.in_sync_min == Some(topic.replicas)) {
+    if let Some(topics) =
+        named(&|topic| topic.replicas > 1 && topic.in_sync_min == Some(topic.replicas))
+    {
         finding(
             "topics",
-            format!("a write needs every copy (`min.insync.replicas` is the number of replicas): {topics}: one broker that is away stops them"),
+            format!(
+                "a write needs every copy (`min.insync.replicas` is the number of replicas): {topics}: one broker that is away stops them"
+            ),
             "set `min.insync.replicas` to one less than the replicas",
         );
     }
@@ -205,7 +247,9 @@ fn findings(facts: &Facts, options: &KafkaOptions) -> Vec<Finding> {
     if let Some(topics) = named(&|topic| topic.record_bytes_max.is_some_and(|max| max < bytes)) {
         finding(
             "topics",
-            format!("records may be smaller there than `record_bytes_max` ({bytes}): {topics}: large batches are refused"),
+            format!(
+                "records may be smaller there than `record_bytes_max` ({bytes}): {topics}: large batches are refused"
+            ),
             "raise `max.message.bytes` of these topics, or lower `log.kafka.record_bytes_max`",
         );
     }
@@ -221,7 +265,10 @@ mod tests {
     use super::*;
 
     fn told(facts: &Facts, options: &KafkaOptions) -> Vec<String> {
-        findings(facts, options).into_iter().map(|finding| finding.what).collect()
+        findings(facts, options)
+            .into_iter()
+            .map(|finding| finding.what)
+            .collect()
     }
 
     fn healthy() -> Facts {
@@ -234,7 +281,9 @@ mod tests {
         ];
         Facts {
             brokers: 3,
-            settings: settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            settings: settings
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
             topics: vec![TopicFacts {
                 name: "t".into(),
                 replicas: 3,
@@ -262,16 +311,36 @@ mod tests {
             told[0].clone()
         };
         for (change, word) in [
-            (&(|f: &mut Facts, _: &mut KafkaOptions| f.brokers = 1) as &dyn Fn(&mut _, &mut _), "no topic can be created"),
+            (
+                &(|f: &mut Facts, _: &mut KafkaOptions| f.brokers = 1) as &dyn Fn(&mut _, &mut _),
+                "no topic can be created",
+            ),
             (&|_, o| o.replication_factor = 1, "single point of loss"),
-            (&|f, _| drop(f.settings.insert("offsets.topic.replication.factor".into(), "1".into())), "the positions of all groups"),
-            (&|_, o| o.transaction_timeout_ms = 1_000_000, "every commit is refused"),
+            (
+                &|f, _| {
+                    drop(
+                        f.settings
+                            .insert("offsets.topic.replication.factor".into(), "1".into()),
+                    )
+                },
+                "the positions of all groups",
+            ),
+            (
+                &|_, o| o.transaction_timeout_ms = 1_000_000,
+                "every commit is refused",
+            ),
             (&|_, o| o.session_timeout_ms = 1_000, "no worker can join"),
             (&|f, _| f.topics[0].leaderless = 1, "without a leader"),
             (&|f, _| f.topics[0].in_sync = 2, "not up to date"),
             (&|f, _| f.topics[0].in_sync_min = Some(4), "fewer copies"),
-            (&|f, _| f.topics[0].in_sync_min = Some(3), "needs every copy"),
-            (&|f, _| f.topics[0].record_bytes_max = Some(1_000), "large batches are refused"),
+            (
+                &|f, _| f.topics[0].in_sync_min = Some(3),
+                "needs every copy",
+            ),
+            (
+                &|f, _| f.topics[0].record_bytes_max = Some(1_000),
+                "large batches are refused",
+            ),
         ] {
             let told = with(change);
             assert!(told.contains(word), "{told}");

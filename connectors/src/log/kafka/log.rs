@@ -12,7 +12,8 @@ use super::commit::KafkaCommit;
 use super::member::KafkaMember;
 use super::names::Position;
 use crate::log::{
-    Commit, FetchLimit, Fetched, Finding, GroupId, Log, LogError, Member, StateKey, TopicConfig, Watermarks,
+    Commit, FetchLimit, Fetched, Finding, GroupId, Log, LogError, Member, StateKey, TopicConfig,
+    Watermarks,
 };
 
 #[async_trait]
