@@ -16,6 +16,8 @@ fn up(data: &Path) -> Server {
         "catalog": {"url": data.join("shared.db")},
         "objects": {"url": data.join("shared")},
         "indexes": {"shared": true},
+        // All the time: it must know what is a split.
+        "documents": {"sweep_interval_ms": 5},
     });
     std::fs::write(&config, settings.to_string()).unwrap();
     Server::start_as(va(data).env("VA_CONFIG", config), data)
