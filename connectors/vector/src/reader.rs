@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arrow::array::{AsArray, Float32Array, RecordBatch, RecordBatchOptions};
-use arrow::datatypes::{Float32Type, Schema, SchemaRef};
+use arrow::datatypes::{ArrowPrimitiveType, Float32Type, Schema, SchemaRef, UInt64Type};
 use futures::{StreamExt, TryStreamExt};
 use lance::Dataset;
 use lance::dataset::scanner::{RowAddrMask, Scanner};
+use lance::dataset::{ProjectionRequest, ROW_ID};
 use va_catalog::chunk::{column, records};
 use va_catalog::{ChunkId, ChunkKey, ChunkRecord, CollectionRef, Filter};
 
@@ -41,6 +42,71 @@ impl Reader {
         metric: Metric,
         filter: &Filter,
     ) -> Result<Vec<VectorHit>, VectorError> {
+        let started = Instant::now();
+        let schema = without_vector(&self.schema());
+        let Some(scanner) = self.nearest(&names(&schema), query, k, metric, filter)? else {
+            return Ok(Vec::new());
+        };
+        let fail = |error: lance::Error| self.error("searching", error);
+        let batch = scanner.try_into_batch().await.map_err(fail)?;
+
+        let chunks = records(&batch).map_err(|error| self.error("searching", error))?;
+        let mut hits: Vec<VectorHit> = chunks
+            .into_iter()
+            .zip(self.numbers::<Float32Type>(&batch, "_distance")?)
+            .map(|(chunk, distance)| VectorHit {
+                chunk,
+                score: metric.score(*distance),
+            })
+            .collect();
+        sort(&mut hits);
+        metrics::histogram!("va_vector_search_seconds").record(started.elapsed().as_secs_f64());
+        Ok(hits)
+    }
+
+    /// The rows that [`Reader::search`] would find, by their numbers, with their scores. In no order.
+    pub async fn best(
+        &self,
+        query: &[f32],
+        k: usize,
+        metric: Metric,
+        filter: &Filter,
+    ) -> Result<Vec<(f32, u64)>, VectorError> {
+        let Some(mut scanner) = self.nearest(&[], query, k, metric, filter)? else {
+            return Ok(Vec::new());
+        };
+        scanner.with_row_id();
+        let batch = scanner
+            .try_into_batch()
+            .await
+            .map_err(|error| self.error("searching", error))?;
+        let distances = self.numbers::<Float32Type>(&batch, "_distance")?.iter();
+        let rows = self.numbers::<UInt64Type>(&batch, ROW_ID)?.iter();
+        let scores = distances.map(|distance| metric.score(*distance));
+        Ok(scores.zip(rows.copied()).collect())
+    }
+
+    /// The chunks in these rows, in their order.
+    pub async fn take(&self, rows: &[u64]) -> Result<Vec<ChunkRecord>, VectorError> {
+        let schema = without_vector(&self.schema());
+        let columns = ProjectionRequest::from_columns(names(&schema), self.dataset.schema());
+        let batch = self
+            .dataset
+            .take_rows(rows, columns)
+            .await
+            .map_err(|error| self.error("reading", error))?;
+        records(&batch).map_err(|error| self.error("reading", error))
+    }
+
+    /// A scan of the `k` nearest rows; `None` for none. Besides the columns it has the distance.
+    fn nearest(
+        &self,
+        columns: &[&str],
+        query: &[f32],
+        k: usize,
+        metric: Metric,
+        filter: &Filter,
+    ) -> Result<Option<Scanner>, VectorError> {
         if k > K_MAX {
             return Err(VectorError::Invalid(format!(
                 "k is {k}; a vector search returns at most {K_MAX} hits"
@@ -52,12 +118,10 @@ impl Reader {
         let condition = filter_sql(filter)?;
         self.check_dims(query.len())?;
         if k == 0 {
-            return Ok(Vec::new());
+            return Ok(None);
         }
 
-        let started = Instant::now();
-        let schema = without_vector(&self.schema());
-        let mut columns = names(&schema);
+        let mut columns = columns.to_vec();
         columns.push("_distance");
         let mut scanner = self.scanner(&columns)?;
         let fail = |error: lance::Error| self.error("searching", error);
@@ -76,24 +140,20 @@ impl Reader {
         if self.options.index_kind == IndexKind::IvfHnswSq {
             scanner.refine(2).ef((2 * k).max(128));
         }
-        let batch = scanner.try_into_batch().await.map_err(fail)?;
+        Ok(Some(scanner))
+    }
 
-        let chunks = records(&batch).map_err(|error| self.error("searching", error))?;
-        let distances = column(&batch, "_distance")
+    /// A column of an answer that Lance adds.
+    fn numbers<'a, T: ArrowPrimitiveType>(
+        &self,
+        batch: &'a RecordBatch,
+        name: &str,
+    ) -> Result<&'a [T::Native], VectorError> {
+        column(batch, name)
             .ok()
-            .and_then(|distances| distances.as_primitive_opt::<Float32Type>())
-            .ok_or_else(|| self.error("searching", "the hits have no distance"))?;
-        let mut hits: Vec<VectorHit> = chunks
-            .into_iter()
-            .zip(distances.values())
-            .map(|(chunk, distance)| VectorHit {
-                chunk,
-                score: metric.score(*distance),
-            })
-            .collect();
-        sort(&mut hits);
-        metrics::histogram!("va_vector_search_seconds").record(started.elapsed().as_secs_f64());
-        Ok(hits)
+            .and_then(|column| column.as_primitive_opt::<T>())
+            .map(|column| &column.values()[..])
+            .ok_or_else(|| self.error("searching", format!("the hits have no `{name}`")))
     }
 
     /// [`VectorSnapshot::chunk_keys`](crate::VectorSnapshot::chunk_keys).

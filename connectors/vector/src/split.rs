@@ -9,6 +9,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::UInt64Type;
@@ -287,15 +288,42 @@ pub async fn search_splits(
             "k is {k}; a vector search returns at most {K_MAX} hits"
         )));
     }
+    let started = Instant::now();
     // Owned by each search: borrowed ones could not be seen to move between threads.
-    let (query, filter): (Arc<[f32]>, _) = (query.into(), Arc::new(filter.clone()));
-    let searches = splits.iter().cloned().map(|split| {
-        let (query, filter) = (query.clone(), filter.clone());
-        async move { split.reader.search(&query, k, metric, &filter).await }
+    let (vector, filter): (Arc<[f32]>, _) = (query.into(), Arc::new(filter.clone()));
+    let searches = splits.iter().cloned().enumerate().map(|(at, split)| {
+        let (vector, filter) = (vector.clone(), filter.clone());
+        async move {
+            let best = split.reader.best(&vector, k, metric, &filter).await?;
+            let best = best.into_iter().map(|(score, row)| (score, at, row));
+            Ok::<_, VectorError>(best.collect::<Vec<_>>())
+        }
     });
     let searches = futures::stream::iter(searches).buffer_unordered(at_once.max(1));
-    let mut hits: Vec<VectorHit> = searches.try_concat().await?;
+    let mut best: Vec<(f32, usize, u64)> = searches.try_concat().await?;
+    // Splits end in any order; the same search must give the same hits.
+    best.sort_by(|a, b| {
+        b.0.total_cmp(&a.0)
+            .then_with(|| (a.1, a.2).cmp(&(b.1, b.2)))
+    });
+    best.truncate(k);
+    // Only what is a hit among all is read as a whole.
+    let mut by_split: Vec<(Vec<f32>, Vec<u64>)> = vec![Default::default(); splits.len()];
+    for (score, at, row) in best {
+        by_split[at].0.push(score);
+        by_split[at].1.push(row);
+    }
+    let found = splits.iter().cloned().zip(by_split);
+    let found = found.filter(|(_, (_, rows))| !rows.is_empty());
+    let reads = found.map(|(split, (scores, rows))| async move {
+        let chunks = split.reader.take(&rows).await?;
+        let hits = chunks.into_iter().zip(scores);
+        let hits = hits.map(|(chunk, score)| VectorHit { chunk, score });
+        Ok::<_, VectorError>(hits.collect::<Vec<_>>())
+    });
+    let reads = futures::stream::iter(reads).buffer_unordered(at_once.max(1));
+    let mut hits: Vec<VectorHit> = reads.try_concat().await?;
     sort(&mut hits);
-    hits.truncate(k);
+    metrics::histogram!("va_vector_search_seconds").record(started.elapsed().as_secs_f64());
     Ok(hits)
 }
