@@ -78,6 +78,7 @@ fn every_file_is_registered() {
         "endpoint",
         "indexes",
         "news",
+        "pair",
         "repartition",
     ];
     for folder in ["operators/src", "connectors/endpoints/src"] {
