@@ -21,8 +21,10 @@ impl Server {
         let mut words = script.split_whitespace();
         let script = words.next().unwrap_or_default();
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../deploy/dev")
-            .join(script);
+            .ancestors()
+            .map(|folder| folder.join("deploy/dev").join(script))
+            .find(|path| path.is_file())
+            .ok_or_else(|| format!("deploy/dev/{script} is not there"))?;
         let mut child = Command::new(&path)
             .arg("run")
             .args(words)
