@@ -7,14 +7,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::BinaryArray;
+use arrow::array::{Array, AsArray, BinaryArray, Int32Array, Int32DictionaryArray, StringArray};
 use arrow::buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use arrow_avro::codec::Tz;
 use arrow_avro::reader::{Decoder as AvroReader, ReaderBuilder};
 use arrow_avro::schema::{
-    AvroSchema, Fingerprint, FingerprintAlgorithm, SCHEMA_METADATA_KEY, SchemaStore,
+    AVRO_ENUM_SYMBOLS_METADATA_KEY, AvroSchema, Fingerprint, FingerprintAlgorithm,
+    SCHEMA_METADATA_KEY, SchemaStore,
 };
 use arrow_avro::writer::format::AvroBinaryFormat;
 use arrow_avro::writer::{Encoder as AvroWriter, WriterBuilder};
@@ -247,7 +248,7 @@ impl AvroEncoder {
             None => generated(columns, options)?,
         };
         let natural = reader(&schema).map_err(FormatError::Invalid)?.schema();
-        check(columns, &natural).map_err(|error| {
+        check(columns, &texts(&natural)).map_err(|error| {
             FormatError::Invalid(format!("the rows do not fit `format.schema`: {error}"))
         })?;
         let mut metadata = natural.metadata().clone();
@@ -288,6 +289,70 @@ impl AvroEncoder {
     }
 }
 
+/// The schema with texts for enums, which is how columns have them.
+fn texts(natural: &Schema) -> Schema {
+    let fields: Vec<Field> = natural
+        .fields()
+        .iter()
+        .map(|field| match field.data_type() {
+            DataType::Dictionary(_, value) => field
+                .as_ref()
+                .clone()
+                .with_data_type(value.as_ref().clone()),
+            _ => field.as_ref().clone(),
+        })
+        .collect();
+    Schema::new(fields)
+}
+
+/// The batch with its texts as the symbols of Avro's enums, in the order in which the schema has them. Enums within records
+/// are not looked for: there a text is refused.
+fn with_enums(batch: &RecordBatch, natural: &Schema) -> Result<RecordBatch, String> {
+    let mut columns = batch.columns().to_vec();
+    let mut fields: Vec<Field> = Vec::with_capacity(columns.len());
+    for (field, column) in batch.schema_ref().fields().iter().zip(&mut columns) {
+        fields.push(field.as_ref().clone());
+        let Ok(wanted) = natural.field_with_name(field.name()) else {
+            continue;
+        };
+        let Some(symbols) = wanted.metadata().get(AVRO_ENUM_SYMBOLS_METADATA_KEY) else {
+            continue;
+        };
+        let Some(texts) = column.as_string_opt::<i32>() else {
+            continue;
+        };
+        let symbols: Vec<String> = serde_json::from_str(symbols)
+            .map_err(|error| format!("`{}`: {error}", field.name()))?;
+        let key_of = |text: &str| {
+            symbols
+                .iter()
+                .position(|symbol| symbol == text)
+                .ok_or_else(|| {
+                    format!(
+                        "column `{}`: `{text}` is none of {}",
+                        field.name(),
+                        symbols.join(", ")
+                    )
+                })
+        };
+        let keys = texts
+            .iter()
+            .map(|text| {
+                text.map(|text| key_of(text).map(|key| key as i32))
+                    .transpose()
+            })
+            .collect::<Result<Int32Array, String>>()?;
+        let values = Arc::new(StringArray::from_iter_values(&symbols));
+        let array =
+            Int32DictionaryArray::try_new(keys, values).map_err(|error| error.to_string())?;
+        if let Some(last) = fields.last_mut() {
+            *last = last.clone().with_data_type(array.data_type().clone());
+        }
+        *column = Arc::new(array);
+    }
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(|error| error.to_string())
+}
+
 /// The full name of a schema's record.
 fn full_name(schema: &str) -> Result<String, FormatError> {
     let schema: Value = serde_json::from_str(schema)
@@ -326,7 +391,8 @@ impl Encoder for AvroEncoder {
                 "the schema id is not known yet: `prepare` comes first".to_owned(),
             ));
         }
-        let fitted = fit(batch, &self.natural).map_err(FormatError::Invalid)?;
+        let batch = with_enums(batch, &self.natural).map_err(FormatError::Invalid)?;
+        let fitted = fit(&batch, &self.natural).map_err(FormatError::Invalid)?;
         self.writer
             .encode(&fitted)
             .map_err(|error| FormatError::invalid("write rows as Avro", error))?;
@@ -564,6 +630,29 @@ mod tests {
             [r#"{"id":5,"state":"PAID","at":"2026-01-01T00:00:00Z"}"#]
         );
         assert_eq!(full_name(&schema.to_string()).unwrap(), "shop.Order");
+
+        let written = columns(
+            json!({"id": "int64!", "state": "string!", "at": "timestamp!", "labels": "string"}),
+        );
+        AvroEncoder::new(&written, &options, &topic())
+            .err()
+            .unwrap();
+        let schema = json!({"type": "record", "name": "Order", "fields": [
+            {"name": "state", "type": {"type": "enum", "name": "State", "symbols": ["NEW", "PAID"]}},
+        ]});
+        let options = self::options(json!({"schema": schema}));
+        let state = columns(json!({"state": "string!"}));
+        let payloads = encode(
+            &state,
+            &options,
+            &[r#"{"state":"PAID"}"#, r#"{"state":"NEW"}"#],
+        );
+        assert_eq!((payloads.value(0), payloads.value(1)), (&[2][..], &[0][..]));
+        let mut encoder = AvroEncoder::new(&state, &options, &topic()).unwrap();
+        let error = encoder
+            .encode(&rows(&state, &[r#"{"state":"GONE"}"#]))
+            .unwrap_err();
+        assert!(error.to_string().contains("none of NEW, PAID"), "{error}");
     }
 
     #[test]
