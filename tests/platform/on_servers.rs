@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tempfile::tempdir;
 
 use crate::crash::{DOCUMENTS, chunks, found_by_keyword, hand_over, uncrashed};
+use crate::messages::{check_evolution, check_messages};
 use crate::pipelines::check_running_totals;
 use crate::server::{Server, need_model, skip, va};
 
@@ -105,4 +106,21 @@ fn running_totals_on_kafka_are_exact_after_kills() {
         return;
     };
     check_running_totals(|data| servers.up(data));
+}
+
+/// Messages of other programs are single records, in the same transactions.
+#[test]
+fn messages_on_kafka_are_read_and_written_once() {
+    let Some(servers) = Servers::start() else {
+        return;
+    };
+    check_messages(|data| servers.up(data));
+}
+
+#[test]
+fn columns_come_and_go_on_kafka() {
+    let Some(servers) = Servers::start() else {
+        return;
+    };
+    check_evolution(|data| servers.up(data));
 }
