@@ -24,6 +24,8 @@ mod help_corpus;
 mod http;
 #[path = "platform/incremental.rs"]
 mod incremental;
+#[path = "platform/messages.rs"]
+mod messages;
 #[path = "platform/on_servers.rs"]
 mod on_servers;
 #[path = "platform/pipelines.rs"]

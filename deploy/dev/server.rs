@@ -20,10 +20,10 @@ impl Server {
     pub fn start(script: &str) -> Result<Self, String> {
         let mut words = script.split_whitespace();
         let script = words.next().unwrap_or_default();
-        let folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
-        let path = folders
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .ancestors()
             .map(|folder| folder.join("deploy/dev").join(script))
-            .find(|path| path.exists())
+            .find(|path| path.is_file())
             .ok_or_else(|| format!("deploy/dev/{script} is not there"))?;
         let mut child = Command::new(&path)
             .arg("run")

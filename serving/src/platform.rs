@@ -371,12 +371,24 @@ impl Platform {
     pub async fn run(&self, plan: Plan) -> Result<(), String> {
         for (name, schema) in &plan.topics {
             if self.catalog.topic(&self.tenant, name).await.is_err() {
-                let topic = new_topic(name.clone(), schema.clone());
+                let mut topic = new_topic(name.clone(), schema.clone());
+                let format = plan.formats.iter().find(|(topic, _)| topic == name);
+                if let Some((_, format)) = format {
+                    let options = serde_json::to_value(format).map_err(|e| e.to_string())?;
+                    topic.wire_format = WireFormat::Messages(options);
+                }
                 self.catalog
                     .create_topic(&self.tenant, &topic)
                     .await
                     .map_err(|error| error.to_string())?;
             }
+        }
+        for (name, columns) in &plan.writes {
+            // What is new to the topic is known from now on: readers that declare nothing see it too.
+            self.catalog
+                .evolve_topic(&self.tenant, name, columns)
+                .await
+                .map_err(|error| error.to_string())?;
         }
         // An alert on its growth needs it to be there before it grows.
         metrics::counter!("va_pipeline_conservation_violations_total",
@@ -398,7 +410,7 @@ impl Platform {
                 listing
                     .items
                     .into_iter()
-                    .filter_map(|topic| Some((topic.name, topic.schema?))),
+                    .filter_map(|topic| Some((topic.name, topic.schema?, topic.wire_format))),
             );
             match listing.next {
                 Some(cursor) => page.cursor = Some(cursor),
@@ -468,24 +480,31 @@ pub fn new_topic(name: TopicName, schema: SchemaRef) -> Topic {
             ms: config.retention_ms,
             bytes: config.retention_bytes,
         },
-        wire_format: WireFormat::ArrowIpc,
+        wire_format: WireFormat::Batches,
         schema: Some(schema),
         description: String::new(),
     }
 }
 
-struct CatalogNames(Vec<(TopicName, SchemaRef)>);
+struct CatalogNames(Vec<(TopicName, SchemaRef, WireFormat)>);
 
 impl Names for CatalogNames {
     fn topic_schema(&self, topic: &TopicName) -> Option<SchemaRef> {
         self.0
             .iter()
-            .find(|(name, _)| name == topic)
-            .map(|(_, schema)| schema.clone())
+            .find(|(name, ..)| name == topic)
+            .map(|(_, schema, _)| schema.clone())
+    }
+
+    fn topic_format(&self, topic: &TopicName) -> Option<serde_json::Value> {
+        self.0
+            .iter()
+            .find(|(name, ..)| name == topic)
+            .and_then(|(.., format)| format.messages().cloned())
     }
 
     fn topics(&self) -> Vec<TopicName> {
-        self.0.iter().map(|(name, _)| name.clone()).collect()
+        self.0.iter().map(|(name, ..)| name.clone()).collect()
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tempfile::tempdir;
 
 use crate::crash::{DOCUMENTS, chunks, found_by_keyword, hand_over, uncrashed};
+use crate::messages::{check_evolution, check_messages};
 use crate::pipelines::{TOTALS, check_running_totals};
 use crate::server::{Server, Worker, good, need_model, run, skip, va};
 
@@ -293,4 +294,21 @@ fn a_worker_without_servers_says_what_is_missing() {
             assert!(said.contains(setting), "{said}");
         }
     }
+}
+
+/// Messages of other programs are single records, in the same transactions.
+#[test]
+fn messages_on_kafka_are_read_and_written_once() {
+    let Some((brokers, servers)) = Servers::with_brokers("kafka.sh") else {
+        return;
+    };
+    check_messages(|data| servers.up(data, &brokers));
+}
+
+#[test]
+fn columns_come_and_go_on_kafka() {
+    let Some((brokers, servers)) = Servers::with_brokers("kafka.sh") else {
+        return;
+    };
+    check_evolution(|data| servers.up(data, &brokers));
 }

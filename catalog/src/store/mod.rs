@@ -40,6 +40,8 @@ pub use processes::Process;
 pub use splits::{NewSplit, Published, SplitDocument, SplitInfo, SplitSeq, SplitState};
 pub use state::{Applied, DocumentState, News};
 pub use tenants::Tenant;
-pub use topic_schema::{SchemaMismatch, check_batch, schema_from_json, schema_to_json};
+pub use topic_schema::{
+    SchemaChange, SchemaMismatch, check_batch, evolve, schema_from_json, schema_to_json,
+};
 pub use topics::{Retention, Topic, WireFormat, built_in_topics};
 pub use versions::{BeginOutcome, Begun, NewVersion, VERSIONS_PER_CALL_MAX};

@@ -309,7 +309,7 @@ async fn topics_models_and_settings_survive_a_restart(on: On) {
             ms: None,
             bytes: Some(1 << 30),
         },
-        wire_format: WireFormat::ArrowIpc,
+        wire_format: WireFormat::Messages(serde_json::json!({"type": "avro", "schema": "订单"})),
         schema: Some(chunk_schema(Some(8))),
         description: "订单".into(),
     };

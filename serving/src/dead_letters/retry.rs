@@ -416,16 +416,34 @@ async fn source_row(
         Err(error @ (LogError::UnknownTopic(_) | LogError::UnknownPartition { .. })) => {
             return Ok(Err(error.to_string()));
         }
+        // A topic of messages of other programs: then the row is the message.
+        Err(LogError::Corrupt(reason)) => {
+            let found = platform
+                .log
+                .fetch_records(place, offset, limit, Duration::ZERO)
+                .await;
+            return match found {
+                Ok(found) if found.offsets.first() == Some(&offset) => {
+                    Ok(Ok(found.batch.slice(0, 1)))
+                }
+                Ok(_) => Ok(Err(expired(place, offset))),
+                Err(_) => Err(LogError::Corrupt(reason).into()),
+            };
+        }
         Err(error) => return Err(error.into()),
     };
     Ok(match fetched.batches.first() {
         Some(stored) if stored.base == offset && stored.batch.num_rows() > 0 => {
             Ok(stored.batch.slice(0, 1))
         }
-        _ => Err(format!(
-            "the source row {place}@{offset} is not there any more: retention has removed it, so hand the data in again"
-        )),
+        _ => Err(expired(place, offset)),
     })
+}
+
+fn expired(place: &TopicPartition, offset: Offset) -> String {
+    format!(
+        "the source row {place}@{offset} is not there any more: retention has removed it, so hand the data in again"
+    )
 }
 
 /// Removes marks of letters that retention has removed, some at a time: state must not grow for ever.

@@ -12,8 +12,8 @@ use super::commit::KafkaCommit;
 use super::member::KafkaMember;
 use super::names::Position;
 use crate::log::{
-    Commit, FetchLimit, Fetched, Finding, GroupId, Log, LogError, Member, StateKey, TopicConfig,
-    Watermarks,
+    Commit, FetchLimit, Fetched, FetchedRecords, Finding, GroupId, Log, LogError, Member, StateKey,
+    TopicConfig, Watermarks,
 };
 
 #[async_trait]
@@ -58,6 +58,18 @@ impl Log for KafkaLog {
         wait: Duration,
     ) -> Result<Fetched, LogError> {
         self.shared.fetch(partition, from, limit, wait).await
+    }
+
+    async fn fetch_records(
+        &self,
+        partition: &TopicPartition,
+        from: Offset,
+        limit: FetchLimit,
+        wait: Duration,
+    ) -> Result<FetchedRecords, LogError> {
+        self.shared
+            .fetch_records(partition, from, limit, wait)
+            .await
     }
 
     async fn committed(

@@ -34,8 +34,11 @@
 //! instance that asks for a group's state holds all of it, restores it from the topic after a start, and asks the broker
 //! for the topic's end with each read.
 //!
-//! Left to others: schemas (the catalog), and records that others wrote in other formats: they are
-//! [`Corrupt`](super::LogError::Corrupt) here, naming topic, partition and offset.
+//! **Records** of other programs ([`records`](super::records)) are Kafka's own: one row each, whose offset is the record's
+//! times 65,536. They are written in the same transactions, and read many at a time from the same readers. A fetch that
+//! expects batches is told [`Corrupt`](super::LogError::Corrupt) with topic, partition and offset.
+//!
+//! Left to others: schemas (the catalog), and what the bytes of a record mean (`va-formats`).
 
 mod client;
 mod codec;
