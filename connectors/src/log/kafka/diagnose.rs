@@ -264,6 +264,8 @@ fn shown(bound: Option<u64>) -> String {
 mod tests {
     use super::*;
 
+    type Change<'a> = &'a dyn Fn(&mut Facts, &mut KafkaOptions);
+
     fn told(facts: &Facts, options: &KafkaOptions) -> Vec<String> {
         findings(facts, options)
             .into_iter()
@@ -303,18 +305,15 @@ mod tests {
     #[test]
     fn each_mistake_is_told() {
         let options = KafkaOptions::default();
-        let with = |change: &dyn Fn(&mut Facts, &mut KafkaOptions)| {
+        let with = |change: Change<'_>| {
             let (mut facts, mut options) = (healthy(), options.clone());
             change(&mut facts, &mut options);
             let told = told(&facts, &options);
             assert_eq!(told.len(), 1, "{told:?}");
             told[0].clone()
         };
-        for (change, word) in [
-            (
-                &(|f: &mut Facts, _: &mut KafkaOptions| f.brokers = 1) as &dyn Fn(&mut _, &mut _),
-                "no topic can be created",
-            ),
+        let cases: [(Change<'_>, &str); 10] = [
+            (&|f, _| f.brokers = 1, "no topic can be created"),
             (&|_, o| o.replication_factor = 1, "single point of loss"),
             (
                 &|f, _| {
@@ -341,7 +340,8 @@ mod tests {
                 &|f, _| f.topics[0].record_bytes_max = Some(1_000),
                 "large batches are refused",
             ),
-        ] {
+        ];
+        for (change, word) in cases {
             let told = with(change);
             assert!(told.contains(word), "{told}");
         }
