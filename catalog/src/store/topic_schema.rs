@@ -394,6 +394,7 @@ mod tests {
         for schema in [
             event::document_uploaded_schema(),
             event::document_indexed_schema(),
+            event::platform_alert_schema(),
             event::dead_letter_schema(),
             event::parsed_schema(),
             chunk_schema(Some(384)),
@@ -403,7 +404,7 @@ mod tests {
             let json = serde_json::from_str(&text).expect("valid json");
             assert_eq!(schema_from_json(&json).expect("a schema"), schema, "{text}");
         }
-        assert_eq!(built_in_topics().len(), 2);
+        assert_eq!(built_in_topics().len(), 3);
     }
 
     /// Catalogs hold this text: it must be readable for ever.

@@ -36,6 +36,9 @@ use crate::seam::{HITS_MAX, TextError, TextHit};
 /// For the hash table of terms, which grows when it must.
 const WRITER_BUDGET_BYTES: usize = 15_000_000;
 
+/// The chunks of each document: segment and row.
+type Places = HashMap<DocumentId, Vec<(usize, DocId)>>;
+
 /// An immutable index.
 pub struct TextSplit {
     fields: Fields,
@@ -45,7 +48,7 @@ pub struct TextSplit {
     /// Tokens of the text and of the titles, which BM25 needs.
     tokens: [(Field, u64); 2],
     /// Where the chunks of each document are; read when the first of them dies.
-    documents: OnceLock<HashMap<DocumentId, Vec<(usize, DocId)>>>,
+    documents: OnceLock<Places>,
     _reader: IndexReader,
 }
 
@@ -157,11 +160,11 @@ impl TextSplit {
         })
     }
 
-    fn documents(&self) -> Result<&HashMap<DocumentId, Vec<(usize, DocId)>>, TextError> {
+    fn documents(&self) -> Result<&Places, TextError> {
         if let Some(documents) = self.documents.get() {
             return Ok(documents);
         }
-        let mut documents: HashMap<DocumentId, Vec<(usize, DocId)>> = HashMap::new();
+        let mut documents = Places::new();
         for (at, segment) in self.searcher.segment_readers().iter().enumerate() {
             let Some(column) = segment.fast_fields().str("document_id")? else {
                 continue;
@@ -404,7 +407,7 @@ mod tests {
                 id,
                 name: uri.clone(),
                 uri: uri.clone(),
-                title: (n % 4 == 0).then(|| words[n % 8].to_owned()),
+                title: n.is_multiple_of(4).then(|| words[n % 8].to_owned()),
                 version: Version(version),
             },
             index,

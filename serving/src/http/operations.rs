@@ -145,12 +145,19 @@ async fn checks(app: &App, thorough: bool) -> Vec<Check> {
         }
         Err(error) => check("log", false, Err(error.to_string())),
     }
+    let shared = platform.settings.indexes.shared;
     let vectors = platform.indexes.vectors.collections().await;
     check(
         "vector store",
         false,
         vectors
-            .map(|c| format!("LanceDB, {} collections", c.len()))
+            .map(|c| {
+                format!(
+                    "{}, {} collections",
+                    if shared { "shared splits" } else { "LanceDB" },
+                    c.len()
+                )
+            })
             .map_err(|e| e.to_string()),
     );
     let texts = platform.indexes.text_collections().await;
@@ -158,7 +165,13 @@ async fn checks(app: &App, thorough: bool) -> Vec<Check> {
         "full-text index",
         false,
         texts
-            .map(|c| format!("tantivy, {} collections", c.len()))
+            .map(|c| {
+                format!(
+                    "{}, {} collections",
+                    if shared { "shared splits" } else { "tantivy" },
+                    c.len()
+                )
+            })
             .map_err(|e| e.to_string()),
     );
     let model = va_models::DEFAULT_EMBEDDER;

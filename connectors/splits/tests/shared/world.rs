@@ -305,7 +305,10 @@ fn rows(
         end: 1,
         text: text.to_owned(),
         tokens: 1,
-        tags: vec![format!("name={name}"), format!("even={}", index % 2 == 0)],
+        tags: vec![
+            format!("name={name}"),
+            format!("even={}", index.is_multiple_of(2)),
+        ],
     };
     // The first row is the document's.
     let mut records = vec![record(0, "")];
