@@ -88,7 +88,8 @@ def main():
     with tempfile.TemporaryDirectory(dir=CACHE) as folder, Broker(folder) as broker, meter.Meter() as ours:
         bench = Bench(args, broker, ours, pathlib.Path(folder))
         bench.fill()
-        bench.throughput(result)
+        if args.rounds:
+            bench.throughput(result)
         if args.latency_rounds:
             bench.latency(result)
         result.note(
@@ -166,7 +167,7 @@ class Streams:
         }
         built = pathlib.Path(os.environ["VA_BENCH_STREAMS"])
         self.command = [
-            *("java", "-Xms1g", "-Xmx1g", "-XX:-UsePerfData", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"),
+            *("java", "-Xms1g", "-Xmx1g", "-XX:-UsePerfData", "-Dorg.slf4j.simpleLogger.defaultLogLevel=error"),
             *("-cp", f"{built}/classes:{(built / 'classpath').read_text().strip()}", "bench.Peer", f"brokers={bench.broker.brokers}"),
             *(f"work={work}", f"input={turn.input}", f"output={turn.output}", f"group={turn.group}"),
             *(f"state={self.state}", f"store={'memory' if 'tuned' in name else 'rocksdb'}"),

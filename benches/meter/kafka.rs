@@ -294,6 +294,14 @@ pub fn fill(asked: &Fill) -> Result<Value, Failure> {
     }))
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "these threads do nothing else, and are to be on time"
+)]
+fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
 /// Processor time that processes have used, in seconds.
 fn processor(pids: &BTreeMap<String, u32>) -> Result<BTreeMap<String, f64>, Failure> {
     pids.iter()
@@ -371,7 +379,7 @@ fn watch_while(asked: &Watch, check: impl Fn() -> Result<(), Failure>) -> Result
                 "events": events, "seconds": seconds, "per_second": events / seconds, "cpu_us_per_event": used,
             }));
         }
-        std::thread::sleep(LOOK);
+        pause(LOOK);
     }
 }
 
@@ -569,9 +577,9 @@ pub fn latency(asked: &Latency) -> Result<Value, Failure> {
                     let key: usize = number.parse()?;
                     let (from, to) = (counts[key], counted.orders as usize);
                     let sent = sent.lock().unwrap_or_else(PoisonError::into_inner);
-                    let times = sent[key].get(from..to).ok_or_else(|| {
-                        format!("`{number}` was counted from {from} to {to}")
-                    })?;
+                    let times = sent[key]
+                        .get(from..to)
+                        .ok_or_else(|| format!("`{number}` was counted from {from} to {to}"))?;
                     times.iter().copied().for_each(&mut take);
                     counts[key] = to;
                 }
@@ -613,7 +621,7 @@ fn pace(
         let due = started + (id as f64 / asked.rate as f64 * 1e6) as i64;
         let mut now = now_us();
         while now < due {
-            std::thread::sleep(Duration::from_micros((due - now).max(500) as u64));
+            pause(Duration::from_micros((due - now).max(500) as u64));
             producer.poll(Duration::ZERO);
             now = now_us();
         }
