@@ -75,9 +75,10 @@ POM
     exec 9>&-
 }
 
-# A small heap and the simple compiler: it has to start quickly and carries little.
-java=(java -Xms"${KAFKA_HEAP_MIN:-128m}" -Xmx"${KAFKA_HEAP_MAX:-512m}" -XX:+UseSerialGC -XX:TieredStopAtLevel=1
-    -XX:-UsePerfData -cp "$jars/*")
+# A small heap and the simple compiler: it has to start quickly and carries little. KAFKA_JVM has other options for a
+# broker that is to be fast.
+read -ra jvm <<<"${KAFKA_JVM:--XX:+UseSerialGC -XX:TieredStopAtLevel=1}"
+java=(java -Xms"${KAFKA_HEAP_MIN:-128m}" -Xmx"${KAFKA_HEAP_MAX:-512m}" "${jvm[@]}" -XX:-UsePerfData -cp "$jars/*")
 
 # Ports that are free now, all different: the sockets are open at the same time.
 free_ports() { # COUNT
