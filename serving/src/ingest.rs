@@ -373,6 +373,11 @@ pub async fn wait_until_done(
         let document = platform.catalog.document(collection, id).await?;
         let settled = matches!(document.state, DocumentState::Ready | DocumentState::Failed);
         if document.version > version || settled {
+            if platform.settings.indexes.shared {
+                // So long a search of this process may go on with what it knew.
+                let refresh = platform.settings.indexes.refresh_ms;
+                tokio::time::sleep(Duration::from_millis(refresh)).await;
+            }
             return Ok(document);
         }
         match &mut checkpoints {

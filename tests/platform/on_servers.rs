@@ -138,7 +138,8 @@ fn workers_share_what_is_served() {
     let dir = tempdir().unwrap();
     let config = dir.path().join("va.yaml");
     let mut settings = servers.settings(brokers.url());
-    settings["indexes"] = json!({"shared": true});
+    // A search sees at once what workers published.
+    settings["indexes"] = json!({"shared": true, "refresh_ms": 1});
     settings["limits"] = json!({"backlog_max": 20});
     std::fs::write(&config, settings.to_string()).unwrap();
     let data = dir.path().join("data");

@@ -430,10 +430,16 @@ async fn supervise(
             ..setup.clone()
         };
         let error = match task::run(&run, &stop).await {
-            Ok(()) | Err(FlowError::Cancelled) => {
+            Ok(()) => {
                 state.send_replace(PipelineState::Stopped);
                 return;
             }
+            Err(FlowError::Cancelled) if stop.is_cancelled() => {
+                state.send_replace(PipelineState::Stopped);
+                return;
+            }
+            // A node ended, and its neighbour was heard before its reason was. Nobody asked for a stop.
+            Err(FlowError::Cancelled) => FlowError::retriable("runtime", "a node ended"),
             Err(error) => error,
         };
         if *setup.stats.checkpoints().borrow() > before || started.elapsed() > HEALTHY_AFTER {

@@ -61,7 +61,7 @@ impl World {
                 "replication_factor": 3, "session_timeout_ms": SESSION_MS, "request_timeout_ms": 5_000,
                 "transaction_timeout_ms": 15_000, "rebalance_timeout_ms": 10_000,
             });
-            settings["indexes"] = json!({"shared": true});
+            settings["indexes"] = json!({"shared": true, "refresh_ms": 1});
             settings
         };
         let write = |name: &str, settings: Value| {

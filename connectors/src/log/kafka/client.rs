@@ -29,6 +29,9 @@ use crate::log::{LogError, Watermarks};
 /// Between two looks at what is about to become visible.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
+/// Between two questions to a partition that has no leader yet.
+const LEADER_PAUSE: Duration = Duration::from_millis(20);
+
 /// How long a broker may take to hear of a new topic.
 const YOUNG_FOR: Duration = Duration::from_secs(10);
 
@@ -241,6 +244,10 @@ impl Shared {
         let deadline = Instant::now() + self.timeout();
         loop {
             match self.visible_records(&topic, place.partition.0 as i32) {
+                // The leader of a new partition, or of one whose broker went away, is about to be known.
+                Err(error) if has_no_leader_yet(&error) && Instant::now() < deadline => {
+                    std::thread::park_timeout(LEADER_PAUSE);
+                }
                 // A broker that has not heard of a new topic yet.
                 Err(error) if is_unknown_topic(&error) && Instant::now() < deadline => {
                     self.still_exists(place)?;
@@ -324,6 +331,14 @@ pub(super) fn is_unknown_topic(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
         Some(Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicOrPartition)
+    )
+}
+
+/// Whether the error says that a partition's leader is only about to be known.
+fn has_no_leader_yet(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(Code::NotLeaderForPartition | Code::LeaderNotAvailable)
     )
 }
 
