@@ -235,11 +235,16 @@ fn workers_share_what_is_served() {
 
     // Documents are indexed by workers and found by whoever serves; one worker dies in the middle.
     let Some(()) = need_model() else { return };
-    hand_over(&serve, 0);
+    let mut handed_over = hand_over(&serve, 0);
     serve.until("/api/v1/collections/c", |c| {
         c["states"]["READY"].as_u64().unwrap_or(0) >= 3
     });
     workers[0].kill();
+    // Uploads are refused, too, while `index` is too far behind.
+    serve.until("/api/v1/collections/c", |_| {
+        handed_over = hand_over(&serve, handed_over);
+        handed_over == DOCUMENTS
+    });
     serve.until_indexed("c");
     assert_eq!(found_by_keyword(&serve).len(), DOCUMENTS);
     assert_eq!(
