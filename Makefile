@@ -7,7 +7,7 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 export VA_CORPORA ?= $(CACHE)/corpora
 
 .DEFAULT_GOAL := help
-.PHONY: help run test sim lint fmt bench docs release setup corpora
+.PHONY: help run test sim chaos lint fmt bench docs release setup corpora
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,11 @@ test: ## run every test, then say what was skipped; ARGS="-p va-catalog" narrows
 
 sim: setup ## run 50,000 simulated schedules of checkpoints, crashes and rebalances; VA_SIM_SEED=n repeats one
 	VA_SIM_SEEDS=$(or $(VA_SIM_SEEDS),50000) cargo test --workspace --locked --lib simulation -- --nocapture
+
+chaos: setup ## kill and cut 220 times under load on three brokers and three workers, judge, and write RELIABILITY.md
+	@deploy/dev/setup.sh test
+	VA_CHAOS_FAULTS=$(or $(VA_CHAOS_FAULTS),220) VA_CHAOS_REPORT=$(CURDIR)/RELIABILITY.md cargo test --workspace \
+		--features va-serving/kafka --locked --test platform chaos -- --nocapture
 
 lint: ## formatting, clippy, dependency rules, words that must not be in the repository
 	@deploy/dev/lint.sh

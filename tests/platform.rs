@@ -10,6 +10,8 @@
 
 #[path = "platform/bad_input.rs"]
 mod bad_input;
+#[path = "platform/chaos.rs"]
+mod chaos;
 #[path = "platform/crash.rs"]
 mod crash;
 #[path = "platform/dlq.rs"]
@@ -22,12 +24,16 @@ mod help_corpus;
 mod http;
 #[path = "platform/incremental.rs"]
 mod incremental;
+#[path = "platform/messages.rs"]
+mod messages;
 #[path = "platform/on_servers.rs"]
 mod on_servers;
 #[path = "platform/pipelines.rs"]
 mod pipelines;
 #[path = "platform/server.rs"]
 mod server;
+#[path = "platform/shared_indexes.rs"]
+mod shared_indexes;
 #[path = "platform/shuffle.rs"]
 mod shuffle;
 #[path = "platform/sql_shell.rs"]

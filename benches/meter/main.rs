@@ -7,6 +7,7 @@
 mod embed;
 mod fulltext;
 mod gemm;
+mod kafka;
 mod keyed;
 mod log;
 
@@ -40,6 +41,20 @@ enum Command {
     Gemm(gemm::Gemm),
     /// Index chunk rows of a file with a bare full-text writer.
     Fulltext(fulltext::Fulltext),
+    /// Make topics on a Kafka cluster.
+    KafkaCreate(kafka::Topics),
+    /// Remove them.
+    KafkaRemove(kafka::Topics),
+    /// Write events as a plain producer.
+    KafkaFill(kafka::Fill),
+    /// How fast a group gets through a topic.
+    KafkaWatch(kafka::Watch),
+    /// A peer: consume and produce in transactions, with nothing but rdkafka.
+    KafkaLoop(kafka::Loop),
+    /// Whether every event is in an output exactly once.
+    KafkaCheck(kafka::Check),
+    /// Send events at a steady rate and see when they come out.
+    KafkaLatency(kafka::Latency),
 }
 
 fn main() -> Result<(), Failure> {
@@ -62,6 +77,13 @@ fn main() -> Result<(), Failure> {
                 Command::Embed(embed) => models.embed(&embed),
                 Command::Gemm(gemm) => gemm::run(&gemm),
                 Command::Fulltext(rows) => runtime.block_on(fulltext::run(&rows)),
+                Command::KafkaCreate(topics) => runtime.block_on(kafka::create(&topics)),
+                Command::KafkaRemove(topics) => runtime.block_on(kafka::remove(&topics)),
+                Command::KafkaFill(fill) => kafka::fill(&fill),
+                Command::KafkaWatch(watch) => kafka::watch(&watch),
+                Command::KafkaLoop(bare) => kafka::bare_loop(&bare),
+                Command::KafkaCheck(check) => kafka::check(&check),
+                Command::KafkaLatency(latency) => kafka::latency(&latency),
             });
         let failed = answer.is_err();
         let answer: Value = answer.unwrap_or_else(|error| json!({"error": error.to_string()}));

@@ -75,7 +75,7 @@ pub struct ChunkRecord {
     pub start: u64,
     pub end: u64,
     pub text: String,
-    /// Length in tokens of the embedding model.
+    /// Length in tokens of the embedding model; without vectors an estimate.
     pub tokens: u32,
     /// What filters match: `key=value`, from the document's metadata, plus `format=...`, `name=...`, `uri=...` and
     /// `document_id=...`.

@@ -11,6 +11,8 @@ use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
 pub const DOCUMENT_UPLOADED: &str = "document.uploaded";
 /// `document.indexed`: a document version is in both indexes (or gone from both), written in the commit that made it so.
 pub const DOCUMENT_INDEXED: &str = "document.indexed";
+/// `platform.alert`: something needs a look, or does no more.
+pub const PLATFORM_ALERT: &str = "platform.alert";
 /// Event type of a removal on the topic `document.uploaded`.
 pub const DOCUMENT_DELETED: &str = "document.deleted";
 
@@ -56,6 +58,16 @@ pub fn document_indexed_schema() -> SchemaRef {
         Field::new("version", DataType::UInt32, false),
         Field::new("title", DataType::Utf8, true),
         Field::new("chunks", DataType::UInt32, false),
+    ]))
+}
+
+/// Schema of `platform.alert`. `state` is `raised` or `cleared`, `subject` names what the alert is about, as its kind says.
+pub fn platform_alert_schema() -> SchemaRef {
+    event_schema(Fields::from(vec![
+        Field::new("alert", DataType::Utf8, false),
+        Field::new("state", DataType::Utf8, false),
+        Field::new("subject", DataType::Utf8, false),
+        Field::new("detail", DataType::Utf8, false),
     ]))
 }
 

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
@@ -31,6 +31,7 @@ pub struct Settings {
     pub pg_listen: SocketAddr,
     pub catalog: CatalogSettings,
     pub objects: ObjectSettings,
+    pub indexes: IndexSettings,
     pub log: LogSettings,
     pub documents: DocumentSettings,
     pub limits: LimitSettings,
@@ -82,6 +83,26 @@ pub struct ObjectSettings {
     /// endpoint of S3 come from the usual variables: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`,
     /// `AWS_ENDPOINT_URL`, and `AWS_ALLOW_HTTP=true` for an endpoint without TLS.
     pub url: Option<String>,
+}
+
+/// The indexes: embedded in the data directory, or shared by several processes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct IndexSettings {
+    /// Whether the indexes are splits in the object store that the catalog lists, so that any number of processes write and
+    /// search them. Needs `catalog.url` and `objects.url`; for several processes those must be PostgreSQL and S3. The two
+    /// forms do not see each other's chunks: after a change, index the documents again.
+    pub shared: bool,
+    /// Of shared indexes: how long a search may go on with the state it knows before it asks the catalog for a newer one,
+    /// in milliseconds.
+    #[serde(deserialize_with = "positive_u64")]
+    #[schemars(range(min = 1))]
+    pub refresh_ms: u64,
+    /// Of shared indexes: what unpacked splits may take of the data directory, in bytes; those in use stay even if it is
+    /// more.
+    #[serde(deserialize_with = "positive_u64")]
+    #[schemars(range(min = 1))]
+    pub cache_bytes_max: u64,
 }
 
 /// A text that is not shown: it prints as `***`.
@@ -169,6 +190,9 @@ pub struct LimitSettings {
     #[serde(deserialize_with = "positive_u64")]
     #[schemars(range(min = 1))]
     pub upload_bytes_max: u64,
+    /// How many rows (on Kafka: records) a pipeline may be behind before what it reads takes nothing new: uploads and
+    /// producers are told to come back later (429). Without it, nobody is.
+    pub backlog_max: Option<NonZeroU64>,
     /// The free space, in bytes, below which uploads are refused: indexing what was taken before needs it.
     pub disk_free_bytes_min: u64,
 }
@@ -300,6 +324,7 @@ impl Default for Settings {
             pg_listen: SocketAddr::from(([127, 0, 0, 1], 5439)),
             catalog: CatalogSettings::default(),
             objects: ObjectSettings::default(),
+            indexes: IndexSettings::default(),
             log: LogSettings::default(),
             documents: DocumentSettings::default(),
             limits: LimitSettings::default(),
@@ -308,6 +333,16 @@ impl Default for Settings {
             search: SearchSettings::default(),
             telemetry: TelemetrySettings::default(),
             folders: Vec::new(),
+        }
+    }
+}
+
+impl Default for IndexSettings {
+    fn default() -> Self {
+        Self {
+            shared: false,
+            refresh_ms: 500,
+            cache_bytes_max: 20 << 30,
         }
     }
 }
@@ -336,6 +371,7 @@ impl Default for LimitSettings {
     fn default() -> Self {
         Self {
             upload_bytes_max: 100 * 1024 * 1024,
+            backlog_max: None,
             disk_free_bytes_min: 256 * 1024 * 1024,
         }
     }
@@ -471,6 +507,10 @@ impl Settings {
                 "`listen` and `pg_listen` are both {}: use two ports",
                 self.listen
             )
+        } else if self.indexes.shared && (self.catalog.url.is_none() || self.objects.url.is_none())
+        {
+            "`indexes.shared` is true, but what is shared is not: set `catalog.url` (PostgreSQL) and `objects.url` (S3) too"
+                .to_owned()
         } else if let Some(problem) = self.folders.iter().find_map(FolderSettings::problem) {
             problem
         } else {
@@ -584,10 +624,11 @@ fn overlay(settings: Settings, variable: &str, value: &str) -> Result<Settings, 
             list(known.keys())
         )));
     }
-    // The value has no type of its own, so it is read as a number where a number is wanted, and as text where it is not.
+    // The value has no type of its own, so it is read as a number or a yes where that is wanted, and as text where it is not.
     let number = value.trim().parse::<u64>().ok().map(Value::from);
+    let flag = value.trim().parse::<bool>().ok().map(Value::from);
     let text = Value::String(value.to_owned());
-    let candidates = [number, Some(text)].into_iter().flatten();
+    let candidates = [number, flag, Some(text)].into_iter().flatten();
     let mut first_error = None;
     for candidate in candidates {
         match serde_json::from_value(Value::Object(with(&tree, section, key, candidate))) {
@@ -713,6 +754,14 @@ mod tests {
     }
 
     #[test]
+    fn indexes_are_shared_over_what_is_shared() {
+        let text = "catalog: {url: postgres://db/va}\nobjects: {url: s3://bucket/va}\n";
+        let settings = load(text, &[("VA_INDEXES__SHARED", "true")]).expect("settings");
+        assert!(settings.indexes.shared);
+        assert!(!load(text, &[]).expect("settings").indexes.shared);
+    }
+
+    #[test]
     fn errors_name_the_place_and_what_is_allowed() {
         let check = |text: &str, env: &[(&str, &str)], expected: &[&str]| {
             let error = load(text, env).expect_err(text);
@@ -765,6 +814,16 @@ mod tests {
             "search: {k: 2000}\n",
             &[],
             &["`search.k` is 2000 but `search.k_max` is 1000"],
+        );
+        check(
+            "indexes: {shared: true}\nobjects: {url: s3://b/p}\n",
+            &[],
+            &["configuration: `indexes.shared`", "`catalog.url`"],
+        );
+        check(
+            "",
+            &[("VA_INDEXES__SHARED", "perhaps")],
+            &["`VA_INDEXES__SHARED`", "`indexes.shared`", "boolean"],
         );
         check("a: [\n", &[], &["va.yaml:"]);
         check(

@@ -71,6 +71,12 @@ pub trait Names: Send + Sync {
     /// Schema of a topic that the catalog knows.
     fn topic_schema(&self, topic: &TopicName) -> Option<SchemaRef>;
 
+    /// The format of a topic's messages as the catalog has it, as in `format:` of a source; `None` when it holds this
+    /// platform's own batches, or is not known.
+    fn topic_format(&self, _topic: &TopicName) -> Option<Value> {
+        None
+    }
+
     /// All topics that the catalog knows, for suggestions.
     fn topics(&self) -> Vec<TopicName>;
 }

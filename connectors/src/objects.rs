@@ -13,10 +13,12 @@
 //! Half an object is never seen: what fits into one part is one request under its final name; what does not is uploaded
 //! in parts, which nobody sees before the last, under `incoming/`, and copied to its name by the store.
 
+mod directory;
+mod recent;
 pub mod s3;
 mod uses;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path as FilePath, PathBuf};
 use std::pin::Pin;
@@ -32,6 +34,7 @@ use sha2::{Digest, Sha256};
 use va_catalog::ContentHash;
 pub use va_catalog::settings::Secret;
 
+use self::recent::Recent;
 pub use self::s3::S3Options;
 use self::uses::{Kept, Uses};
 
@@ -39,7 +42,7 @@ use self::uses::{Kept, Uses};
 const INCOMING: &str = "incoming";
 /// Bytes of one part; S3 wants at least 5 MiB.
 const PART_BYTES: usize = 5 << 20;
-/// Files of one batch that are written and synced at once: waiting for the disk together, they share its flushes.
+/// Objects of one batch that are on their way to a bucket at once.
 const WRITERS: usize = 16;
 /// Parts on their way at once: with [`PART_BYTES`] it bounds the memory of an upload.
 const PARTS_IN_FLIGHT: usize = 2;
@@ -104,6 +107,7 @@ pub struct Objects {
     young_for: Duration,
     /// Shared by the clones.
     uses: Arc<Uses>,
+    recent: Arc<Recent>,
     abandoned: Arc<Abandoned>,
 }
 
@@ -178,6 +182,7 @@ impl Objects {
             root: None,
             young_for: YOUNG_FOR,
             uses: Arc::default(),
+            recent: Arc::default(),
             abandoned: Arc::default(),
         }
     }
@@ -281,7 +286,8 @@ impl Objects {
     }
 
     /// Stores many small contents; when it returns, all are durable. The results are in the order of `contents`. Costs
-    /// a fraction of as many single calls, because the files are synced side by side and each directory once.
+    /// a fraction of as many single calls, because the files are synced together. The next [`Objects::get`] of each may
+    /// find it in memory.
     pub async fn put_all(&self, contents: Vec<Bytes>) -> Result<Vec<StoredObject>, ObjectError> {
         let hashed = blocking(move || {
             Ok(contents
@@ -303,9 +309,13 @@ impl Objects {
         // The same content twice is one file.
         let wanted: BTreeMap<String, Bytes> = hashed.into_iter().collect();
         match self.root.clone() {
-            Some(root) => put_files(root, wanted.into_iter().collect()).await?,
+            Some(root) => {
+                let wanted = wanted.clone();
+                blocking(move || directory::put_all(&root, &wanted)).await?
+            }
             None => {
-                let mut puts = futures::stream::iter(wanted.into_values())
+                let contents: Vec<Bytes> = wanted.values().cloned().collect();
+                let mut puts = futures::stream::iter(contents)
                     .map(|bytes| self.put_bytes(bytes))
                     .buffer_unordered(WRITERS);
                 while let Some(put) = puts.next().await {
@@ -313,11 +323,15 @@ impl Objects {
                 }
             }
         }
+        self.recent.keep(wanted);
         Ok(stored)
     }
 
     /// The whole object, checked against its hash.
     pub async fn get(&self, hash: &ContentHash) -> Result<Bytes, ObjectError> {
+        if let Some(bytes) = self.recent.take(hash) {
+            return Ok(bytes);
+        }
         let result = match self.store.get(&path_of(hash)).await {
             // Without its bucket an object is not gone, but out of reach.
             Err(error) if s3::is_missing_object(&error) => {
@@ -334,6 +348,40 @@ impl Objects {
             });
         }
         Ok(bytes)
+    }
+
+    /// The whole object piece by piece, for objects that need not fit into memory. Only the end of the stream says that it
+    /// has the right hash: the last item of a damaged one is [`ObjectError::Corrupt`].
+    pub async fn read(
+        &self,
+        hash: &ContentHash,
+    ) -> Result<impl Stream<Item = Result<Bytes, ObjectError>> + Send + use<>, ObjectError> {
+        let result = match self.store.get(&path_of(hash)).await {
+            Err(error) if s3::is_missing_object(&error) => {
+                return Err(ObjectError::NotFound(hash.clone()));
+            }
+            other => other?,
+        };
+        let pieces = result.into_stream().boxed();
+        let whole = (pieces, Sha256::new(), hash.clone());
+        Ok(futures::stream::try_unfold(
+            Some(whole),
+            |state| async move {
+                let Some((mut pieces, mut hasher, expected)) = state else {
+                    return Ok(None);
+                };
+                if let Some(piece) = pieces.next().await {
+                    let piece = piece?;
+                    hasher.update(&piece);
+                    return Ok(Some((piece, Some((pieces, hasher, expected)))));
+                }
+                let found = hex(hasher.finalize());
+                match found == expected.as_str() {
+                    true => Ok(None),
+                    false => Err(ObjectError::Corrupt { expected, found }),
+                }
+            },
+        ))
     }
 
     pub async fn exists(&self, hash: &ContentHash) -> Result<bool, ObjectError> {
@@ -389,6 +437,7 @@ impl Objects {
 
     /// Removes the object, whoever may need it; one that is not there is no error.
     pub async fn delete(&self, hash: &ContentHash) -> Result<(), ObjectError> {
+        self.recent.take(hash);
         match self.store.delete(&path_of(hash)).await {
             Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
             Err(error) => Err(error.into()),
@@ -450,79 +499,6 @@ impl Objects {
         }
         Ok(())
     }
-}
-
-/// Writes contents to the places of their hashes, several at a time, then syncs the directories that got a new name.
-async fn put_files(root: PathBuf, contents: Vec<(String, Bytes)>) -> Result<(), ObjectError> {
-    let share = contents.len().div_ceil(WRITERS).max(1);
-    let mut shares = Vec::with_capacity(WRITERS);
-    let mut contents = contents.into_iter().peekable();
-    while contents.peek().is_some() {
-        let part: Vec<_> = contents.by_ref().take(share).collect();
-        let root = root.clone();
-        shares.push(tokio::spawn(blocking(move || {
-            let mut dirs = BTreeSet::new();
-            for (hash, bytes) in part {
-                let (dir, rest) = hash.split_at(2);
-                let dir = root.join(dir);
-                let target = dir.join(rest);
-                if target.exists() {
-                    continue;
-                }
-                write_file(&root, &dir, &target, &bytes)?;
-                dirs.insert(dir);
-            }
-            Ok(dirs)
-        })));
-    }
-    let mut dirs = BTreeSet::new();
-    let mut first_error = None;
-    // Every share is waited for: none may go on writing after the call has failed.
-    for share in shares {
-        match share.await {
-            Ok(Ok(written)) => dirs.extend(written),
-            Ok(Err(error)) => first_error = first_error.or(Some(error)),
-            Err(error) => {
-                first_error = first_error.or_else(|| Some(ObjectError::Storage(error.to_string())));
-            }
-        }
-    }
-    if let Some(error) = first_error {
-        return Err(error);
-    }
-    if dirs.is_empty() {
-        return Ok(());
-    }
-    blocking(move || {
-        for dir in dirs.into_iter().chain([root]) {
-            std::fs::File::open(dir)?.sync_all()?;
-        }
-        Ok(())
-    })
-    .await
-}
-
-/// The content before the name: a name never leads to half a file.
-fn write_file(
-    root: &FilePath,
-    dir: &FilePath,
-    target: &FilePath,
-    bytes: &[u8],
-) -> std::io::Result<()> {
-    let incoming = root.join(INCOMING);
-    std::fs::create_dir_all(&incoming)?;
-    std::fs::create_dir_all(dir)?;
-    let temporary = incoming.join(uuid::Uuid::now_v7().simple().to_string());
-    let write = || {
-        let mut file = std::fs::File::create(&temporary)?;
-        std::io::Write::write_all(&mut file, bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, target)
-    };
-    write().inspect_err(|_| {
-        // The first error is the one to tell.
-        let _ = std::fs::remove_file(&temporary);
-    })
 }
 
 /// What an upload has brought so far.

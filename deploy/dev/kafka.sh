@@ -7,7 +7,9 @@
 #                                             connections, for each broker `proxied LISTENS TOLD`: a second door whose
 #                                             clients are told to come to port TOLD, where a proxy has to be
 #   deploy/dev/kafka.sh stop FOLDER           ends the brokers of that folder and removes it
-#   deploy/dev/kafka.sh run                   starts, prints HOST:PORT[,...], and stops when its input ends
+#   deploy/dev/kafka.sh run                   starts, prints HOST:PORT[,...], and stops when its input ends; answers
+#                                             each line of it: `kill N` and `resume N` (a broker, by number), `doors`
+#                                             (LISTENS:TOLD for each broker)
 #
 #   --brokers 1|3       how many (1)
 #   --version VERSION   which Kafka (KAFKA_VERSION, else 4.3.1); the oldest supported is 3.7.2
@@ -19,7 +21,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 die() { printf 'kafka: %s\n' "$*" >&2; exit 1; }
-usage() { sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,18s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 brokers=1
 version="${KAFKA_VERSION:-4.3.1}"
@@ -73,9 +75,10 @@ POM
     exec 9>&-
 }
 
-# A small heap and the simple compiler: it has to start quickly and carries little.
-java=(java -Xms"${KAFKA_HEAP_MIN:-128m}" -Xmx"${KAFKA_HEAP_MAX:-512m}" -XX:+UseSerialGC -XX:TieredStopAtLevel=1
-    -XX:-UsePerfData -cp "$jars/*")
+# A small heap and the simple compiler: it has to start quickly and carries little. KAFKA_JVM has other options for a
+# broker that is to be fast.
+read -ra jvm <<<"${KAFKA_JVM:--XX:+UseSerialGC -XX:TieredStopAtLevel=1}"
+java=(java -Xms"${KAFKA_HEAP_MIN:-128m}" -Xmx"${KAFKA_HEAP_MAX:-512m}" "${jvm[@]}" -XX:-UsePerfData -cp "$jars/*")
 
 # Ports that are free now, all different: the sockets are open at the same time.
 free_ports() { # COUNT
@@ -126,6 +129,29 @@ log.cleaner.dedupe.buffer.size=16777216
 PROPERTIES
 }
 
+launch() { # FOLDER NODE
+    # A session of its own: Ctrl-C in the terminal is for the script, which then stops the brokers.
+    setsid "${java[@]}" kafka.Kafka "$1/$2/server.properties" >>"$1/$2/server.log" 2>&1 9>&- </dev/null &
+    echo $! >"$1/$2/pid"
+    # Its end is told by whoever ends it.
+    disown
+}
+
+# Waits until the broker answers.
+await() { # FOLDER NODE
+    local deadline=$((SECONDS + 90))
+    until answers "${client_ports[$(($2 - 1))]}"; do
+        kill -0 "$(cat "$1/$2/pid")" 2>/dev/null && [ $SECONDS -lt $deadline ] ||
+            { tail -n 30 "$1/$2/server.log" >&2; die "broker $2 did not start"; }
+        sleep 0.1
+    done
+}
+
+end() { # PID
+    kill -KILL "$1" 2>/dev/null || true
+    while kill -0 "$1" 2>/dev/null; do sleep 0.05; done
+}
+
 start() { # FOLDER
     fetch
     command -v java >/dev/null || die "Kafka needs Java 17 or newer: install it (Debian package openjdk-17-jre-headless)"
@@ -153,19 +179,10 @@ start() { # FOLDER
             >"$folder/$node/format.log" 2>&1 ||
             { cat "$folder/$node/format.log" >&2; die "formatting the data of broker $node failed"; }
     done
+    for node in $(seq "$brokers"); do launch "$folder" "$node"; done
+    local bootstrap=
     for node in $(seq "$brokers"); do
-        # A session of its own: Ctrl-C in the terminal is for the script, which then stops the brokers.
-        setsid "${java[@]}" kafka.Kafka "$folder/$node/server.properties" \
-            >"$folder/$node/server.log" 2>&1 9>&- </dev/null &
-        echo $! >"$folder/$node/pid"
-    done
-    local deadline=$((SECONDS + 90)) bootstrap=
-    for node in $(seq "$brokers"); do
-        until answers "${client_ports[$((node - 1))]}"; do
-            kill -0 "$(cat "$folder/$node/pid")" 2>/dev/null && [ $SECONDS -lt $deadline ] ||
-                { tail -n 30 "$folder/$node/server.log" >&2; die "broker $node did not start"; }
-            sleep 0.1
-        done
+        await "$folder" "$node"
         bootstrap+="${bootstrap:+,}127.0.0.1:${client_ports[$((node - 1))]}"
     done
     trap - EXIT INT TERM
@@ -176,13 +193,11 @@ start() { # FOLDER
 
 stop() { # FOLDER
     [ -f "$1/brokers" ] || die "\`$1\` is not a folder that \`start\` made"
-    local pid file
+    local file
     for file in "$1"/*/pid; do
         [ -f "$file" ] || continue
-        pid=$(cat "$file")
         # The data goes away with it, so there is nothing to shut down in order.
-        kill -KILL "$pid" 2>/dev/null || true
-        while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
+        end "$(cat "$file")"
     done
     rm -rf "$1"
 }
@@ -198,7 +213,14 @@ case ${words[0]:-} in
         trap 'exit 1' INT TERM HUP
         sed -n 's/^bootstrap //p' "$said"
         rm -f "$said"
-        cat >/dev/null
+        while read -r command node; do
+            case "$command ${node:-}" in
+                kill\ [1-3]) end "$(cat "$folder/$node/pid")"; echo killed ;;
+                resume\ [1-3]) launch "$folder" "$node"; await "$folder" "$node"; echo running ;;
+                "doors ") paste -sd, <(for at in $(seq 0 $((brokers - 1))); do echo "${proxied_ports[at]}:${told_ports[at]}"; done) ;;
+                *) die "\`$command ${node:-}\`: use kill N, resume N or doors" ;;
+            esac
+        done
         ;;
     stop) stop "${words[1]:?"stop needs the folder that start printed"}" ;;
     *) usage >&2; exit 2 ;;

@@ -21,8 +21,10 @@ impl Server {
         let mut words = script.split_whitespace();
         let script = words.next().unwrap_or_default();
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../deploy/dev")
-            .join(script);
+            .ancestors()
+            .map(|folder| folder.join("deploy/dev").join(script))
+            .find(|path| path.is_file())
+            .ok_or_else(|| format!("deploy/dev/{script} is not there"))?;
         let mut child = Command::new(&path)
             .arg("run")
             .args(words)
@@ -57,14 +59,22 @@ impl Server {
         &self.url
     }
 
-    /// Stops it (`halt`) or starts it again (`resume`), and waits until that is done.
+    /// Stops it (`halt`) or starts it again (`resume`), or what else the script does at a word, and waits until that is
+    /// done.
     #[allow(dead_code, reason = "not every test that includes this file needs it")]
     pub fn tell(&mut self, command: &str) {
+        self.ask(command);
+    }
+
+    /// [`Server::tell`], with what the script answers.
+    #[allow(dead_code, reason = "not every test that includes this file needs it")]
+    pub fn ask(&mut self, command: &str) -> String {
         let input = self.input.as_mut().expect("it is open until the end");
         writeln!(input, "{command}").expect("the script listens");
         let mut answer = String::new();
         self.output.read_line(&mut answer).expect("an answer");
         assert!(!answer.is_empty(), "the script ended at `{command}`");
+        answer.trim().to_owned()
     }
 }
 

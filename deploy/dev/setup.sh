@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Makes sure that what the build (with `kafka`, also that of the Kafka client; with `test`, also the tests) needs is
-# installed. When all is there it only looks, which
-# takes a fraction of a second. On Debian and Ubuntu it installs what is missing; elsewhere it says in one line what to.
+# Makes sure that what the build (with `kafka`, also that of the Kafka client; with `test`, also the tests; with
+# `streams`, also the benchmark against Kafka Streams) needs is installed. When all is there it only looks, which takes a
+# fraction of a second. On Debian and Ubuntu it installs what is missing; elsewhere it says in one line what to.
 #
-#   deploy/dev/setup.sh build|kafka|test
+#   deploy/dev/setup.sh build|kafka|test|streams
 #
 # A Rust toolchain is never installed from here: which one, and where, is the user's choice.
 set -euo pipefail
@@ -28,7 +28,7 @@ protoc=$(command -v protoc || echo /usr/bin/protoc)
 # Looked for as a folder: starting pip costs half a second.
 python3 -c 'import importlib.util as u, sys; sys.exit(u.find_spec("pip") is None)' 2>/dev/null || packages+=(python3-pip)
 stage="${1:-build}"
-if [ "$stage" = kafka ] || [ "$stage" = test ]; then
+if [ "$stage" != build ]; then
     # The client library is C, and a plain build leaves it out.
     need pkg-config pkg-config
     pkg-config --exists openssl 2>/dev/null || packages+=(libssl-dev)
@@ -41,6 +41,12 @@ if [ "$stage" = test ]; then
     # Kafka is tested with real brokers, which Maven fetches.
     need mvn maven
     need java openjdk-17-jre-headless
+fi
+
+if [ "$stage" = streams ]; then
+    # The broker, and the peer that is compiled.
+    need mvn maven
+    need javac openjdk-17-jdk-headless
 fi
 
 if [ ${#packages[@]} -gt 0 ]; then

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use va_catalog::chunk::{chunk_schema, string_lists};
 use va_catalog::event::parsed_schema;
 use va_catalog::{ChunkId, ChunkOp, CollectionName, CollectionRef, DocumentId, TenantId, Version};
-use va_chunk::{ChunkOptions, TokenCounter};
+use va_chunk::{ChunkOptions, Estimate, TokenCounter};
 use va_connectors::flow::{FlowError, Names, Problem};
 use va_models::SharedTokenizer;
 
@@ -30,7 +30,8 @@ const ROWS_MAX: usize = 256;
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChunkSpec {
-    /// The embedding model whose tokenizer counts: a name from `va model list` or a directory.
+    /// The embedding model whose tokenizer counts: a name from `va model list` or a directory. For collections without
+    /// vectors no model counts, tokens are estimated.
     #[serde(default = "default_model")]
     pub model: String,
     /// Longest chunk, in tokens.
@@ -148,15 +149,24 @@ impl Operator for ChunkTask {
         batch: RecordBatch,
         cx: &mut Cx,
     ) -> Result<(), FlowError> {
-        let tokens = Tokens(self.tokenizer().await?);
         let documents: Vec<ParsedRow> = (0..batch.num_rows())
             .map(|row| from_batch(&batch, row))
             .collect::<Result<_, _>>()?;
+        let model = match documents.iter().any(is_embedded) {
+            true => Some(Tokens(self.tokenizer().await?)),
+            false => None,
+        };
         let options = self.options;
         let cut = tokio::task::spawn_blocking(move || {
             documents
                 .par_iter()
-                .map(|document| rows_of(document, &options, &tokens))
+                .map(|document| {
+                    let model = model.as_ref().filter(|_| is_embedded(document));
+                    let tokens = model.map_or(&Estimate as &dyn TokenCounter, |model| {
+                        model as &dyn TokenCounter
+                    });
+                    rows_of(document, &options, tokens)
+                })
                 .collect::<Vec<_>>()
         })
         .await
@@ -171,8 +181,11 @@ impl Operator for ChunkTask {
         cx.passed(good.len());
         // Documents together: a model is much faster on many passages than on a few at a time.
         let rows = concat_batches(&emitted_schema(), &good)?;
-        for start in (0..rows.num_rows()).step_by(ROWS_MAX) {
-            cx.emit(rows.slice(start, ROWS_MAX.min(rows.num_rows() - start)))
+        // In equal parts, so that none is left with a few.
+        let parts = rows.num_rows().div_ceil(ROWS_MAX).max(1);
+        let size = rows.num_rows().div_ceil(parts).max(1);
+        for start in (0..rows.num_rows()).step_by(size) {
+            cx.emit(rows.slice(start, size.min(rows.num_rows() - start)))
                 .await?;
         }
         Ok(())
@@ -192,11 +205,16 @@ impl TokenCounter for Tokens {
     }
 }
 
+/// Whether a model will read the chunks, so that their size in its tokens matters.
+fn is_embedded(document: &ParsedRow) -> bool {
+    document.vectors != Some(false) && document.op != "delete"
+}
+
 /// One `document` or `delete` row, then the chunk rows.
 fn rows_of(
     document: &ParsedRow,
     options: &ChunkOptions,
-    tokens: &Tokens,
+    tokens: &dyn TokenCounter,
 ) -> Result<RecordBatch, String> {
     let collection = CollectionRef {
         tenant: TenantId::new(&document.tenant_id).map_err(|e| e.to_string())?,

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use arrow::array::{Array, AsArray, RecordBatch, StructArray};
 use arrow::datatypes::{SchemaRef, UInt32Type};
 use async_trait::async_trait;
+use futures::StreamExt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use va_catalog::ContentHash;
@@ -23,6 +24,9 @@ use va_parse_worker::{Parser, Source};
 use crate::operator::{Cx, Operator, OperatorSpec, Resources};
 use crate::parsed::{ParsedRow, to_batch, yes_or_no};
 use crate::shape::expect_columns;
+
+/// Documents that are read at once, before they are parsed.
+const READS: usize = 8;
 
 /// Turns uploaded documents (PDF, DOCX, PPTX, XLSX, HTML, Markdown, text, CSV, JSON, e-mail) into text with headings,
 /// tables, pages and offsets.
@@ -77,27 +81,26 @@ impl Operator for ParseTask {
         cx: &mut Cx,
     ) -> Result<(), FlowError> {
         let mut rows: Vec<(usize, ParsedRow)> = Vec::with_capacity(batch.num_rows());
-        let mut events = Vec::with_capacity(batch.num_rows());
-        let mut sources = Vec::with_capacity(batch.num_rows());
+        let mut uploads = Vec::with_capacity(batch.num_rows());
         for row in 0..batch.num_rows() {
             let event = Event::of(&batch, row)?;
             if event.event_type == DOCUMENT_DELETED {
-                rows.push((
-                    row,
-                    ParsedRow {
-                        op: "delete".into(),
-                        ..event.parsed
-                    },
-                ));
+                let op = "delete".into();
+                rows.push((row, ParsedRow { op, ..event.parsed }));
                 continue;
             }
-            let bytes = match ContentHash::new(event.content_hash) {
-                Ok(hash) => self.objects.get(&hash).await,
-                Err(error) => {
-                    cx.dead_letter(&batch, row, error.to_string());
-                    continue;
-                }
-            };
+            match ContentHash::new(event.content_hash.as_str()) {
+                Ok(hash) => uploads.push((row, event, hash)),
+                Err(error) => cx.dead_letter(&batch, row, error.to_string()),
+            }
+        }
+        let objects = &self.objects;
+        let mut read = futures::stream::iter(uploads)
+            .map(|(row, event, hash)| async move { (row, event, objects.get(&hash).await) })
+            .buffered(READS);
+        let mut events = Vec::with_capacity(batch.num_rows());
+        let mut sources = Vec::with_capacity(batch.num_rows());
+        while let Some((row, event, bytes)) = read.next().await {
             match bytes {
                 Ok(bytes) => {
                     sources.push(Source {
@@ -114,6 +117,7 @@ impl Operator for ParseTask {
                 Err(error) => return Err(FlowError::retriable("parse", error)),
             }
         }
+        drop(read);
 
         let parsed = self
             .parser

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::sync::Arc;
 
+use arrow::array::BinaryBuilder;
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use serde::Deserialize;
@@ -14,7 +15,9 @@ use serde_json::{Map, Value, json};
 use va_catalog::{
     Graph, Node, NodeName, Offset, Partition, PipelineName, Role, TopicName, TopicPartition,
 };
+use va_connectors::log::records::RecordsBuilder;
 use va_connectors::log::{FetchLimit, Log, Target, TopicConfig};
+use va_formats::source::RecordsSpec;
 
 use crate::plan::{BuiltinNames, ChainedNames, Declared, Plan};
 use crate::runtime::{PipelineState, Runtime, RuntimeConfig};
@@ -27,8 +30,12 @@ pub struct Fixture {
     /// Texts to put into the object store, under their SHA-256, before the run.
     #[serde(default)]
     pub objects: Vec<String>,
-    /// Rows of each source.
+    /// Rows of each source. For a source with a format they are written as messages in it, with `_key` as the key.
+    #[serde(default)]
     pub input: BTreeMap<NodeName, Vec<Map<String, Value>>>,
+    /// Messages of each source with a format, as texts: what a program wrote that knows nothing of the schema.
+    #[serde(default)]
+    pub messages: BTreeMap<NodeName, Vec<Text>>,
     /// Rows that each node must have emitted, in order; for a sink, that it must have received. Columns that are not
     /// named are not compared.
     #[serde(default)]
@@ -36,6 +43,18 @@ pub struct Fixture {
     /// Rows that must have gone to the dead-letter topic, in order; `reason` needs only be contained.
     #[serde(default)]
     pub dead_letters: Vec<ExpectedDeadLetter>,
+}
+
+/// A message that is text.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Text {
+    #[serde(default)]
+    pub key: Option<String>,
+    #[serde(default)]
+    pub value: Option<String>,
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
 }
 
 /// A row that must have failed.
@@ -110,15 +129,23 @@ async fn try_run(
             .map_err(|error| error.to_string())?;
     }
     for (source, rows) in &fixture.input {
-        let node = plan
-            .nodes
-            .iter()
-            .find(|node| &node.node.name == source)
-            .and_then(|node| node.source.as_ref())
-            .ok_or_else(|| format!("`input` names `{source}`, which is not a source"))?;
-        append(log.as_ref(), &node.topic, &node.schema, rows)
+        let source_plan = source_of(plan, source, "input")?;
+        let batch = match &source_plan.records {
+            None => rows_to_batch(&source_plan.schema, rows),
+            Some(records) => encoded(&source_plan.topic, records, rows).await,
+        };
+        append(log.as_ref(), &source_plan.topic, batch)
             .await
             .map_err(|error| format!("input of `{source}`: {error}"))?;
+    }
+    for (source, texts) in &fixture.messages {
+        let source_plan = source_of(plan, source, "messages")?;
+        if source_plan.records.is_none() {
+            return Err(format!("`messages` names `{source}`, which has no format"));
+        }
+        append(log.as_ref(), &source_plan.topic, Ok(messages(texts)))
+            .await
+            .map_err(|error| format!("messages of `{source}`: {error}"))?;
     }
     let collected = collecting(plan, fixture)?;
     let runtime = Runtime::new(config);
@@ -139,6 +166,58 @@ async fn try_run(
     let letters = rows_of(log.as_ref(), &plan.graph.dead_letter_topic()).await?;
     compare_dead_letters(&fixture.dead_letters, &letters, &mut differences);
     Ok(differences)
+}
+
+fn source_of<'a>(
+    plan: &'a Plan,
+    source: &NodeName,
+    named: &str,
+) -> Result<&'a va_endpoints::SourcePlan, String> {
+    plan.nodes
+        .iter()
+        .find(|node| &node.node.name == source)
+        .and_then(|node| node.source.as_ref())
+        .ok_or_else(|| format!("`{named}` names `{source}`, which is not a source"))
+}
+
+/// Rows as messages in the source's format.
+async fn encoded(
+    topic: &TopicName,
+    records: &RecordsSpec,
+    rows: &[Map<String, Value>],
+) -> Result<RecordBatch, String> {
+    let mut rows = rows.to_vec();
+    let mut keys = BinaryBuilder::new();
+    for row in &mut rows {
+        let key = row.remove("_key");
+        keys.append_option(key.as_ref().and_then(Value::as_str));
+    }
+    let batch = rows_to_batch(&records.columns, &rows)?;
+    let mut encoder = records
+        .format
+        .encoder(&records.columns, topic)
+        .map_err(|error| error.to_string())?;
+    encoder.prepare().await.map_err(|error| error.to_string())?;
+    let encoded = encoder.encode(&batch).map_err(|error| error.to_string())?;
+    let keys = encoded.by_row.then(|| keys.finish());
+    Ok(va_connectors::log::records::of_payloads(
+        encoded.payloads,
+        keys,
+    ))
+}
+
+fn messages(texts: &[Text]) -> RecordBatch {
+    let mut builder = RecordsBuilder::with_capacity(texts.len(), 0);
+    for text in texts {
+        let headers = text
+            .headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), Some(value.as_bytes())));
+        let bytes = |text: &'_ Option<String>| text.clone().map(String::into_bytes);
+        let (key, value) = (bytes(&text.key), bytes(&text.value));
+        builder.push(key.as_deref(), value.as_deref(), None, headers);
+    }
+    builder.finish()
 }
 
 /// The plan with its sinks replaced by topics behind the nodes that the test looks at.
@@ -209,15 +288,11 @@ fn collecting_topic(node: &NodeName) -> Result<TopicName, String> {
 async fn append(
     log: &dyn Log,
     topic: &TopicName,
-    schema: &SchemaRef,
-    rows: &[Map<String, Value>],
+    batch: Result<RecordBatch, String>,
 ) -> Result<(), String> {
+    let batch = batch?;
     let mut commit = log.begin();
-    commit.append(
-        topic,
-        Target::Partition(Partition(0)),
-        rows_to_batch(schema, rows)?,
-    );
+    commit.append(topic, Target::Partition(Partition(0)), batch);
     commit
         .finish()
         .await

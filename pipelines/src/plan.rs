@@ -6,11 +6,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
-use va_catalog::event::{DOCUMENT_INDEXED, DOCUMENT_UPLOADED, dead_letter_schema};
+use va_catalog::event::{
+    DOCUMENT_INDEXED, DOCUMENT_UPLOADED, PLATFORM_ALERT, dead_letter_schema, platform_alert_schema,
+};
 use va_catalog::event::{document_indexed_schema, document_uploaded_schema};
 use va_catalog::{Graph, Node, NodeName, Role, TopicName};
 use va_connectors::flow::{Names, Problem};
 use va_endpoints::SourcePlan;
+use va_formats::FormatSpec;
 
 use crate::shuffle::{self, InternalTopic};
 
@@ -24,6 +27,10 @@ pub struct Plan {
     pub topics: Vec<(TopicName, SchemaRef)>,
     /// Topics between two halves of an operator, in a plan [as it runs](Plan::shuffled).
     pub internal: Vec<InternalTopic>,
+    /// Those among them that sinks write, with the columns that are written.
+    pub writes: Vec<(TopicName, SchemaRef)>,
+    /// The formats of those among them that hold messages of others.
+    pub formats: Vec<(TopicName, FormatSpec)>,
 }
 
 /// A node with what flows in and out.
@@ -53,6 +60,7 @@ impl Plan {
         let mut nodes: Vec<PlannedNode> = Vec::new();
         let mut positions: HashMap<NodeName, usize> = HashMap::new();
         let mut topics = vec![(graph.dead_letter_topic(), dead_letter_schema())];
+        let (mut writes, mut formats) = (Vec::new(), Vec::new());
         for node in in_order(&graph) {
             let inputs: Vec<usize> = node
                 .inputs
@@ -72,11 +80,16 @@ impl Plan {
                 continue;
             }
             match plan_node(node, &input_schemas, names) {
-                Ok((output, source, topic)) => {
+                Ok((output, source, topic, format)) => {
+                    let node = with_format(node, format.as_ref());
+                    formats.extend(topic.as_ref().map(|(name, _)| name.clone()).zip(format));
+                    if node.role == Role::Sink {
+                        writes.extend(topic.clone());
+                    }
                     topics.extend(topic);
                     positions.insert(node.name.clone(), nodes.len());
                     nodes.push(PlannedNode {
-                        node: node.clone(),
+                        node,
                         inputs,
                         input_schemas,
                         output,
@@ -96,6 +109,8 @@ impl Plan {
             graph,
             nodes,
             topics,
+            writes,
+            formats,
             internal: Vec::new(),
         };
         match shuffle::problems(&plan) {
@@ -119,10 +134,23 @@ impl Plan {
     }
 }
 
+/// The node with the format that planning found for its topic: building it knows no catalog.
+fn with_format(node: &Node, format: Option<&FormatSpec>) -> Node {
+    let mut node = node.clone();
+    if let (Role::Sink, Some(format), Some(options)) =
+        (node.role, format, node.options.as_object_mut())
+        && let Ok(format) = serde_json::to_value(format)
+    {
+        options.insert("format".to_owned(), format);
+    }
+    node
+}
+
 type Planned = (
     Option<SchemaRef>,
     Option<SourcePlan>,
     Option<(TopicName, SchemaRef)>,
+    Option<FormatSpec>,
 );
 
 fn plan_node(
@@ -140,8 +168,9 @@ fn plan_node(
         Role::Source => {
             let entry = va_endpoints::registry::source_entry(&node.kind).ok_or_else(unknown)?;
             let plan = (entry.plan)(&node.options, names)?;
-            let topic = (plan.topic.clone(), plan.schema.clone());
-            Ok((Some(plan.schema.clone()), Some(plan), Some(topic)))
+            let topic = (plan.topic.clone(), plan.topic_schema().clone());
+            let format = plan.format().cloned();
+            Ok((Some(plan.schema.clone()), Some(plan), Some(topic), format))
         }
         Role::Operator => {
             let entry = va_operators::registry::operator(&node.kind).ok_or_else(unknown)?;
@@ -149,12 +178,13 @@ fn plan_node(
                 Some((entry.output)(&node.options, inputs, names)?),
                 None,
                 None,
+                None,
             ))
         }
         Role::Sink => {
             let entry = va_endpoints::registry::sink_entry(&node.kind).ok_or_else(unknown)?;
             let plan = (entry.plan)(&node.options, &inputs[0], names)?;
-            Ok((None, None, plan.topic))
+            Ok((None, None, plan.topic, plan.format))
         }
     }
 }
@@ -185,13 +215,14 @@ impl Names for BuiltinNames {
         match topic.as_str() {
             DOCUMENT_UPLOADED => Some(document_uploaded_schema()),
             DOCUMENT_INDEXED => Some(document_indexed_schema()),
+            PLATFORM_ALERT => Some(platform_alert_schema()),
             other if other.ends_with(".dead_letter") => Some(dead_letter_schema()),
             _ => None,
         }
     }
 
     fn topics(&self) -> Vec<TopicName> {
-        [DOCUMENT_UPLOADED, DOCUMENT_INDEXED]
+        [DOCUMENT_UPLOADED, DOCUMENT_INDEXED, PLATFORM_ALERT]
             .into_iter()
             .filter_map(|name| TopicName::new(name).ok())
             .collect()
@@ -204,6 +235,10 @@ pub struct ChainedNames(pub Vec<Arc<dyn Names>>);
 impl Names for ChainedNames {
     fn topic_schema(&self, topic: &TopicName) -> Option<SchemaRef> {
         self.0.iter().find_map(|names| names.topic_schema(topic))
+    }
+
+    fn topic_format(&self, topic: &TopicName) -> Option<serde_json::Value> {
+        self.0.iter().find_map(|names| names.topic_format(topic))
     }
 
     fn topics(&self) -> Vec<TopicName> {

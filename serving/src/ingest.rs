@@ -1,11 +1,12 @@
 //! How documents come in: stored by content, begun as a version in the catalog, appended to the log.
 //!
 //! Uploads, `va index` and deletions all go through here; everything after it is the `index` pipeline. A crash between
-//! two steps is made good by [`resume`] at the next start: what the catalog knows as begun is appended again, which is
-//! harmless, because the pipeline writes by deterministic ids.
+//! two steps is made good by [`resume`], at the next start or by another process that shares the stores: what the catalog
+//! knows as begun is appended again, which is harmless, because the pipeline writes by deterministic ids.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{
     ArrayRef, BooleanArray, RecordBatch, StringArray, StructArray, TimestampMillisecondArray,
@@ -22,6 +23,7 @@ use va_catalog::{CollectionRef, DocumentId, Partition, PipelineName, TopicName, 
 use va_connectors::log::{LogError, Target, partition_of};
 use va_connectors::objects::ObjectError;
 
+use crate::backlog::BacklogFull;
 use crate::disk::{self, DiskFull};
 use crate::platform::{Platform, now_ms};
 
@@ -46,6 +48,8 @@ pub enum IngestError {
     Log(#[from] LogError),
     #[error(transparent)]
     DiskFull(#[from] DiskFull),
+    #[error(transparent)]
+    Backlog(#[from] BacklogFull),
     #[error("{0}")]
     Index(String),
     #[error("make the event: {0}")]
@@ -65,9 +69,15 @@ pub async fn upload<S>(
 where
     S: Stream<Item = std::io::Result<Bytes>> + Send + Unpin,
 {
-    platform.disk.room()?;
+    room(platform)?;
     let begun = take(platform, collection, document, bytes).await;
     begun.map_err(|error| or_full(platform, error))
+}
+
+/// Whether documents are taken now.
+fn room(platform: &Platform) -> Result<(), IngestError> {
+    platform.disk.room()?;
+    Ok(platform.backlog.room(DOCUMENT_UPLOADED)?)
 }
 
 /// The same error, or that the disk is full when that is what it means.
@@ -128,7 +138,7 @@ pub async fn upload_many(
     collection: &CollectionRef,
     documents: Vec<(NewDocument, Bytes)>,
 ) -> Result<Vec<Result<Begun, IngestError>>, IngestError> {
-    platform.disk.room()?;
+    room(platform)?;
     let begun = take_many(platform, collection, documents).await;
     begun.map_err(|error| or_full(platform, error))
 }
@@ -244,8 +254,13 @@ const RESUME_MAX: u32 = 1_000_000;
 /// Events of one commit when they are taken up again.
 const RESUME_EVENTS: usize = 500;
 
-/// Appends again what was begun but, after a crash, may not have reached the log, and ends removals of collections.
-pub async fn resume(platform: &Platform) -> Result<(), IngestError> {
+/// How long a state must have stood before another process may take it for left behind: much longer than the steps of an
+/// upload take. A process that was only slow, and goes on, appends the same event a second time, which is harmless.
+pub const ABANDONED_AFTER: Duration = Duration::from_secs(120);
+
+/// Appends again what was begun but, after a crash, may not have reached the log, and ends removals of collections. Only
+/// of documents whose state has stood for `older_than`.
+pub async fn resume(platform: &Platform, older_than: Duration) -> Result<(), IngestError> {
     for collection in platform.catalog.deleting_collections_all_tenants().await? {
         remove_collection(platform, &collection).await?;
     }
@@ -253,7 +268,7 @@ pub async fn resume(platform: &Platform) -> Result<(), IngestError> {
         BTreeMap::new();
     for (collection, id, version, state) in platform
         .catalog
-        .pending_documents_all_tenants(RESUME_MAX)
+        .pending_documents_all_tenants(RESUME_MAX, older_than)
         .await?
     {
         if matches!(state, DocumentState::Uploading | DocumentState::Deleting) {
@@ -310,7 +325,12 @@ async fn resume_part(
         "taken up again after a restart"
     );
     // Removals first: an upload after a removal is the newer of the two.
+    let removed: Vec<DocumentId> = removals.iter().map(|event| event.id).collect();
     append(platform, collection, removals).await?;
+    platform
+        .catalog
+        .touch_removals(collection, &removed)
+        .await?;
     announce(platform, collection, uploads).await
 }
 
@@ -333,6 +353,9 @@ pub async fn remove_collection(
     Ok(())
 }
 
+/// Time between two looks at a document that another process works on.
+const DONE_POLL: Duration = Duration::from_millis(100);
+
 /// Waits until the version is searchable, failed or gone, and returns the document as it is then.
 pub async fn wait_until_done(
     platform: &Platform,
@@ -350,6 +373,11 @@ pub async fn wait_until_done(
         let document = platform.catalog.document(collection, id).await?;
         let settled = matches!(document.state, DocumentState::Ready | DocumentState::Failed);
         if document.version > version || settled {
+            if platform.settings.indexes.shared {
+                // So long a search of this process may go on with what it knew.
+                let refresh = platform.settings.indexes.refresh_ms;
+                tokio::time::sleep(Duration::from_millis(refresh)).await;
+            }
             return Ok(document);
         }
         match &mut checkpoints {
@@ -358,7 +386,8 @@ pub async fn wait_until_done(
                     return Ok(document);
                 }
             }
-            None => return Ok(document),
+            // It happens in another process, and the catalog is where that shows.
+            None => tokio::time::sleep(DONE_POLL).await,
         }
     }
 }

@@ -3,13 +3,16 @@
 //! The command line is a client of the HTTP API. When no server holds the data directory, a command brings the platform
 //! up in its own process and talks to that, so there is one code path.
 
+pub mod backlog;
 pub mod cli;
 pub mod dead_letters;
+pub mod deployment;
 pub mod disk;
 pub mod folder;
 pub mod http;
 pub mod ingest;
 pub mod platform;
+pub mod processes;
 pub mod retrieval;
 pub mod sweep;
 pub mod telemetry;

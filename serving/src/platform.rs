@@ -1,7 +1,9 @@
-//! The whole platform in one process: opens every store under one data directory, starts the built-in pipelines and
-//! stops them in order.
+//! The platform of one process: opens every store, starts the pipelines where they run, and stops in order.
 //!
-//! Layout of the data directory: `catalog.db` and `objects/` (unless the settings name servers for them), `log/`, `vectors/`, `texts/`, `admin.key`, `server.json`
+//! [`Role`] says what of it a process does: all of it, the pipelines only, or everything but the pipelines. What only one
+//! of several processes has to do is done under a lease of the catalog.
+//!
+//! Layout of the data directory: `catalog.db` and `objects/` (unless the settings name servers for them), `log/`, `vectors/` and `texts/` (`splits/` where the indexes are shared), `admin.key`, `server.json`
 //! (where the process that holds it listens) and `lock`.
 
 use std::collections::HashMap;
@@ -12,10 +14,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arrow::datatypes::SchemaRef;
 use tokio_util::sync::CancellationToken;
-use va_catalog::settings::{Durability, KafkaMap, LogSettings, ParseSettings, Settings};
-use va_catalog::store::{
-    Catalog, DesiredState, Page, Retention, Topic, WireFormat, built_in_topics,
+use va_catalog::settings::{
+    Durability, IndexSettings, KafkaMap, LogSettings, ParseSettings, Settings,
 };
+use va_catalog::store::{Catalog, Page, Retention, Topic, WireFormat, built_in_topics};
 use va_catalog::{CollectionRef, PipelineName, TenantId, TopicName};
 use va_connectors::flow::Names;
 use va_connectors::log::embedded::{EmbeddedLog, Options as LogOptions};
@@ -27,6 +29,7 @@ use va_models::{Embedders, ModelStore};
 use va_parse_worker::{PoolOptions, WorkerPool};
 use va_pipelines::plan::{BuiltinNames, ChainedNames};
 use va_pipelines::{Diagnostics, Plan, Runtime, RuntimeConfig};
+use va_splits::{SplitOptions, SplitStore};
 use va_vector::{LanceStore, VectorStore};
 
 use crate::disk::Disk;
@@ -35,9 +38,45 @@ use crate::disk::Disk;
 const PARSER_IDLE: Duration = Duration::from_secs(60);
 /// How often idle models and processes, and expired rows, are looked for; more often when models may not stay as long.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// The same where indexes are shared: each checkpoint of each worker adds a split, which a search has to look into.
+const MERGE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long a server elsewhere may be away before pipelines give up.
+const PATIENCE: Duration = Duration::from_secs(3_600);
+/// How often a process that shares its stores looks for what a dead one left undone, and how long it does so alone.
+const TIDY_INTERVAL: Duration = Duration::from_secs(30);
+const LEASE: Duration = Duration::from_secs(90);
+
+/// What a process does of the platform's work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// All of it: `va up`, and commands that find no server.
+    Up,
+    /// Pipelines: `va worker`. Any number of them share the partitions.
+    Worker,
+    /// The APIs: `va serve`. Any number of them.
+    Serve,
+}
+
+impl Role {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Worker => "worker",
+            Self::Serve => "serve",
+        }
+    }
+
+    pub fn runs_pipelines(self) -> bool {
+        self != Self::Serve
+    }
+}
 
 /// Every open part of the platform.
 pub struct Platform {
+    pub role: Role,
+    /// Names this process among all that share its stores.
+    pub process: String,
     pub settings: Settings,
     pub data: PathBuf,
     pub tenant: TenantId,
@@ -51,6 +90,12 @@ pub struct Platform {
     pub runtime: Runtime,
     pub admin_key: PathBuf,
     pub started_at_ms: i64,
+    /// Which topics take nothing new, because their readers are too far behind.
+    pub backlog: crate::backlog::Backlog,
+    /// Which users' pipelines run here.
+    pub deployment: crate::deployment::Deployment,
+    /// How far `index` is behind, as last asked.
+    pub(crate) freshness: crate::retrieval::Freshness,
     /// Held while dead letters are retried: one retry at a time.
     pub(crate) retrying: tokio::sync::Mutex<()>,
     /// How the folders of the settings stand.
@@ -120,6 +165,35 @@ async fn open_log(settings: &LogSettings, data: &Path) -> Result<Arc<dyn Log>, O
     Ok(log)
 }
 
+/// The indexes that the settings name.
+async fn open_indexes(
+    settings: &IndexSettings,
+    data: &Path,
+    catalog: &Catalog,
+    objects: &Objects,
+) -> Result<Arc<Indexes>, OpenError> {
+    if settings.shared {
+        let options = SplitOptions {
+            refresh_ms: settings.refresh_ms,
+            cache_bytes_max: settings.cache_bytes_max,
+            ..SplitOptions::default()
+        };
+        let (catalog, objects) = (catalog.clone(), objects.clone());
+        let splits = SplitStore::open(catalog, objects, data.join("splits"), options).await;
+        return Ok(Arc::new(Indexes::shared(
+            &splits.map_err(part("shared indexes"))?,
+        )));
+    }
+    let vectors: Arc<dyn VectorStore> = Arc::new(
+        LanceStore::open(data.join("vectors"))
+            .await
+            .map_err(part("vector store"))?,
+    );
+    let texts: Arc<dyn TextIndex> =
+        Arc::new(TantivyIndex::open(data.join("texts")).map_err(part("full-text index"))?);
+    Ok(Arc::new(Indexes::new(vectors, texts)))
+}
+
 #[cfg(feature = "kafka")]
 async fn kafka_log(
     brokers: &str,
@@ -146,7 +220,10 @@ async fn kafka_log(_: &str, _: &KafkaMap, _: &Path) -> Result<Arc<dyn Log>, Open
 
 impl Platform {
     /// Opens everything. Nothing runs yet: see [`Platform::start`].
-    pub async fn open(settings: Settings) -> Result<Arc<Self>, OpenError> {
+    pub async fn open(settings: Settings, role: Role) -> Result<Arc<Self>, OpenError> {
+        if role != Role::Up {
+            require_servers(&settings, role)?;
+        }
         let data = settings.data.clone();
         let io = |path: &Path| {
             let path = path.to_owned();
@@ -159,10 +236,13 @@ impl Platform {
         let catalog = Catalog::open(settings.catalog.location(&data))
             .await
             .map_err(part("catalog"))?;
-        let admin_key = catalog
-            .ensure_admin_key(&data)
-            .await
-            .map_err(part("catalog"))?;
+        let admin_key = if role == Role::Worker {
+            // It answers nobody.
+            data.join("admin.key")
+        } else {
+            let key = catalog.ensure_admin_key(&data).await;
+            key.map_err(part("catalog"))?
+        };
         let log = open_log(&settings.log, &data).await?;
         let objects = match &settings.objects.url {
             Some(url) => Objects::open(url, &S3Options::default()).await,
@@ -180,14 +260,7 @@ impl Platform {
                 "removed uploads that a stop had interrupted"
             );
         }
-        let vectors: Arc<dyn VectorStore> = Arc::new(
-            LanceStore::open(data.join("vectors"))
-                .await
-                .map_err(part("vector store"))?,
-        );
-        let texts: Arc<dyn TextIndex> =
-            Arc::new(TantivyIndex::open(data.join("texts")).map_err(part("full-text index"))?);
-        let indexes = Arc::new(Indexes::new(vectors, texts));
+        let indexes = open_indexes(&settings.indexes, &data, &catalog, &objects).await?;
         let models = ModelStore::open(
             settings
                 .models
@@ -214,8 +287,15 @@ impl Platform {
                 indexes: indexes.clone(),
             },
             clock: Arc::new(now_ms),
+            patience: if settings.log.brokers.is_some() {
+                PATIENCE
+            } else {
+                Duration::ZERO
+            },
         });
         Ok(Arc::new(Self {
+            role,
+            process: uuid::Uuid::now_v7().to_string(),
             settings,
             data,
             tenant: TenantId::default_tenant(),
@@ -229,6 +309,9 @@ impl Platform {
             runtime,
             admin_key,
             started_at_ms: now_ms(),
+            backlog: crate::backlog::Backlog::default(),
+            deployment: crate::deployment::Deployment::default(),
+            freshness: crate::retrieval::Freshness::default(),
             retrying: tokio::sync::Mutex::default(),
             folders: crate::folder::served::Folders::default(),
             shutdown: CancellationToken::new(),
@@ -250,53 +333,36 @@ impl Platform {
                 .await
                 .map_err(part("log"))?;
         }
-        for (file, text) in va_pipelines::definitions::builtin() {
-            let loaded = va_pipelines::load(file, text, &BuiltinNames)?;
-            self.run(loaded.plan).await.map_err(part("pipeline"))?;
-        }
-        let names = self.names().await.map_err(part("catalog"))?;
-        let mut page = Page::first(500);
-        loop {
-            let listing = self
-                .catalog
-                .pipelines(&self.tenant, &page)
+        if self.role.runs_pipelines() {
+            for (file, text) in va_pipelines::definitions::builtin() {
+                let loaded = va_pipelines::load(file, text, &BuiltinNames)?;
+                self.run(loaded.plan).await.map_err(part("pipeline"))?;
+            }
+            crate::deployment::follow(self)
                 .await
                 .map_err(part("catalog"))?;
-            for pipeline in listing
-                .items
-                .iter()
-                .filter(|p| p.desired_state == DesiredState::Running)
-            {
-                // A pipeline that does not start must not keep the platform down; its status says why.
-                match va_pipelines::load(
-                    pipeline.name.as_str(),
-                    &pipeline.definition,
-                    names.as_ref(),
-                ) {
-                    Ok(loaded) => {
-                        if let Err(error) = self.run(loaded.plan).await {
-                            tracing::error!(pipeline = %pipeline.name, %error, "a pipeline did not start");
-                        }
-                    }
-                    Err(error) => {
-                        tracing::error!(pipeline = %pipeline.name, %error, "a pipeline did not start");
-                    }
-                }
-            }
-            match listing.next {
-                Some(cursor) => page.cursor = Some(cursor),
-                None => break,
-            }
         }
-        crate::ingest::resume(self).await.map_err(part("catalog"))?;
-        crate::dead_letters::resume(self)
-            .await
-            .map_err(part("dead letters"))?;
+        if self.catalog.is_shared() {
+            tokio::spawn(crate::processes::run(self.clone()));
+            tokio::spawn(crate::deployment::run(self.clone()));
+            tokio::spawn(tidy(self.clone()));
+        } else {
+            // Nobody else uses these stores, so what is under way now was left so by a stop.
+            crate::ingest::resume(self, Duration::ZERO)
+                .await
+                .map_err(part("catalog"))?;
+            crate::dead_letters::resume(self)
+                .await
+                .map_err(part("dead letters"))?;
+        }
         if !ahead.is_empty() {
             tokio::spawn(recovered(self.clone()));
         }
         tokio::spawn(upkeep(self.clone()));
         tokio::spawn(crate::disk::watch(self.clone()));
+        if self.role != Role::Worker {
+            tokio::spawn(crate::backlog::watch(self.clone()));
+        }
         tokio::spawn(crate::sweep::run(self.clone()));
         Ok(())
     }
@@ -305,12 +371,24 @@ impl Platform {
     pub async fn run(&self, plan: Plan) -> Result<(), String> {
         for (name, schema) in &plan.topics {
             if self.catalog.topic(&self.tenant, name).await.is_err() {
-                let topic = new_topic(name.clone(), schema.clone());
+                let mut topic = new_topic(name.clone(), schema.clone());
+                let format = plan.formats.iter().find(|(topic, _)| topic == name);
+                if let Some((_, format)) = format {
+                    let options = serde_json::to_value(format).map_err(|e| e.to_string())?;
+                    topic.wire_format = WireFormat::Messages(options);
+                }
                 self.catalog
                     .create_topic(&self.tenant, &topic)
                     .await
                     .map_err(|error| error.to_string())?;
             }
+        }
+        for (name, columns) in &plan.writes {
+            // What is new to the topic is known from now on: readers that declare nothing see it too.
+            self.catalog
+                .evolve_topic(&self.tenant, name, columns)
+                .await
+                .map_err(|error| error.to_string())?;
         }
         // An alert on its growth needs it to be there before it grows.
         metrics::counter!("va_pipeline_conservation_violations_total",
@@ -332,7 +410,7 @@ impl Platform {
                 listing
                     .items
                     .into_iter()
-                    .filter_map(|topic| Some((topic.name, topic.schema?))),
+                    .filter_map(|topic| Some((topic.name, topic.schema?, topic.wire_format))),
             );
             match listing.next {
                 Some(cursor) => page.cursor = Some(cursor),
@@ -350,10 +428,39 @@ impl Platform {
         &self.shutdown
     }
 
+    /// Whether this process does what only one of several needs to do; for the next [`LEASE`] if so. May be true in
+    /// two of them for a while (see [`Catalog::lease`]).
+    pub async fn leads(&self, what: &str) -> bool {
+        if !self.catalog.is_shared() {
+            return true;
+        }
+        match self.catalog.lease(what, &self.process, LEASE).await {
+            Ok(leads) => leads,
+            Err(error) => {
+                tracing::warn!(%error, what, "ask for the lease");
+                false
+            }
+        }
+    }
+
+    /// Ends what [`Platform::leads`] began, for the next process.
+    pub async fn lets_go(&self, what: &str) {
+        if self.catalog.is_shared()
+            && let Err(error) = self.catalog.end_lease(what, &self.process).await
+        {
+            tracing::debug!(%error, what, "give the lease back; it ends by itself");
+        }
+    }
+
     /// Stops pipelines after a last checkpoint and closes the stores.
     pub async fn stop(&self) {
         self.shutdown.cancel();
         self.runtime.shutdown().await;
+        if self.catalog.is_shared()
+            && let Err(error) = self.catalog.forget_process(&self.process).await
+        {
+            tracing::debug!(%error, "say goodbye to the other processes");
+        }
         self.parser.end_idle(Duration::ZERO);
         if let Err(error) = self.log.close().await {
             tracing::error!(%error, "the log did not close");
@@ -373,24 +480,31 @@ pub fn new_topic(name: TopicName, schema: SchemaRef) -> Topic {
             ms: config.retention_ms,
             bytes: config.retention_bytes,
         },
-        wire_format: WireFormat::ArrowIpc,
+        wire_format: WireFormat::Batches,
         schema: Some(schema),
         description: String::new(),
     }
 }
 
-struct CatalogNames(Vec<(TopicName, SchemaRef)>);
+struct CatalogNames(Vec<(TopicName, SchemaRef, WireFormat)>);
 
 impl Names for CatalogNames {
     fn topic_schema(&self, topic: &TopicName) -> Option<SchemaRef> {
         self.0
             .iter()
-            .find(|(name, _)| name == topic)
-            .map(|(_, schema)| schema.clone())
+            .find(|(name, ..)| name == topic)
+            .map(|(_, schema, _)| schema.clone())
+    }
+
+    fn topic_format(&self, topic: &TopicName) -> Option<serde_json::Value> {
+        self.0
+            .iter()
+            .find(|(name, ..)| name == topic)
+            .and_then(|(.., format)| format.messages().cloned())
     }
 
     fn topics(&self) -> Vec<TopicName> {
-        self.0.iter().map(|(name, _)| name.clone()).collect()
+        self.0.iter().map(|(name, ..)| name.clone()).collect()
     }
 }
 
@@ -437,6 +551,54 @@ fn lock(data: &Path) -> Result<File, OpenError> {
     }
 }
 
+/// A process of a role needs stores that others reach, too. Says all that is missing.
+fn require_servers(settings: &Settings, role: Role) -> Result<(), OpenError> {
+    let mut missing = Vec::new();
+    if settings.log.brokers.is_none() {
+        missing.push("`log.brokers` (a Kafka cluster)");
+    }
+    if settings.catalog.url.is_none() {
+        missing.push("`catalog.url` (a PostgreSQL database)");
+    }
+    if settings.objects.url.is_none() {
+        missing.push("`objects.url` (a bucket)");
+    }
+    if !settings.indexes.shared {
+        missing.push("`indexes.shared: true`");
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(part("stores")(format!(
+        "`va {role}` works with others on one set of stores, but the settings do not name {missing}; name them in va.yaml, \
+         or use `va up`, which needs none",
+        role = role.as_str(),
+        missing = missing.join(", ")
+    )))
+}
+
+/// Takes up what a process that died had begun, wherever it ran: uploads that did not reach the log, retries of dead
+/// letters. One process at a time does it, and what it does again is harmless.
+async fn tidy(platform: Arc<Platform>) {
+    let mut ticks = tokio::time::interval(TIDY_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = platform.shutdown.cancelled() => return,
+        }
+        if !platform.leads("tidy").await {
+            continue;
+        }
+        if let Err(error) = crate::ingest::resume(&platform, crate::ingest::ABANDONED_AFTER).await {
+            tracing::warn!(%error, "take up uploads that a process left undone; it is tried again");
+        }
+        if let Err(error) = crate::dead_letters::resume(&platform).await {
+            tracing::warn!(%error, "take up retries that a process left undone; it is tried again");
+        }
+    }
+}
+
 /// Lets searches go on to the newest state when the pipelines have done again what a crash left uncommitted.
 async fn recovered(platform: Arc<Platform>) {
     let names = platform.runtime.names();
@@ -479,8 +641,12 @@ fn pool_options(settings: &ParseSettings) -> PoolOptions {
 /// Retention, idle models, idle parsers and the files of the vector store, now and then.
 async fn upkeep(platform: Arc<Platform>) {
     let model_idle = Duration::from_millis(platform.settings.models.idle_ms);
-    let mut ticks =
-        tokio::time::interval(model_idle.clamp(Duration::from_secs(1), UPKEEP_INTERVAL));
+    let longest = if platform.settings.indexes.shared {
+        MERGE_INTERVAL
+    } else {
+        UPKEEP_INTERVAL
+    };
+    let mut ticks = tokio::time::interval(model_idle.clamp(Duration::from_secs(1), longest));
     // After a busy while one look is enough, not one for each that was missed.
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // The state of each collection's vectors when they were last optimized.
@@ -504,7 +670,10 @@ async fn upkeep(platform: Arc<Platform>) {
             Ok(0) | Err(_) => {}
             Ok(models) => tracing::info!(models, "idle models left memory"),
         }
-        optimize(&platform, &mut optimized).await;
+        // Searches are not to compete with merges.
+        if platform.role.runs_pipelines() && platform.leads("optimize").await {
+            optimize(&platform, &mut optimized).await;
+        }
     }
 }
 

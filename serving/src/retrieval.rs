@@ -5,7 +5,8 @@
 //! individual Rank Learning Methods", SIGIR 2009.
 
 use std::collections::{HashMap, HashSet};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use va_catalog::settings::FusionMethod;
@@ -74,7 +75,8 @@ pub struct Degraded {
 /// How fresh the answer is.
 #[derive(Debug, Clone, Serialize)]
 pub struct AsOf {
-    /// When the last checkpoint of the `index` pipeline was committed (UTC milliseconds), in this process.
+    /// When the last checkpoint of the `index` pipeline was committed (UTC milliseconds), as far as the processes that run
+    /// now have told.
     pub indexed_at_ms: Option<i64>,
     /// Documents that wait to be indexed.
     pub pending: u64,
@@ -300,18 +302,64 @@ pub async fn search(
     })
 }
 
+/// How far `index` was behind when servers were last asked.
+#[derive(Default)]
+pub struct Freshness(tokio::sync::Mutex<Option<(Instant, AsOf)>>);
+
+/// How long that is good enough: asking costs a few round trips, which no search should wait for.
+const FRESHNESS_KEPT: Duration = Duration::from_secs(1);
+
 async fn as_of(platform: &Platform) -> AsOf {
-    let index = va_catalog::PipelineName::new("index");
-    let status = match &index {
-        Ok(name) => platform.runtime.status(name).await.ok(),
-        Err(_) => None,
-    };
-    AsOf {
-        indexed_at_ms: status
-            .as_ref()
-            .and_then(|status| status.last_checkpoint_at_ms),
-        pending: status.map_or(0, |status| status.lag_rows),
+    if platform.settings.log.brokers.is_none() {
+        let status = match va_catalog::PipelineName::new("index") {
+            Ok(name) => platform.runtime.status(&name).await.ok(),
+            Err(_) => None,
+        };
+        return AsOf {
+            indexed_at_ms: (status.as_ref()).and_then(|status| status.last_checkpoint_at_ms),
+            pending: status.map_or(0, |status| status.lag_rows),
+        };
     }
+    let mut known = platform.freshness.0.lock().await;
+    if let Some((at, as_of)) = known.as_ref()
+        && at.elapsed() < FRESHNESS_KEPT
+    {
+        return as_of.clone();
+    }
+    let as_of = ask_as_of(platform).await.unwrap_or_else(|error| {
+        tracing::debug!(error, "how far `index` is");
+        AsOf {
+            indexed_at_ms: None,
+            pending: 0,
+        }
+    });
+    *known = Some((Instant::now(), as_of.clone()));
+    as_of
+}
+
+/// From the log, and from whichever processes run `index`.
+async fn ask_as_of(platform: &Platform) -> Result<AsOf, String> {
+    let name = va_catalog::PipelineName::new("index").map_err(|error| error.to_string())?;
+    let plan = match platform.runtime.plan(&name) {
+        Some(plan) => plan,
+        None => Arc::new(built_in_plan(&name).ok_or("it is not built in")?),
+    };
+    let lag = va_pipelines::runtime::lag(platform.log.as_ref(), &plan).await;
+    let processes = crate::processes::alive(platform).await;
+    let processes = processes.map_err(|error| error.to_string())?;
+    let doing = crate::processes::doing(&processes, &name).unwrap_or_default();
+    Ok(AsOf {
+        indexed_at_ms: doing["last_checkpoint_at_ms"].as_i64(),
+        pending: lag.map_err(|error| error.to_string())?.values().sum(),
+    })
+}
+
+fn built_in_plan(name: &va_catalog::PipelineName) -> Option<va_pipelines::Plan> {
+    let (file, text) = va_pipelines::definitions::builtin()
+        .into_iter()
+        .find(|(file, _)| file.strip_suffix(".yaml") == Some(name.as_str()))?;
+    let loaded = va_pipelines::load(file, text, &va_pipelines::plan::BuiltinNames).ok()?;
+    Some(loaded.plan)
 }
 
 async fn vector_side(

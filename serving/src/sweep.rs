@@ -11,6 +11,10 @@
 //! is safe: it keeps the object until the catalog refers to it, and a removal under way is waited for
 //! ([`Objects::remove_unless_used`](va_connectors::objects::Objects::remove_unless_used)).
 //!
+//! Splits of shared indexes are objects too. One stays as long as the catalog lists it, which is for
+//! [`SPLITS_KEPT_FOR`] after it was merged or dropped: a search that began before goes on with it, and a process that is
+//! behind may still fetch it. One that was uploaded and never published is like the object of an upload that failed.
+//!
 //! Each step looks at a bounded number of objects and goes on from there at the next.
 
 use std::sync::Arc;
@@ -28,6 +32,8 @@ use crate::platform::Platform;
 
 /// Objects after which a step ends; it may look at one directory more.
 const LOOK_MAX: usize = 2_000;
+/// How long a split stays after it was replaced: far longer than a view of an index lives, and than clocks differ.
+const SPLITS_KEPT_FOR: Duration = Duration::from_secs(3_600);
 /// Directories of the object store.
 const DIRS: usize = 256;
 
@@ -53,6 +59,9 @@ pub async fn run(platform: Arc<Platform>) {
         tokio::select! {
             _ = ticks.tick() => {}
             () = platform.stopping().cancelled() => return,
+        }
+        if !platform.leads("sweep").await {
+            continue;
         }
         match sweep.step(&platform).await {
             Ok(0) => {}
@@ -80,6 +89,11 @@ impl Sweep {
     /// One look, the second or the first; returns how many objects were removed.
     async fn step(&mut self, platform: &Platform) -> Result<u64, SweepError> {
         let versions_max = platform.settings.documents.versions_max;
+        let splits = platform
+            .catalog
+            .forget_splits(SPLITS_KEPT_FOR.as_millis() as i64)
+            .await?;
+        metrics::counter!("va_splits_forgotten_total").increment(splits);
         let mut removed = 0;
         if let Some(unused) = &self.unused {
             if !are_indexed(platform, &unused.events).await? {

@@ -14,6 +14,7 @@ use futures::TryStreamExt;
 use va_catalog::event::dead_letter_schema;
 use va_catalog::graph::dead_letter_topic;
 use va_catalog::{CatalogError, CollectionName, CollectionRef, TenantId, TopicName};
+use va_formats::FormatSpec;
 
 use crate::error::{suggestion, unreadable};
 use crate::services::SqlServices;
@@ -136,12 +137,20 @@ impl TenantNames {
             .iter()
             .find(|(other, _)| *other == topic)
             .map(|(_, config)| config.partitions);
+        let mut format = None;
         let schema = match self.services.catalog.topic(&self.tenant, &topic).await {
-            Ok(found) => match (found.schema, partitions) {
-                (Some(schema), _) => Some(schema),
-                (None, Some(partitions)) => self.undeclared(&topic, partitions).await?,
-                (None, None) => None,
-            },
+            Ok(found) => {
+                let options = found.wire_format.messages().cloned();
+                format = options
+                    .map(serde_json::from_value::<FormatSpec>)
+                    .transpose()
+                    .map_err(unreadable)?;
+                match (found.schema, partitions) {
+                    (Some(schema), _) => Some(schema),
+                    (None, Some(partitions)) => self.undeclared(&topic, partitions).await?,
+                    (None, None) => None,
+                }
+            }
             Err(CatalogError::NotFound { .. }) => match partitions {
                 None => return Ok(None),
                 // Made by the pipeline runtime in the log, of one schema for all.
@@ -160,6 +169,7 @@ impl TenantNames {
             topic,
             partitions.unwrap_or(0),
             &schema,
+            format,
         )))
     }
 

@@ -54,6 +54,49 @@ fn examples_of_all_components_pass() {
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
+/// The formats are no components of a pipeline but options of some: each has an example of its own.
+#[test]
+fn examples_of_all_formats_pass() {
+    let Some(()) = need_model() else { return };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let folder = root.join("connectors/formats/examples");
+    let mut failed = Vec::new();
+    for kind in va_formats::FormatSpec::KINDS {
+        let file = folder.join(format!("{kind}.yaml"));
+        let text = std::fs::read_to_string(&file).unwrap();
+        let loaded = va_pipelines::load(&format!("{kind}.yaml"), &text, &BuiltinNames)
+            .unwrap_or_else(|diagnostics| panic!("{kind}:\n{diagnostics}"));
+        assert!(
+            !loaded.tests.is_empty(),
+            "the example of {kind} has no tests"
+        );
+        for test in &loaded.tests {
+            let outcome = runtime
+                .block_on(va_serving::cli::pipeline::run_test(
+                    &loaded,
+                    test,
+                    &Settings::default(),
+                ))
+                .unwrap_or_else(|failure| panic!("{kind}: {}", failure.message));
+            if !outcome.differences.is_empty() {
+                failed.push(format!(
+                    "{kind}: {}\n  {}",
+                    outcome.name,
+                    outcome.differences.join("\n  ")
+                ));
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+    let files = std::fs::read_dir(&folder).unwrap().count();
+    assert_eq!(
+        files,
+        va_formats::FormatSpec::KINDS.len(),
+        "a file without its format"
+    );
+}
+
 #[test]
 fn built_in_pipelines_are_valid() {
     for (file, text) in va_pipelines::definitions::builtin() {
@@ -78,6 +121,7 @@ fn every_file_is_registered() {
         "endpoint",
         "indexes",
         "news",
+        "pair",
         "repartition",
     ];
     for folder in ["operators/src", "connectors/endpoints/src"] {

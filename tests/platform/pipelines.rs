@@ -187,9 +187,8 @@ fn running_totals_are_exact_after_kills() {
     check_running_totals(|data| Server::start(data));
 }
 
-/// The same for a platform that `start` brings up on a data directory, wherever its log is.
-pub fn check_running_totals(start: impl Fn(&Path) -> Server) {
-    const TOTALS: &str = r"pipeline: totals
+/// Running totals of orders by city.
+pub const TOTALS: &str = r"pipeline: totals
 sources: {orders: {type: topic, topic: orders}}
 operators:
   totals:
@@ -199,6 +198,9 @@ operators:
     compute: {orders: count(), total: sum(amount), latest: last(id)}
 sinks: {out: {type: topic, input: totals, topic: totals, key: city}}
 ";
+
+/// The same for a platform that `start` brings up on a data directory, wherever its log is.
+pub fn check_running_totals(start: impl Fn(&Path) -> Server) {
     let dir = tempdir().unwrap();
     let mut server = start(dir.path());
     run(va(dir.path()).args([

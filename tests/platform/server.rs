@@ -101,9 +101,14 @@ impl Server {
 
     /// The same with a `va` whose arguments and environment have been set already.
     pub fn start_as(va: &mut std::process::Command, data: &Path) -> Self {
+        Self::start_role("up", va, data)
+    }
+
+    /// The same for another role that serves.
+    pub fn start_role(role: &str, va: &mut std::process::Command, data: &Path) -> Self {
         let mut child = va
             .args([
-                "up",
+                role,
                 "--listen",
                 "127.0.0.1:0",
                 "--pg-listen",
@@ -205,7 +210,7 @@ impl Server {
     }
 
     /// Asks again until `done` says so.
-    pub fn until(&self, path: &str, done: impl Fn(&Value) -> bool) -> Value {
+    pub fn until(&self, path: &str, mut done: impl FnMut(&Value) -> bool) -> Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let value = good(self.get(path));
@@ -213,7 +218,8 @@ impl Server {
                 return value;
             }
             assert!(Instant::now() < deadline, "still {value}");
-            std::thread::yield_now();
+            // The server has the same processors.
+            std::thread::park_timeout(Duration::from_millis(5));
         }
     }
 
@@ -230,6 +236,82 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A `va worker`: no API, only a process.
+pub struct Worker {
+    command: Command,
+    child: Child,
+}
+
+impl Worker {
+    /// Starts it and waits until it says that it is up.
+    pub fn start(data: &Path, config: &Path, environment: Vec<(&'static str, String)>) -> Self {
+        let mut command = va(data);
+        command
+            .env("VA_CONFIG", config)
+            .envs(environment)
+            .arg("worker");
+        command.stdout(Stdio::piped()).stderr(worker_log());
+        let child = Self::run(&mut command);
+        Self { command, child }
+    }
+
+    fn run(command: &mut Command) -> Child {
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut lines = lines.by_ref().map_while(Result::ok);
+        let up = lines.any(|line| line.starts_with("Stop with"));
+        assert!(up, "a worker did not start: {command:?}");
+        child
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again after [`Worker::kill`].
+    pub fn revive(&mut self) {
+        self.child = Self::run(&mut self.command);
+    }
+
+    /// Sends a signal, `STOP` or `CONT`.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill")
+            .args([&format!("-{name}"), &pid])
+            .status();
+        assert!(sent.unwrap().success());
+    }
+
+    /// Fails when it has ended by itself.
+    pub fn must_live(&mut self) {
+        let ended = self.child.try_wait().unwrap();
+        assert!(ended.is_none(), "a worker ended by itself: {ended:?}");
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Where workers log to: the file that `VA_WORKER_LOG` names, when somebody wants to read it.
+fn worker_log() -> Stdio {
+    match std::env::var_os("VA_WORKER_LOG") {
+        Some(path) => Stdio::from(
+            std::fs::File::options()
+                .create(true)
+                .append(true)
+                .open(path)
+                .unwrap(),
+        ),
+        None => Stdio::null(),
     }
 }
 

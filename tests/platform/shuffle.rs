@@ -67,7 +67,9 @@ impl Worker {
             data: dir.path().join("data"),
             ..Settings::default()
         };
-        let platform = on.block_on(Platform::open(settings)).unwrap();
+        let platform = on
+            .block_on(Platform::open(settings, va_serving::platform::Role::Up))
+            .unwrap();
         let pipelines = Arc::new(Runtime::new(RuntimeConfig {
             log: log.clone(),
             operators: va_operators::Resources {
@@ -81,6 +83,7 @@ impl Worker {
                 indexes: platform.indexes.clone(),
             },
             clock: Arc::new(now_ms),
+            patience: Duration::ZERO,
         }));
         on.block_on(pipelines.start(plan)).unwrap();
         Self {

@@ -12,6 +12,8 @@
 //!   (`begin_versions`, `delete_collection`, `drop_collection`).
 //! - A version number of a pipeline is given once; a pipeline goes with all its versions (`put_pipeline`,
 //!   `delete_pipeline`).
+//! - The states of a shared index are made one after the other, and each is whole (`publish_split`, `merge_splits`,
+//!   `drop_splits`, `forget_splits`).
 //! - A data directory has one admin key (`ensure_admin_key`).
 //!
 //! Each spans several rows or several statements, so its writers take turns: [`Catalog::begin`] waits for the lock of the

@@ -11,8 +11,8 @@ use super::query::{On, Row, query};
 use super::state::DocumentState;
 use crate::ids::{CollectionName, CollectionRef, ContentHash, DocumentId, TenantId, Version};
 
-/// How many values one statement asks for; SQLite permits 32,766 parameters and PostgreSQL 65,535.
-pub(crate) const IDS_PER_QUERY: usize = 500;
+/// How many values one statement asks for. More costs SQLite more: sqlx looks for the name of every parameter among all.
+pub(crate) const IDS_PER_QUERY: usize = 200;
 
 /// A document as clients see it: its newest version, whatever the state of that is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -312,17 +312,21 @@ impl Catalog {
             .collect()
     }
 
-    /// Documents of which a pipeline owes news, of every tenant, at most `limit`; for the recovery at start.
+    /// Documents of which a pipeline owes news, of every tenant, at most `limit`, whose state is older than `older_than`;
+    /// for taking up what was interrupted.
     pub async fn pending_documents_all_tenants(
         &self,
         limit: u32,
+        older_than: std::time::Duration,
     ) -> Result<Vec<(CollectionRef, DocumentId, Version, DocumentState)>, CatalogError> {
+        let age = i64::try_from(older_than.as_millis()).unwrap_or(i64::MAX);
         let rows = query(
             "SELECT tenant_id, collection, document_id, version, state FROM document_versions \
-             WHERE state IN ('UPLOADING', 'PROCESSING', 'DELETING') \
+             WHERE state IN ('UPLOADING', 'PROCESSING', 'DELETING') AND updated_at <= $2 \
              ORDER BY tenant_id, collection, document_id, version LIMIT $1",
         )
         .bind(i64::from(limit))
+        .bind(self.now_ms().saturating_sub(age))
         .fetch_all(&self.read)
         .await?;
         rows.iter()
@@ -410,6 +414,14 @@ pub(crate) async fn latest_of(
 pub(crate) fn parameters(first: usize, count: usize) -> String {
     let list: Vec<_> = (first..first + count).map(|n| format!("${n}")).collect();
     list.join(", ")
+}
+
+/// `($first, $first+1), ($first+2, $first+3), ...`
+pub(crate) fn value_rows(first: usize, rows: usize, columns: usize) -> String {
+    let rows: Vec<_> = (0..rows)
+        .map(|row| format!("({})", parameters(first + row * columns, columns)))
+        .collect();
+    rows.join(", ")
 }
 
 /// A pattern for `LIKE ... ESCAPE '!'` that matches texts containing `part`.

@@ -294,7 +294,7 @@ async fn insert_key(
 }
 
 /// The name of this machine, by which equal paths on different ones are told apart.
-fn host_name() -> String {
+pub fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .ok()
         .or_else(|| std::env::var("HOSTNAME").ok())

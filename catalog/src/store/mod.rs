@@ -15,7 +15,9 @@ mod objects;
 mod page;
 mod pipelines;
 mod postgres;
+mod processes;
 mod query;
+mod splits;
 mod sqlite;
 mod state;
 mod tenant_settings;
@@ -30,12 +32,16 @@ pub use documents::{
     DocumentFilter, DocumentInfo, ExpectedInIndex, LiveContent, Unchanged, VersionInfo,
 };
 pub use error::CatalogError;
-pub use keys::{ApiKey, KeyId, Principal, Scope, SecretKey};
+pub use keys::{ApiKey, KeyId, Principal, Scope, SecretKey, host_name};
 pub use models::Model;
 pub use page::{Listing, PAGE_LIMIT_MAX, Page};
 pub use pipelines::{DesiredState, Pipeline, PipelineVersion};
+pub use processes::Process;
+pub use splits::{NewSplit, Published, SplitDocument, SplitInfo, SplitSeq, SplitState};
 pub use state::{Applied, DocumentState, News};
 pub use tenants::Tenant;
-pub use topic_schema::{SchemaMismatch, check_batch, schema_from_json, schema_to_json};
+pub use topic_schema::{
+    SchemaChange, SchemaMismatch, check_batch, evolve, schema_from_json, schema_to_json,
+};
 pub use topics::{Retention, Topic, WireFormat, built_in_topics};
 pub use versions::{BeginOutcome, Begun, NewVersion, VERSIONS_PER_CALL_MAX};

@@ -3,15 +3,20 @@
 //! The decisions are in [`super::state`]; here they meet the tables, many in one transaction, because a transaction
 //! costs a disk sync.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::collections::require_collection;
 use super::database::{Catalog, Part};
-use super::documents::{DocumentInfo, IDS_PER_QUERY, parameters, read_id, read_number, read_state};
+use super::documents::{
+    DocumentInfo, IDS_PER_QUERY, parameters, read_id, read_number, read_state, value_rows,
+};
 use super::error::CatalogError;
-use super::query::{Transaction, query};
+use super::query::{Query, Transaction, query};
 use super::state::{Applied, DocumentState, News, decide};
 use crate::ids::{CollectionRef, DocumentId, Version};
+
+/// Versions of one `UPDATE`, see `ROWS_PER_INSERT`.
+const ROWS_PER_UPDATE: usize = 32;
 
 type VersionKey = (DocumentId, Version);
 
@@ -94,6 +99,8 @@ impl Catalog {
         let mut transaction = self.begin(Part::Collection(collection)).await?;
         let mut known = load(&mut transaction, collection, news).await?;
         let mut results = Vec::with_capacity(news.len());
+        // Of different documents, so that their order does not matter.
+        let mut writes = Writes::new(collection, now);
         for (document, version, news) in news {
             let Some(state) = known.states.get(&(*document, *version)).copied() else {
                 let name = format!("{document} version {version}");
@@ -109,18 +116,23 @@ impl Catalog {
                 }
             };
             if let Some(next) = step.next {
-                let target = Target {
-                    collection,
+                let supersedes = known.supersedes(*document, *version);
+                if !writes.documents.insert(*document) {
+                    writes.flush(&mut transaction).await?;
+                    writes.documents.insert(*document);
+                }
+                writes.steps.push(Decided {
                     document: *document,
                     version: *version,
-                    supersedes: known.supersedes(*document, *version),
-                    now,
-                };
-                write(&mut transaction, &target, next, news).await?;
+                    supersedes,
+                    next,
+                    news,
+                });
                 known.note(*document, *version, next);
             }
             results.push(Ok(step.applied));
         }
+        writes.flush(&mut transaction).await?;
         transaction.commit().await?;
         Ok(results)
     }
@@ -153,6 +165,31 @@ impl Catalog {
         }
         transaction.commit().await?;
         self.documents_by_id(collection, documents).await
+    }
+
+    /// Notes that the removal of these documents, which is under way, was told to the log once more.
+    pub async fn touch_removals(
+        &self,
+        collection: &CollectionRef,
+        documents: &[DocumentId],
+    ) -> Result<(), CatalogError> {
+        let now = self.now_ms();
+        for part in documents.chunks(IDS_PER_QUERY) {
+            let statement = format!(
+                "UPDATE document_versions SET updated_at = $3 \
+                 WHERE tenant_id = $1 AND collection = $2 AND state = 'DELETING' AND document_id IN ({})",
+                parameters(4, part.len())
+            );
+            let mut query = query(&statement)
+                .bind(collection.tenant.as_str())
+                .bind(collection.collection.as_str())
+                .bind(now);
+            for id in part {
+                query = query.bind(id.to_string());
+            }
+            query.execute(&self.write).await?;
+        }
+        Ok(())
     }
 
     /// [`Catalog::delete_documents`] of one, which must exist.
@@ -272,78 +309,162 @@ async fn load(
     Ok(known)
 }
 
-struct Target<'a> {
-    collection: &'a CollectionRef,
+/// A decided step, still to be written.
+struct Decided<'a> {
     document: DocumentId,
     version: Version,
     /// Older versions have to be marked. Of a new document there are none, which saves a way to the server.
     supersedes: bool,
-    now: i64,
+    next: DocumentState,
+    news: &'a News,
 }
 
-/// Writes one decided step: the version's row and, where search is concerned, its older versions and the document's.
-async fn write(
-    transaction: &mut Transaction,
-    target: &Target<'_>,
-    next: DocumentState,
-    news: &News,
-) -> Result<(), CatalogError> {
-    let (title, chunks, error) = match news {
-        News::Ready { title, chunks } if next == DocumentState::Ready => {
-            (title.as_deref(), *chunks, None)
+impl Decided<'_> {
+    /// Title, chunks and error as the version then has them.
+    fn found(&self) -> (Option<&str>, u32, Option<&str>) {
+        match self.news {
+            News::Ready { title, chunks } if self.next == DocumentState::Ready => {
+                (title.as_deref(), *chunks, None)
+            }
+            News::Failed { reason } => (None, 0, Some(reason.as_str())),
+            _ => (None, 0, None),
         }
-        News::Failed { reason } => (None, 0, Some(reason.as_str())),
-        _ => (None, 0, None),
-    };
-    // The same first five parameters for every statement: tenant, collection, document, version, now.
-    let bound = |statement: &'static str| {
-        query(statement)
-            .bind(target.collection.tenant.as_str())
-            .bind(target.collection.collection.as_str())
-            .bind(target.document.to_string())
-            .bind(i64::from(target.version.0))
-            .bind(target.now)
-    };
-    if next == DocumentState::Deleted {
-        bound(
-            "UPDATE document_versions SET state = 'DELETED', updated_at = $5 WHERE tenant_id = $1 AND collection = $2 \
-             AND document_id = $3 AND version <= $4 AND state = 'DELETING'",
-        )
-        .execute(&mut *transaction)
-        .await?;
-        bound(
-            "UPDATE documents SET current_version = NULL, updated_at = $5 WHERE tenant_id = $1 AND collection = $2 \
-             AND id = $3 AND current_version <= $4",
-        )
-        .execute(&mut *transaction)
-        .await?;
-        return Ok(());
     }
-    bound(
-        "UPDATE document_versions SET state = $6, title = $7, chunks = $8, error = $9, updated_at = $5 \
-         WHERE tenant_id = $1 AND collection = $2 AND document_id = $3 AND version = $4",
-    )
-    .bind(next.as_str())
-    .bind(title)
-    .bind(i64::from(chunks))
-    .bind(error)
-    .execute(&mut *transaction)
-    .await?;
-    if next == DocumentState::Ready {
-        if target.supersedes {
-            bound(
+}
+
+/// Steps of different documents, which a few statements write together.
+struct Writes<'a> {
+    collection: &'a CollectionRef,
+    now: i64,
+    documents: BTreeSet<DocumentId>,
+    steps: Vec<Decided<'a>>,
+}
+
+impl<'a> Writes<'a> {
+    fn new(collection: &'a CollectionRef, now: i64) -> Self {
+        Self {
+            collection,
+            now,
+            documents: BTreeSet::new(),
+            steps: Vec::new(),
+        }
+    }
+
+    /// Writes the steps: the versions' rows and, where search is concerned, their older versions and the documents'.
+    async fn flush(&mut self, transaction: &mut Transaction) -> Result<(), CatalogError> {
+        self.documents.clear();
+        let (ends, steps): (Vec<_>, Vec<_>) = std::mem::take(&mut self.steps)
+            .into_iter()
+            .partition(|step| step.next == DocumentState::Deleted);
+        for step in &ends {
+            self.end(transaction, step).await?;
+        }
+        for part in steps.chunks(ROWS_PER_UPDATE) {
+            self.write(transaction, part).await?;
+        }
+        let ready: Vec<_> = steps
+            .iter()
+            .filter(|step| step.next == DocumentState::Ready)
+            .collect();
+        for step in ready.iter().filter(|step| step.supersedes) {
+            self.bound(
                 "UPDATE document_versions SET state = 'SUPERSEDED', updated_at = $5 WHERE tenant_id = $1 \
                  AND collection = $2 AND document_id = $3 AND version < $4 \
                  AND state IN ('UPLOADING', 'PROCESSING', 'READY')",
+                step,
             )
             .execute(&mut *transaction)
             .await?;
         }
-        bound(
-            "UPDATE documents SET current_version = $4, updated_at = $5 WHERE tenant_id = $1 AND collection = $2 AND id = $3",
+        for part in ready.chunks(ROWS_PER_UPDATE) {
+            self.make_current(transaction, part).await?;
+        }
+        Ok(())
+    }
+
+    /// A statement about one step: its parameters are tenant, collection, document, version, now.
+    fn bound(&self, statement: &'static str, step: &Decided<'_>) -> Query<'static> {
+        query(statement)
+            .bind(self.collection.tenant.to_string())
+            .bind(self.collection.collection.to_string())
+            .bind(step.document.to_string())
+            .bind(i64::from(step.version.0))
+            .bind(self.now)
+    }
+
+    async fn end(
+        &self,
+        transaction: &mut Transaction,
+        step: &Decided<'_>,
+    ) -> Result<(), CatalogError> {
+        self.bound(
+            "UPDATE document_versions SET state = 'DELETED', updated_at = $5 WHERE tenant_id = $1 AND collection = $2 \
+             AND document_id = $3 AND version <= $4 AND state = 'DELETING'",
+            step,
         )
         .execute(&mut *transaction)
         .await?;
+        self.bound(
+            "UPDATE documents SET current_version = NULL, updated_at = $5 WHERE tenant_id = $1 AND collection = $2 \
+             AND id = $3 AND current_version <= $4",
+            step,
+        )
+        .execute(&mut *transaction)
+        .await?;
+        Ok(())
     }
-    Ok(())
+
+    async fn write(
+        &self,
+        transaction: &mut Transaction,
+        steps: &[Decided<'_>],
+    ) -> Result<(), CatalogError> {
+        let statement = format!(
+            "UPDATE document_versions AS v SET state = n.column3, title = n.column4, chunks = n.column5, \
+             error = n.column6, updated_at = $3 FROM (VALUES {}) AS n \
+             WHERE v.tenant_id = $1 AND v.collection = $2 AND v.document_id = n.column1 AND v.version = n.column2",
+            value_rows(4, steps.len(), 6)
+        );
+        let mut query = self.about_all(&statement);
+        for step in steps {
+            let (title, chunks, error) = step.found();
+            query = query
+                .bind(step.document.to_string())
+                .bind(i64::from(step.version.0))
+                .bind(step.next.as_str())
+                .bind(title)
+                .bind(i64::from(chunks))
+                .bind(error);
+        }
+        query.execute(&mut *transaction).await?;
+        Ok(())
+    }
+
+    async fn make_current(
+        &self,
+        transaction: &mut Transaction,
+        steps: &[&Decided<'_>],
+    ) -> Result<(), CatalogError> {
+        let statement = format!(
+            "UPDATE documents AS d SET current_version = n.column2, updated_at = $3 FROM (VALUES {}) AS n \
+             WHERE d.tenant_id = $1 AND d.collection = $2 AND d.id = n.column1",
+            value_rows(4, steps.len(), 2)
+        );
+        let mut query = self.about_all(&statement);
+        for step in steps {
+            query = query
+                .bind(step.document.to_string())
+                .bind(i64::from(step.version.0));
+        }
+        query.execute(&mut *transaction).await?;
+        Ok(())
+    }
+
+    /// A statement about several steps: its first parameters are tenant, collection, now.
+    fn about_all<'q>(&'q self, statement: &'q str) -> Query<'q> {
+        query(statement)
+            .bind(self.collection.tenant.as_str())
+            .bind(self.collection.collection.as_str())
+            .bind(self.now)
+    }
 }

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 
 use super::database::Catalog;
-use super::documents::{IDS_PER_QUERY, parameters};
+use super::documents::{IDS_PER_QUERY, parameters, value_rows};
 use super::error::CatalogError;
 use super::query::query;
 use crate::ids::{CollectionRef, ContentHash, DocumentId, Version};
 
 impl Catalog {
-    /// Those of the objects that a version of some tenant refers to. A version that is gone needs nothing; one that is
+    /// Those of the objects that are splits of a shared index, or that a version of some tenant refers to. A version that is gone needs nothing; one that is
     /// older, failed or being removed still does: it can be read, taken back, tried again, or is still under way. But
     /// of superseded and failed versions only those among a document's newest `versions_max` count.
     pub async fn objects_in_use_all_tenants(
@@ -17,7 +17,7 @@ impl Catalog {
         objects: &[ContentHash],
         versions_max: u32,
     ) -> Result<BTreeSet<ContentHash>, CatalogError> {
-        let mut used = BTreeSet::new();
+        let mut used = self.split_objects_all_tenants(objects).await?;
         for part in objects.chunks(IDS_PER_QUERY) {
             let statement = format!(
                 "SELECT DISTINCT v.content_hash FROM document_versions v \
@@ -47,13 +47,10 @@ impl Catalog {
     ) -> Result<Vec<i64>, CatalogError> {
         let mut ages = Vec::with_capacity(versions.len());
         for part in versions.chunks(IDS_PER_QUERY) {
-            let pairs: Vec<String> = (0..part.len())
-                .map(|i| format!("({})", parameters(3 + 2 * i, 2)))
-                .collect();
             let statement = format!(
                 "SELECT updated_at - created_at AS age FROM document_versions \
                  WHERE tenant_id = $1 AND collection = $2 AND (document_id, version) IN (VALUES {})",
-                pairs.join(", ")
+                value_rows(3, part.len(), 2)
             );
             let mut query = query(&statement)
                 .bind(collection.tenant.as_str())

@@ -1,4 +1,4 @@
-//! Arrow schemas as JSON, and the check of a batch against a topic's schema.
+//! Arrow schemas as JSON, the check of a batch against a topic's schema, and how that schema may change.
 //!
 //! The JSON names each column's type as Arrow prints and reads it, so that people can read it too:
 //!
@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use serde::{Deserialize, Serialize};
 
@@ -150,6 +150,109 @@ pub fn check_batch(topic: &Topic, batch: &RecordBatch) -> Result<(), SchemaMisma
     Ok(())
 }
 
+/// A column of rows to be written that does not fit what the topic holds already.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("column `{column}` was {was} and would be {now}; {hint}")]
+pub struct SchemaChange {
+    /// With dots into structs and `[]` into lists.
+    pub column: String,
+    pub was: String,
+    pub now: String,
+    pub hint: String,
+}
+
+/// The schema of a topic after rows of another schema were written to it: its own columns in their order, then the new
+/// ones, which are nullable from then on because older rows lack them. Readers of either schema go on: what a row lacks is
+/// null, what it has more they do not see.
+///
+/// Refused, with every column at once: another type, and leaving out a column that is never null. A new place among the
+/// columns, and whether a column that is never null is declared so, change nothing: values are checked where they are read.
+pub fn evolve(topic: &Schema, rows: &Schema) -> Result<SchemaRef, Vec<SchemaChange>> {
+    let mut changes = Vec::new();
+    let fields = evolve_fields("", topic.fields(), rows.fields(), &mut changes);
+    if changes.is_empty() {
+        Ok(Arc::new(Schema::new_with_metadata(
+            fields,
+            topic.metadata().clone(),
+        )))
+    } else {
+        Err(changes)
+    }
+}
+
+fn evolve_fields(
+    path: &str,
+    topic: &Fields,
+    rows: &Fields,
+    changes: &mut Vec<SchemaChange>,
+) -> Vec<Arc<Field>> {
+    let at = |name: &str| match path {
+        "" => name.to_owned(),
+        path => format!("{path}.{name}"),
+    };
+    let mut fields = Vec::with_capacity(topic.len());
+    for field in topic {
+        let Some((_, found)) = rows.find(field.name()) else {
+            if !field.is_nullable() {
+                changes.push(SchemaChange {
+                    column: at(field.name()),
+                    was: described(field),
+                    now: "gone".to_owned(),
+                    hint: "keep it, because readers count on it".to_owned(),
+                });
+            }
+            fields.push(field.clone());
+            continue;
+        };
+        let data_type = evolve_type(
+            &at(field.name()),
+            field.data_type(),
+            found.data_type(),
+            changes,
+        );
+        fields.push(Arc::new(field.as_ref().clone().with_data_type(data_type)));
+    }
+    for field in rows {
+        if topic.find(field.name()).is_none() {
+            fields.push(Arc::new(field.as_ref().clone().with_nullable(true)));
+        }
+    }
+    fields
+}
+
+fn evolve_type(
+    path: &str,
+    topic: &DataType,
+    rows: &DataType,
+    changes: &mut Vec<SchemaChange>,
+) -> DataType {
+    match (topic, rows) {
+        (DataType::Struct(topic), DataType::Struct(rows)) => {
+            DataType::Struct(evolve_fields(path, topic, rows, changes).into())
+        }
+        (DataType::List(topic), DataType::List(rows)) => {
+            let path = format!("{path}[]");
+            let item = evolve_type(&path, topic.data_type(), rows.data_type(), changes);
+            DataType::List(Arc::new(topic.as_ref().clone().with_data_type(item)))
+        }
+        (topic, rows) if topic == rows => topic.clone(),
+        (topic, rows) => {
+            changes.push(SchemaChange {
+                column: path.to_owned(),
+                was: topic.to_string(),
+                now: rows.to_string(),
+                hint: match arrow::compute::can_cast_types(rows, topic) {
+                    true => format!(
+                        "cast it in a `map`: arrow_cast(column, '{topic}'), or write the new type under a new name"
+                    ),
+                    false => "write the new type under a new name, or to a new topic".to_owned(),
+                },
+            });
+            topic.clone()
+        }
+    }
+}
+
 fn check_column(
     path: &str,
     expected: &Field,
@@ -259,7 +362,7 @@ mod tests {
             name: TopicName::new("orders").expect("a valid name"),
             partitions: 1,
             retention: Retention::default(),
-            wire_format: WireFormat::Json,
+            wire_format: WireFormat::Batches,
             schema: Some(Arc::new(schema)),
             description: String::new(),
         }
@@ -291,6 +394,7 @@ mod tests {
         for schema in [
             event::document_uploaded_schema(),
             event::document_indexed_schema(),
+            event::platform_alert_schema(),
             event::dead_letter_schema(),
             event::parsed_schema(),
             chunk_schema(Some(384)),
@@ -300,7 +404,7 @@ mod tests {
             let json = serde_json::from_str(&text).expect("valid json");
             assert_eq!(schema_from_json(&json).expect("a schema"), schema, "{text}");
         }
-        assert_eq!(built_in_topics().len(), 2);
+        assert_eq!(built_in_topics().len(), 3);
     }
 
     /// Catalogs hold this text: it must be readable for ever.
@@ -394,5 +498,69 @@ mod tests {
         for (columns, expected) in errors {
             assert_eq!(check(columns), Err(expected.to_owned()));
         }
+    }
+
+    #[test]
+    fn nullable_columns_come_and_go_and_types_stay() {
+        let field = |name: &str, data_type: DataType, null: bool| Field::new(name, data_type, null);
+        let of = |fields: Vec<Field>| Schema::new(fields);
+        let inner = |fields: Vec<Field>| DataType::Struct(fields.into());
+        let topic = of(vec![
+            field("id", DataType::Int64, false),
+            field("name", DataType::Utf8, true),
+            field(
+                "who",
+                inner(vec![field("city", DataType::Utf8, true)]),
+                true,
+            ),
+        ]);
+        let more = inner(vec![
+            field("zip", DataType::Utf8, false),
+            field("city", DataType::Utf8, true),
+        ]);
+        let rows = of(vec![
+            field("country", DataType::Utf8, false),
+            field("who", more, true),
+            field("id", DataType::Int64, true),
+        ]);
+        let expected = of(vec![
+            field("id", DataType::Int64, false),
+            field("name", DataType::Utf8, true),
+            field(
+                "who",
+                inner(vec![
+                    field("city", DataType::Utf8, true),
+                    field("zip", DataType::Utf8, true),
+                ]),
+                true,
+            ),
+            field("country", DataType::Utf8, true),
+        ]);
+        assert_eq!(*evolve(&topic, &rows).expect("compatible"), expected);
+        assert_eq!(*evolve(&expected, &topic).expect("the way back"), expected);
+
+        let wrong = of(vec![
+            field("name", DataType::Int64, true),
+            field(
+                "who",
+                inner(vec![field("city", DataType::Boolean, true)]),
+                true,
+            ),
+        ]);
+        let changes: Vec<String> = evolve(&topic, &wrong)
+            .expect_err("three columns")
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(
+            changes,
+            [
+                "column `id` was non-null Int64 and would be gone; keep it, because readers count on it",
+                "column `name` was Utf8 and would be Int64; cast it in a `map`: arrow_cast(column, 'Utf8'), or write the \
+                 new type under a new name",
+                "column `who.city` was Utf8 and would be Boolean; cast it in a `map`: arrow_cast(column, 'Utf8'), or write \
+                 the new type under a new name",
+            ]
+        );
     }
 }

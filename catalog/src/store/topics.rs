@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{Schema, SchemaRef};
 use serde::{Deserialize, Serialize};
 
 use super::database::{Catalog, Part};
@@ -12,28 +12,35 @@ use super::documents::read_number;
 use super::error::CatalogError;
 use super::page::{Listing, Page};
 use super::query::{Row, Transaction, query};
-use super::topic_schema::{schema_from_json, schema_to_json};
+use super::topic_schema::{evolve, schema_from_json, schema_to_json};
 use crate::event;
 use crate::ids::{TenantId, TopicName};
 
-/// How rows are written for readers outside the platform.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+/// What a topic holds.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub enum WireFormat {
-    /// One JSON object a row: for others to read.
+    /// Batches of this platform.
     #[default]
-    Json,
-    /// Arrow IPC streams: for the platform itself.
-    ArrowIpc,
+    Batches,
+    /// Messages as other programs write and read them: the options of their format, `{"type": "json"}`. What they mean is
+    /// the formats' business.
+    Messages(serde_json::Value),
 }
 
 impl WireFormat {
-    pub const ALL: [Self; 2] = [Self::Json, Self::ArrowIpc];
-
-    pub fn as_str(self) -> &'static str {
+    /// `batches`, or the format's name.
+    pub fn as_str(&self) -> &str {
         match self {
-            Self::Json => "json",
-            Self::ArrowIpc => "arrow_ipc",
+            Self::Batches => "batches",
+            Self::Messages(options) => options["type"].as_str().unwrap_or("unknown"),
+        }
+    }
+
+    /// The format of messages; `None` for batches.
+    pub fn messages(&self) -> Option<&serde_json::Value> {
+        match self {
+            Self::Batches => None,
+            Self::Messages(options) => Some(options),
         }
     }
 }
@@ -80,6 +87,11 @@ pub fn built_in_topics() -> Vec<Topic> {
             event::document_indexed_schema(),
             "document versions that are in both indexes, or gone from both",
         ),
+        (
+            event::PLATFORM_ALERT,
+            event::platform_alert_schema(),
+            "what needs a look, and what does no more",
+        ),
     ]
     .into_iter()
     .filter_map(|(name, schema, description)| {
@@ -91,7 +103,7 @@ pub fn built_in_topics() -> Vec<Topic> {
                 ms: Some(SEVEN_DAYS_MS),
                 bytes: None,
             },
-            wire_format: WireFormat::Json,
+            wire_format: WireFormat::Batches,
             schema: Some(schema),
             description: description.to_owned(),
         })
@@ -100,7 +112,7 @@ pub fn built_in_topics() -> Vec<Topic> {
 }
 
 const COLUMNS: &str =
-    "name, partitions, retention_ms, retention_bytes, wire_format, arrow_schema, description";
+    "name, partitions, retention_ms, retention_bytes, format, arrow_schema, description";
 
 impl Catalog {
     /// Registers a topic. [`CatalogError::Exists`] when there is one of that name.
@@ -154,6 +166,45 @@ impl Catalog {
         Ok(page.listing(topics, |topic: &Topic| topic.name.as_str()))
     }
 
+    /// Adds the columns that rows of this schema have and the topic does not: see [`evolve`]. Nothing happens when there
+    /// are none, or the topic takes any batch.
+    pub async fn evolve_topic(
+        &self,
+        tenant: &TenantId,
+        name: &TopicName,
+        rows: &Schema,
+    ) -> Result<(), CatalogError> {
+        let mut transaction = self.begin(Part::Tenant(tenant)).await?;
+        let row = query(&format!(
+            "SELECT {COLUMNS} FROM topics WHERE tenant_id = $1 AND name = $2"
+        ))
+        .bind(tenant.as_str())
+        .bind(name.as_str())
+        .fetch_optional(&mut transaction)
+        .await?
+        .ok_or_else(|| CatalogError::not_found("topic", name))?;
+        let mut topic = read_topic(&row)?;
+        let Some(schema) = topic.schema.take() else {
+            return Ok(());
+        };
+        let evolved = evolve(&schema, rows).map_err(|changes| {
+            let lines: Vec<String> = changes.iter().map(ToString::to_string).collect();
+            CatalogError::Invalid(format!("topic `{name}`: {}", lines.join("; ")))
+        })?;
+        if evolved == schema {
+            return Ok(());
+        }
+        topic.schema = Some(evolved);
+        query("UPDATE topics SET arrow_schema = $3, updated_at = $4 WHERE tenant_id = $1 AND name = $2")
+            .bind(tenant.as_str())
+            .bind(name.as_str())
+            .bind(schema_text(&topic)?)
+            .bind(self.now_ms())
+            .execute(&mut transaction)
+            .await?;
+        transaction.commit().await
+    }
+
     /// Forgets a topic. The built-in ones come back when the catalog is opened again.
     pub async fn delete_topic(
         &self,
@@ -205,7 +256,7 @@ async fn insert(
 ) -> Result<bool, CatalogError> {
     let inserted = query(
         "INSERT INTO topics (tenant_id, name, partitions, retention_ms, retention_bytes, wire_format, arrow_schema, \
-         description, created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9) \
+         description, created_at, updated_at, format) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9, $10) \
          ON CONFLICT (tenant_id, name) DO NOTHING",
     )
     .bind(tenant.as_str())
@@ -217,6 +268,7 @@ async fn insert(
     .bind(schema_text(topic)?)
     .bind(&topic.description)
     .bind(now)
+    .bind(topic.wire_format.messages().map(ToString::to_string))
     .execute(&mut *transaction)
     .await?;
     Ok(inserted > 0)
@@ -247,7 +299,7 @@ fn read_topic(row: &Row) -> Result<Topic, CatalogError> {
     let bound = |column| -> Result<Option<u64>, CatalogError> {
         Ok(row.try_get::<Option<i64>>(column)?.map(i64::unsigned_abs))
     };
-    let wire_format: String = row.try_get("wire_format")?;
+    let format: Option<String> = row.try_get("format")?;
     let schema: Option<String> = row.try_get("arrow_schema")?;
     Ok(Topic {
         name: TopicName::new(row.try_get::<String>("name")?)?,
@@ -256,10 +308,13 @@ fn read_topic(row: &Row) -> Result<Topic, CatalogError> {
             ms: bound("retention_ms")?,
             bytes: bound("retention_bytes")?,
         },
-        wire_format: WireFormat::ALL
-            .into_iter()
-            .find(|format| format.as_str() == wire_format)
-            .ok_or_else(|| CatalogError::corrupt("wire_format", &wire_format))?,
+        wire_format: match format {
+            None => WireFormat::Batches,
+            Some(format) => WireFormat::Messages(
+                serde_json::from_str(&format)
+                    .map_err(|_| CatalogError::corrupt("format", &format))?,
+            ),
+        },
         schema: schema
             .map(|schema| {
                 let json = serde_json::from_str(&schema)

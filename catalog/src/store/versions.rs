@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::collections::require_collection;
 use super::database::{Catalog, Part};
-use super::documents::{Latest, LiveVersion, latest_of};
+use super::documents::{Latest, LiveVersion, latest_of, value_rows};
 use super::error::CatalogError;
 use super::query::{Transaction, query};
 use super::state::DocumentState;
@@ -15,8 +15,9 @@ use crate::ids::{CollectionRef, ContentHash, DocumentId, Version};
 /// The most versions that one call may begin.
 pub const VERSIONS_PER_CALL_MAX: usize = 1000;
 
-/// Rows of one `INSERT`: with 12 columns far below the parameter limits, and beyond this nothing is gained.
-const ROWS_PER_INSERT: usize = 100;
+/// Rows of one `INSERT`. Beyond this nothing is gained, and SQLite, where sqlx looks for the name of every parameter among
+/// all, loses.
+pub(crate) const ROWS_PER_INSERT: usize = 16;
 
 /// The content of a document, to be begun as a version.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,7 +179,7 @@ async fn insert_documents(
             "INSERT INTO documents (tenant_id, collection, id, uri, name, name_folded, latest_version, created_at, updated_at) \
              VALUES {} ON CONFLICT (tenant_id, collection, id) DO UPDATE SET name = excluded.name, \
              name_folded = excluded.name_folded, latest_version = excluded.latest_version, updated_at = excluded.updated_at",
-            value_rows(part.len(), 9)
+            value_rows(1, part.len(), 9)
         );
         let mut query = query(&statement);
         for (new, begun) in part {
@@ -208,7 +209,7 @@ async fn insert_versions(
         let statement = format!(
             "INSERT INTO document_versions (tenant_id, collection, document_id, version, state, content_hash, \
              content_type, size, metadata, chunks, created_at, updated_at) VALUES {}",
-            value_rows(part.len(), 12)
+            value_rows(1, part.len(), 12)
         );
         let mut query = query(&statement);
         for (new, begun) in part {
@@ -232,17 +233,4 @@ async fn insert_versions(
         query.execute(&mut *transaction).await?;
     }
     Ok(())
-}
-
-/// `($1, $2), ($3, $4), ...`
-fn value_rows(rows: usize, columns: usize) -> String {
-    let rows: Vec<_> = (0..rows)
-        .map(|row| {
-            format!(
-                "({})",
-                super::documents::parameters(row * columns + 1, columns)
-            )
-        })
-        .collect();
-    rows.join(", ")
 }

@@ -269,7 +269,7 @@ async fn bulk_finds_new_changed_unchanged_and_gone(on: On) {
         900
     );
     let pending = catalog
-        .pending_documents_all_tenants(10_000)
+        .pending_documents_all_tenants(10_000, std::time::Duration::ZERO)
         .await
         .expect("pending");
     // 100 on their way out, 20 and 2 begun.

@@ -31,10 +31,12 @@ mod database;
 mod documents;
 mod keys;
 mod objects;
+mod processes;
 #[path = "../../../deploy/dev/server.rs"]
 mod server;
 mod server_postgres;
 mod sharing;
+mod splits;
 mod tenancy;
 
 use std::collections::{BTreeMap, BTreeSet};

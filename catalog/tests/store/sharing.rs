@@ -144,7 +144,9 @@ async fn a_collection_that_goes_takes_nothing_in(on: On) {
                     .delete_collection(&collection)
                     .await
                     .expect("marked");
-                let documents = catalog.pending_documents_all_tenants(1_000).await;
+                let documents = catalog
+                    .pending_documents_all_tenants(1_000, std::time::Duration::ZERO)
+                    .await;
                 return Some(documents.expect("documents").len());
             }
             let new = version_of(&format!("file:///{n}"), "content");
@@ -158,7 +160,7 @@ async fn a_collection_that_goes_takes_nothing_in(on: On) {
     let at_the_mark = outcomes.into_iter().flatten().next().expect("one");
     let afterwards = bench
         .catalog
-        .pending_documents_all_tenants(1_000)
+        .pending_documents_all_tenants(1_000, std::time::Duration::ZERO)
         .await
         .expect("documents");
     assert_eq!(afterwards.len(), at_the_mark, "one came in after the mark");

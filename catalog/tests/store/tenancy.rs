@@ -309,7 +309,7 @@ async fn topics_models_and_settings_survive_a_restart(on: On) {
             ms: None,
             bytes: Some(1 << 30),
         },
-        wire_format: WireFormat::ArrowIpc,
+        wire_format: WireFormat::Messages(serde_json::json!({"type": "avro", "schema": "订单"})),
         schema: Some(chunk_schema(Some(8))),
         description: "订单".into(),
     };
@@ -376,7 +376,12 @@ async fn topics_models_and_settings_survive_a_restart(on: On) {
     let names: Vec<_> = topics.iter().map(|topic| topic.name.as_str()).collect();
     assert_eq!(
         names,
-        [event::DOCUMENT_INDEXED, event::DOCUMENT_UPLOADED, "订单"]
+        [
+            event::DOCUMENT_INDEXED,
+            event::DOCUMENT_UPLOADED,
+            event::PLATFORM_ALERT,
+            "订单"
+        ]
     );
     assert_eq!(topics[1].schema, Some(event::document_uploaded_schema()));
     assert_eq!(

@@ -11,7 +11,8 @@ use va_catalog::chunk::strings;
 use va_catalog::{ChunkOp, CollectionName, CollectionRef, DocumentId, TenantId};
 use va_connectors::flow::FlowError;
 
-/// What one collection's index must become: `documents` hold exactly `rows`.
+/// What one collection's index must become: `documents` hold exactly the `chunk` rows of `rows`. Before them is the
+/// `document` or `delete` row of each, which tells the version.
 pub struct Change {
     pub collection: CollectionRef,
     pub documents: Vec<DocumentId>,
@@ -57,7 +58,7 @@ impl Changes {
             );
             match ChunkOp::parse(op.value(row)) {
                 Some(ChunkOp::Document | ChunkOp::Delete) => {
-                    self.documents.insert(key, Vec::new());
+                    self.documents.insert(key, vec![batch.slice(row, 1)]);
                     row += 1;
                 }
                 Some(ChunkOp::Chunk) => {
@@ -212,7 +213,9 @@ mod tests {
             .push(&with_op(&batch.slice(4, 1), &["delete"]))
             .expect("good rows");
         let taken = changes.take().expect("changes");
-        assert_eq!((taken[0].documents.len(), taken[0].rows.num_rows()), (2, 0));
+        let chunks = records(&taken[0].rows).expect("records");
+        assert_eq!((taken[0].documents.len(), chunks.len()), (2, 0));
+        assert_eq!(taken[0].rows.num_rows(), 2, "both are still told");
         assert!(changes.take().expect("nothing").is_empty());
     }
 }

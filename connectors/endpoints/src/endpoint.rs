@@ -13,6 +13,8 @@ use va_catalog::store::Catalog;
 use va_catalog::{Role, TopicName};
 use va_connectors::flow::{Description, FlowError, Names, Problem, Sink};
 use va_connectors::log::Log;
+use va_formats::FormatSpec;
+use va_formats::source::RecordsSpec;
 
 use crate::indexes::Indexes;
 
@@ -22,6 +24,16 @@ pub struct Resources {
     pub log: Arc<dyn Log>,
     pub catalog: Catalog,
     pub indexes: Arc<Indexes>,
+}
+
+impl Resources {
+    /// The same systems for one run of a task, see [`Indexes::for_task`].
+    pub fn for_task(&self) -> Self {
+        Self {
+            indexes: self.indexes.for_task(),
+            ..self.clone()
+        }
+    }
 }
 
 /// Where a group that has no committed offset begins.
@@ -47,6 +59,22 @@ pub struct SourcePlan {
     pub keyed_by: Option<Vec<String>>,
     /// Most rows in one batch.
     pub batch_rows_max: usize,
+    /// How the messages of other programs become these rows; `None` for a topic of this platform's own batches.
+    pub records: Option<RecordsSpec>,
+}
+
+impl SourcePlan {
+    /// The schema that the topic itself has: without what is read beside the payload.
+    pub fn topic_schema(&self) -> &SchemaRef {
+        self.records
+            .as_ref()
+            .map_or(&self.schema, |records| &records.columns)
+    }
+
+    /// The format of the topic's messages, when it has one.
+    pub fn format(&self) -> Option<&FormatSpec> {
+        self.records.as_ref().map(|records| &records.format)
+    }
 }
 
 /// What a sink needs before it runs.
@@ -54,6 +82,8 @@ pub struct SourcePlan {
 pub struct SinkPlan {
     /// A topic that must exist, with this schema; the runtime creates it.
     pub topic: Option<(TopicName, SchemaRef)>,
+    /// The format of that topic's messages; `None` for this platform's own batches.
+    pub format: Option<FormatSpec>,
 }
 
 /// The declared half of a source.

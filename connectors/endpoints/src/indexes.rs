@@ -1,51 +1,54 @@
-//! Both indexes of every collection, changed apart and shown together.
-//!
-//! The vector store and the full-text index commit one after the other; a search that took one before and the other
-//! after would see two versions of a document, or none. So searches take a [`View`]: one snapshot of each, of the same
-//! checkpoint.
+//! Both indexes of every collection: written by sinks, published by checkpoints, searched as one.
 //!
 //! ```text
-//!  sink prepares:      stage(c)     search stays on the snapshots of now
-//!                      apply to the vector store (durable), apply to the full-text index (in memory)
-//!  all are prepared:   publish(c)   the full-text commit, which names the version of the vector store;
-//!                                   then search takes new snapshots of both
+//!  sink prepares:      stage(c)     search stays on the state of now
+//!                      apply_vectors, apply_texts
+//!  all are prepared:   publish(c)   search takes the new state of both
 //!  the log's commit follows
 //! ```
 //!
-//! After a crash between the two, the full-text index is the one behind, and it says with which version of the vector
-//! store it belongs together: [`Indexes::recover`] keeps search on that pair until the pipeline has replayed what was
-//! not committed ([`Indexes::recovered`]).
+//! A search takes a [`View`]: both indexes as of the same checkpoint. Two forms keep that promise. Embedded, a process has
+//! two stores of its own and ties their commits together (`pair.rs`). Shared, any number of processes publish splits, which
+//! hold both sides (`va-splits`).
 //!
-//! What goes into the indexes is the sinks' business, ranking is retrieval's. One pipeline writes a collection at a time.
+//! What goes into the indexes is the sinks' business, ranking is retrieval's.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-use tokio::sync::RwLock;
-use va_catalog::CollectionRef;
+use arrow::record_batch::RecordBatch;
+use va_catalog::{CollectionRef, DocumentId};
 use va_fulltext::{TextIndex, TextSnapshot};
+use va_splits::{SplitStore, SplitWriter};
 use va_vector::{VectorSnapshot, VectorStore};
+
+use crate::pair::Pair;
 
 /// Why an index could not do its part; the text says which and why.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{index}: {message}")]
 pub struct IndexError {
-    /// `vector store` or `full-text index`.
+    /// `vector store`, `full-text index` or `shared index`.
     pub index: &'static str,
     pub message: String,
 }
 
-fn vector_error(error: impl std::fmt::Display) -> IndexError {
+pub(crate) fn vector_error(error: impl std::fmt::Display) -> IndexError {
     IndexError {
         index: "vector store",
         message: error.to_string(),
     }
 }
 
-fn text_error(error: impl std::fmt::Display) -> IndexError {
+pub(crate) fn text_error(error: impl std::fmt::Display) -> IndexError {
     IndexError {
         index: "full-text index",
+        message: error.to_string(),
+    }
+}
+
+fn shared_error(error: impl std::fmt::Display) -> IndexError {
+    IndexError {
+        index: "shared index",
         message: error.to_string(),
     }
 }
@@ -61,352 +64,181 @@ pub struct View {
     pub texts: Side<dyn TextSnapshot>,
 }
 
-/// The token of a full-text commit.
-#[derive(Serialize, Deserialize)]
-struct Token {
-    /// For people who look into the files.
-    checkpoint: String,
-    /// The version of the vector store that holds the same documents; `None` when it has no such collection.
-    vectors: Option<u64>,
-}
-
-/// Why search stays on old snapshots.
-enum Pin {
-    /// A checkpoint is changing the indexes.
-    Staged(View),
-    /// A crash left one index ahead.
-    Recovering(View),
-}
-
-impl Pin {
-    fn view(&self) -> &View {
-        match self {
-            Self::Staged(view) | Self::Recovering(view) => view,
-        }
-    }
-}
-
 /// The two indexes. Shared by the sinks that write, the runtime that publishes and the searches that read.
 pub struct Indexes {
+    /// The side of the vectors, for SQL and upkeep.
     pub vectors: Arc<dyn VectorStore>,
-    pub texts: Arc<dyn TextIndex>,
-    pinned: RwLock<HashMap<CollectionRef, Pin>>,
+    form: Form,
+}
+
+enum Form {
+    Embedded(Pair),
+    Shared(SplitWriter),
 }
 
 impl Indexes {
+    /// Two stores that this process has to itself. One pipeline writes a collection at a time.
     pub fn new(vectors: Arc<dyn VectorStore>, texts: Arc<dyn TextIndex>) -> Self {
         Self {
-            vectors,
-            texts,
-            pinned: RwLock::default(),
+            vectors: vectors.clone(),
+            form: Form::Embedded(Pair::new(vectors, texts)),
+        }
+    }
+
+    /// Indexes that other processes write and search too.
+    pub fn shared(store: &Arc<SplitStore>) -> Self {
+        Self {
+            vectors: store.clone(),
+            form: Form::Shared(store.writer()),
+        }
+    }
+
+    /// The same indexes for the sinks and checkpoints of one task: what it applied and did not publish goes with it, and is
+    /// never published by another.
+    pub fn for_task(self: &Arc<Self>) -> Arc<Self> {
+        match &self.form {
+            // The text side is rolled back by its sink, the vectors are replaced by the repetition.
+            Form::Embedded(_) => self.clone(),
+            Form::Shared(writer) => Arc::new(Self::shared(writer.store())),
         }
     }
 
     /// The collection as searches see it.
     pub async fn view(&self, collection: &CollectionRef) -> View {
-        let pinned = self.pinned.read().await;
-        match pinned.get(collection) {
-            Some(pin) => pin.view().clone(),
-            // The lock is held while both are taken: nobody can stage in between.
-            None => self.newest(collection).await,
+        let writer = match &self.form {
+            Form::Embedded(pair) => return pair.view(collection).await,
+            Form::Shared(writer) => writer,
+        };
+        match writer.store().view(collection).await {
+            Ok(view) => View {
+                vectors: Ok(view
+                    .has_vectors()
+                    .then(|| view.clone() as Arc<dyn VectorSnapshot>)),
+                texts: Ok((view.splits() > 0).then_some(view as Arc<dyn TextSnapshot>)),
+            },
+            Err(error) => {
+                let error = shared_error(error);
+                View {
+                    vectors: Err(error.clone()),
+                    texts: Err(error),
+                }
+            }
         }
     }
 
     /// Searches stay on what they see now until [`Indexes::publish`]. A sink calls it before it changes the
     /// collection; the second sink of a checkpoint, or a repeated checkpoint, finds it done.
     pub async fn stage(&self, collection: &CollectionRef) {
-        let mut pinned = self.pinned.write().await;
-        let view = match pinned.remove(collection) {
-            Some(pin) => pin.view().clone(),
-            None => self.newest(collection).await,
-        };
-        pinned.insert(collection.clone(), Pin::Staged(view));
+        match &self.form {
+            Form::Embedded(pair) => pair.stage(collection).await,
+            // Nothing is visible before it is published.
+            Form::Shared(_) => {}
+        }
     }
 
-    /// Commits the full-text side of the collections and shows both sides to searches, collection by collection.
+    /// Replaces whole documents on the side of the vectors, see [`VectorStore::apply`]. `rows` also have the `document` or
+    /// `delete` row of each document.
+    pub async fn apply_vectors(
+        &self,
+        collection: &CollectionRef,
+        documents: &[DocumentId],
+        rows: RecordBatch,
+    ) -> Result<(), IndexError> {
+        match &self.form {
+            Form::Embedded(pair) => pair
+                .vectors
+                .apply(collection, documents, &rows)
+                .await
+                .map_err(vector_error)?,
+            Form::Shared(writer) => writer.apply_vectors(collection, rows),
+        }
+        Ok(())
+    }
+
+    /// Replaces whole documents on the full-text side, see [`TextIndex::apply`]. `rows` as for [`Indexes::apply_vectors`].
+    pub async fn apply_texts(
+        &self,
+        collection: &CollectionRef,
+        documents: &[DocumentId],
+        rows: RecordBatch,
+    ) -> Result<(), IndexError> {
+        match &self.form {
+            Form::Embedded(pair) => pair
+                .texts
+                .apply(collection, documents, &rows)
+                .await
+                .map_err(text_error)?,
+            Form::Shared(writer) => writer.apply_texts(collection, rows),
+        }
+        Ok(())
+    }
+
+    /// Forgets what a failed task before this one applied to the full-text side and did not publish.
+    pub async fn rollback_texts(&self, collection: &CollectionRef) -> Result<(), IndexError> {
+        match &self.form {
+            Form::Embedded(pair) => pair.texts.rollback(collection).await.map_err(text_error),
+            // It went with the task.
+            Form::Shared(_) => Ok(()),
+        }
+    }
+
+    /// Shows what was applied to the collections, both sides at once, collection by collection, and makes it durable.
     ///
-    /// To be called when every sink of the checkpoint has applied its changes. After an error nothing new is shown;
-    /// roll the full-text index back, apply the checkpoint again and repeat.
+    /// To be called when every sink of the checkpoint has applied its changes. After an error nothing new is shown; roll
+    /// back, apply the checkpoint again and repeat.
     pub async fn publish(
         &self,
         collections: &[CollectionRef],
         checkpoint: &str,
     ) -> Result<(), IndexError> {
+        let writer = match &self.form {
+            Form::Embedded(pair) => return pair.publish(collections, checkpoint).await,
+            Form::Shared(writer) => writer,
+        };
         for collection in collections {
-            let vectors = self.vectors.snapshot(collection).await;
-            let vectors = vectors.map_err(vector_error)?.map(|at| at.version());
-            let token = Token {
-                checkpoint: checkpoint.to_owned(),
-                vectors,
-            };
-            // A pipeline may write vectors only; then there is no index to commit to.
-            let texts = self.texts.snapshot(collection).await;
-            if texts.map_err(text_error)?.is_some() {
-                let token = serde_json::to_string(&token).map_err(text_error)?;
-                self.texts
-                    .commit(collection, &token)
-                    .await
-                    .map_err(text_error)?;
-            }
-            self.pinned.write().await.remove(collection);
+            writer.publish(collection).await.map_err(shared_error)?;
         }
         Ok(())
     }
 
-    /// After a start: keeps searches on the pairs that belong together. Returns the collections where one index is
-    /// ahead of the other.
+    /// After a start: keeps searches on what belongs together. Returns the collections where one index is ahead of the
+    /// other.
     pub async fn recover(&self) -> Result<Vec<CollectionRef>, IndexError> {
-        let mut ahead = Vec::new();
-        for collection in self.texts.collections().await.map_err(text_error)? {
-            // An index that cannot be read is told by the search that needs it.
-            let Ok(Some(token)) = self.texts.committed(&collection).await else {
-                continue;
-            };
-            let Ok(Token {
-                vectors: Some(version),
-                ..
-            }) = serde_json::from_str(&token)
-            else {
-                continue;
-            };
-            let newest = self.newest(&collection).await;
-            if !matches!(&newest.vectors, Ok(Some(at)) if at.version() != version) {
-                continue;
-            }
-            match self.vectors.snapshot_at(&collection, version).await {
-                Ok(Some(at)) => {
-                    let view = View {
-                        vectors: Ok(Some(at)),
-                        texts: newest.texts,
-                    };
-                    let mut pinned = self.pinned.write().await;
-                    pinned.insert(collection.clone(), Pin::Recovering(view));
-                    ahead.push(collection);
-                }
-                Ok(None) => {
-                    tracing::warn!(%collection, version, "the vector store does not keep the version of the last checkpoint; search may show documents twice until the pipeline has caught up");
-                }
-                Err(error) => {
-                    tracing::warn!(%collection, version, %error, "open the last checkpoint")
-                }
-            }
+        match &self.form {
+            Form::Embedded(pair) => pair.recover().await,
+            Form::Shared(_) => Ok(Vec::new()),
         }
-        Ok(ahead)
     }
 
     /// Ends what [`Indexes::recover`] began: everything that was not committed has been done again.
     pub async fn recovered(&self) {
-        let mut pinned = self.pinned.write().await;
-        pinned.retain(|_, pin| matches!(pin, Pin::Staged(_)));
+        match &self.form {
+            Form::Embedded(pair) => pair.recovered().await,
+            Form::Shared(_) => {}
+        }
     }
 
     /// Removes a collection from both indexes. Not an error if it is in neither.
     pub async fn drop_collection(&self, collection: &CollectionRef) -> Result<(), IndexError> {
-        // Its files cannot go while a view of it is held here.
-        self.pinned.write().await.remove(collection);
-        self.vectors
-            .drop_collection(collection)
-            .await
-            .map_err(vector_error)?;
-        self.texts
-            .drop_collection(collection)
-            .await
-            .map_err(text_error)
-    }
-
-    async fn newest(&self, collection: &CollectionRef) -> View {
-        View {
-            vectors: self
-                .vectors
-                .snapshot(collection)
-                .await
-                .map_err(vector_error),
-            texts: self.texts.snapshot(collection).await.map_err(text_error),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::path::Path;
-
-    use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array};
-    use arrow::datatypes::{DataType, Field};
-    use arrow::record_batch::RecordBatch;
-    use va_catalog::chunk::batch_of;
-    use va_catalog::{
-        ChunkId, ChunkRecord, CollectionName, DocumentId, DocumentRef, Filter, TenantId, Version,
-        chunk_schema,
-    };
-    use va_fulltext::TantivyIndex;
-    use va_vector::{LanceStore, Metric};
-
-    const VECTOR: [f32; 2] = [0.6, 0.8];
-
-    fn collection() -> CollectionRef {
-        CollectionRef {
-            tenant: TenantId::default_tenant(),
-            collection: CollectionName::new("c").expect("a name"),
+        match &self.form {
+            Form::Embedded(pair) => pair.drop_collection(collection).await,
+            Form::Shared(writer) => {
+                let dropped = writer.store().drop_collection(collection).await;
+                dropped.map_err(shared_error)
+            }
         }
     }
 
-    fn document() -> DocumentId {
-        DocumentId::of(&collection(), "a.md")
-    }
-
-    /// One document of one chunk, as `embed` emits it.
-    fn rows(version: u32) -> RecordBatch {
-        let record = ChunkRecord {
-            id: ChunkId::of(&collection(), document(), Version(version), 0),
-            document: DocumentRef {
-                id: document(),
-                name: "a.md".into(),
-                uri: "a.md".into(),
-                title: None,
-                version: Version(version),
-            },
-            index: 0,
-            count: 1,
-            title_path: vec![],
-            page: None,
-            start: 0,
-            end: 1,
-            text: format!("zebra of version {version}"),
-            tokens: 1,
-            tags: vec![],
-        };
-        let batch = batch_of(&collection(), &[record]).expect("a batch");
-        let item = Arc::new(Field::new("item", DataType::Float32, true));
-        let values = Arc::new(Float32Array::from(VECTOR.to_vec()));
-        let vectors = FixedSizeListArray::try_new(item, 2, values, None).expect("vectors");
-        let mut columns = batch.columns().to_vec();
-        columns.push(Arc::new(vectors) as ArrayRef);
-        RecordBatch::try_new(chunk_schema(Some(2)), columns).expect("a batch")
-    }
-
-    async fn open(dir: &Path) -> Indexes {
-        let vectors = LanceStore::open(dir.join("vectors"))
-            .await
-            .expect("a store");
-        let texts = TantivyIndex::open(dir.join("texts")).expect("an index");
-        Indexes::new(Arc::new(vectors), Arc::new(texts))
-    }
-
-    async fn apply_vectors(indexes: &Indexes, version: u32) {
-        indexes
-            .vectors
-            .apply(&collection(), &[document()], &rows(version))
-            .await
-            .expect("applied");
-    }
-
-    async fn apply_texts(indexes: &Indexes, version: u32) {
-        indexes
-            .texts
-            .apply(&collection(), &[document()], &rows(version))
-            .await
-            .expect("applied");
-    }
-
-    /// The versions that a search finds in each index.
-    async fn seen(indexes: &Indexes) -> (Vec<u32>, Vec<u32>) {
-        let view = indexes.view(&collection()).await;
-        let vectors = match view.vectors.expect("a readable store") {
-            Some(at) => at
-                .search(&VECTOR, 10, Metric::Cosine, &Filter::default())
-                .await
-                .expect("hits"),
-            None => vec![],
-        };
-        let texts = match view.texts.expect("a readable index") {
-            Some(at) => at
-                .search("zebra", 10, &Filter::default())
-                .await
-                .expect("hits"),
-            None => vec![],
-        };
-        let of = |chunk: &ChunkRecord| chunk.document.version.0;
-        (
-            vectors.iter().map(|hit| of(&hit.chunk)).collect(),
-            texts.iter().map(|hit| of(&hit.chunk)).collect(),
-        )
-    }
-
-    async fn publish(indexes: &Indexes) {
-        let published = indexes.publish(&[collection()], "test").await;
-        published.expect("published");
-    }
-
-    async fn checkpoint(indexes: &Indexes, version: u32) {
-        indexes.stage(&collection()).await;
-        apply_texts(indexes, version).await;
-        apply_vectors(indexes, version).await;
-        publish(indexes).await;
-    }
-
-    #[tokio::test]
-    async fn both_sides_change_at_once() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let indexes = open(dir.path()).await;
-        assert_eq!(seen(&indexes).await, (vec![], vec![]));
-        checkpoint(&indexes, 1).await;
-        assert_eq!(seen(&indexes).await, (vec![1], vec![1]));
-
-        indexes.stage(&collection()).await;
-        apply_vectors(&indexes, 2).await;
-        assert_eq!(seen(&indexes).await, (vec![1], vec![1]));
-        // The other sink of the same checkpoint stages too.
-        indexes.stage(&collection()).await;
-        apply_texts(&indexes, 2).await;
-        assert_eq!(seen(&indexes).await, (vec![1], vec![1]));
-        publish(&indexes).await;
-        assert_eq!(seen(&indexes).await, (vec![2], vec![2]));
-    }
-
-    #[tokio::test]
-    async fn a_crash_between_the_two_is_seen_by_nobody() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let indexes = open(dir.path()).await;
-        checkpoint(&indexes, 1).await;
-        indexes.stage(&collection()).await;
-        apply_texts(&indexes, 2).await;
-        apply_vectors(&indexes, 2).await;
-        drop(indexes);
-
-        let indexes = open(dir.path()).await;
-        assert_eq!(seen(&indexes).await, (vec![2], vec![1]), "nothing to mend");
-        let ahead = indexes.recover().await.expect("recovered");
-        assert_eq!(ahead, [collection()]);
-        assert_eq!(seen(&indexes).await, (vec![1], vec![1]));
-        // The pipeline does it again. Until it is published, search stays where it was, also after `recovered`.
-        indexes.stage(&collection()).await;
-        indexes.recovered().await;
-        apply_vectors(&indexes, 2).await;
-        apply_texts(&indexes, 2).await;
-        assert_eq!(seen(&indexes).await, (vec![1], vec![1]));
-        publish(&indexes).await;
-        assert_eq!(seen(&indexes).await, (vec![2], vec![2]));
-        assert_eq!(indexes.recover().await.expect("recovered"), []);
-    }
-
-    #[tokio::test]
-    async fn optimizing_is_no_change() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let indexes = open(dir.path()).await;
-        for version in 1..=3 {
-            checkpoint(&indexes, version).await;
+    /// The collections of the full-text side, in order.
+    pub async fn text_collections(&self) -> Result<Vec<CollectionRef>, IndexError> {
+        match &self.form {
+            Form::Embedded(pair) => pair.texts.collections().await.map_err(text_error),
+            Form::Shared(writer) => writer.store().collections().await.map_err(shared_error),
         }
-        let optimized = indexes.vectors.optimize(&collection()).await;
-        optimized.expect("optimized");
-        assert_eq!(seen(&indexes).await, (vec![3], vec![3]));
-        drop(indexes);
+    }
 
-        // Another version of the table, the same rows: search may go on with either.
-        let indexes = open(dir.path()).await;
-        indexes.recover().await.expect("recovered");
-        assert_eq!(seen(&indexes).await, (vec![3], vec![3]));
-        indexes.recovered().await;
-        assert_eq!(seen(&indexes).await, (vec![3], vec![3]));
+    /// Whether other processes may write them.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.form, Form::Shared(_))
     }
 }

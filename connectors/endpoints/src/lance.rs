@@ -66,12 +66,12 @@ impl Sink for LanceWriter {
         let mut collections = Vec::new();
         for change in self.changes.take()? {
             self.indexes.stage(&change.collection).await;
+            let rows = change.rows.num_rows();
             self.indexes
-                .vectors
-                .apply(&change.collection, &change.documents, &change.rows)
+                .apply_vectors(&change.collection, &change.documents, change.rows)
                 .await
                 .map_err(|error| FlowError::retriable("lance", error))?;
-            tracing::debug!(collection = %change.collection, rows = change.rows.num_rows(), "chunks are in the vector store");
+            tracing::debug!(collection = %change.collection, rows, "chunks are in the vector store");
             collections.push(change.collection);
         }
         Ok(Prepared {

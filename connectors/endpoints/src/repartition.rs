@@ -41,6 +41,7 @@ impl SinkSpec for RepartitionSink {
             .map_err(|error| vec![Problem::new(&["columns"], error.to_string())])?;
         Ok(SinkPlan {
             topic: Some((topic, input.clone())),
+            format: None,
         })
     }
 

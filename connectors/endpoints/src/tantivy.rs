@@ -16,7 +16,7 @@ use va_connectors::flow::{CheckpointId, FlowError, Names, Prepared, Problem, Sin
 
 use crate::changes::Changes;
 use crate::endpoint::{Resources, SinkPlan, SinkSpec};
-use crate::indexes::Indexes;
+use crate::indexes::{IndexError, Indexes};
 
 /// Writes chunk rows to the full-text index, each to the collection that the row names.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -72,17 +72,16 @@ impl Sink for TantivyWriter {
     async fn prepare(&mut self, _checkpoint: CheckpointId) -> Result<Prepared, FlowError> {
         let mut collections = Vec::new();
         for change in self.changes.take()? {
-            let retriable = |error: va_fulltext::TextError| FlowError::retriable("tantivy", error);
-            let texts = &self.indexes.texts;
+            let retriable = |error: IndexError| FlowError::retriable("tantivy", error);
             self.indexes.stage(&change.collection).await;
             if self.clean.insert(change.collection.clone()) {
-                texts
-                    .rollback(&change.collection)
+                self.indexes
+                    .rollback_texts(&change.collection)
                     .await
                     .map_err(retriable)?;
             }
-            texts
-                .apply(&change.collection, &change.documents, &change.rows)
+            self.indexes
+                .apply_texts(&change.collection, &change.documents, change.rows)
                 .await
                 .map_err(retriable)?;
             collections.push(change.collection);

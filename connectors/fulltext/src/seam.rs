@@ -128,6 +128,12 @@ pub enum TextError {
         "the full-text index of `{collection}` was built with an older text analysis; drop it and index the collection again"
     )]
     Outdated { collection: CollectionRef },
+    /// A split was made by another version of the analysis.
+    #[error(
+        "the full-text index in `{path}` was built with another text analysis; index its collection again",
+        path = path.display()
+    )]
+    Foreign { path: PathBuf },
     /// A stored chunk cannot be read or written as JSON: damage, or our mistake.
     #[error("stored chunk: {0}")]
     Record(#[source] serde_json::Error),

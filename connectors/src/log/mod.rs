@@ -2,13 +2,15 @@
 //!
 //! [`embedded`] implements it on an embedded LSM store, `kafka` (a feature) on Apache Kafka; nothing here promises what a
 //! Kafka transaction cannot do. [`conformance`] is the suite both must pass.
-//! Schemas of topics are the catalog's business: a log stores any record batch.
+//! Schemas of topics are the catalog's business: a log stores any record batch. [`records`] is how it carries what other
+//! programs write and read: single messages, whose bytes it does not look into.
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod embedded;
 #[cfg(feature = "kafka")]
 pub mod kafka;
+pub mod records;
 
 use std::fmt;
 use std::time::Duration;
@@ -18,6 +20,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use va_catalog::{Offset, Partition, PipelineName, TopicName, TopicPartition};
+
+pub use records::FetchedRecords;
 
 /// What a topic keeps. Created once; a second `create_topic` with the same values is a no-op.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,6 +159,16 @@ pub trait Log: Send + Sync + 'static {
         wait: Duration,
     ) -> Result<Fetched, LogError>;
 
+    /// The same for a topic of [`records`]: many in one batch. [`LogError::Config`] when the topic holds batches, as
+    /// [`Log::fetch`] says [`LogError::Corrupt`] of records.
+    async fn fetch_records(
+        &self,
+        partition: &TopicPartition,
+        from: Offset,
+        limit: FetchLimit,
+        wait: Duration,
+    ) -> Result<FetchedRecords, LogError>;
+
     /// Committed offset of a group: where it will read on, moved over gaps, so that it equals the high watermark exactly
     /// when the group has consumed everything. `None` when it never committed there.
     async fn committed(
@@ -241,8 +255,24 @@ pub trait Log: Send + Sync + 'static {
     /// servers do this by themselves (Kafka) does nothing and returns 0.
     async fn enforce_retention(&self, now_ms: i64) -> Result<u64, LogError>;
 
+    /// What is set up in a way that will hurt, as far as the log can tell. Nothing, by default.
+    async fn diagnose(&self) -> Result<Vec<Finding>, LogError> {
+        Ok(Vec::new())
+    }
+
     /// Makes everything committed so far durable and refuses further commits.
     async fn close(&self) -> Result<(), LogError>;
+}
+
+/// Something that is set up in a way that will hurt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// One word for what it is about.
+    pub name: String,
+    /// What is wrong, and what follows from it.
+    pub what: String,
+    /// What to do.
+    pub advice: String,
 }
 
 /// A change of the partitions that a member owns.
@@ -273,7 +303,8 @@ pub trait Member: Send + Sync {
 /// processes on the same servers everything at once, within moments.
 #[async_trait]
 pub trait Commit: Send {
-    /// Appends a batch; empty batches are ignored.
+    /// Appends a batch; empty batches are ignored. A batch of [`records`] is appended as single records, which keep
+    /// their keys; with [`Target::Key`] that key only chooses the partition.
     fn append(&mut self, topic: &TopicName, target: Target, batch: RecordBatch);
 
     /// Records that the group has consumed everything before `next`. Only on a member's commit.

@@ -5,6 +5,7 @@ use std::future::ready;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use futures::TryStreamExt;
 use futures::stream::{self, BoxStream};
 use object_store::memory::InMemory;
 use tempfile::TempDir;
@@ -169,10 +170,17 @@ async fn many_at_once_are_as_many_one_by_one() {
         let objects = &place.objects;
         assert!(objects.put_all(Vec::new()).await.unwrap().is_empty());
         let one = objects.put_bytes(contents[3].clone()).await.unwrap();
+        // Few, which a directory syncs one by one, then many, of which some are there.
+        let few = objects.put_all(contents[2..5].to_vec()).await.unwrap();
+        assert_eq!(few[1], one);
         let stored = objects.put_all(contents.clone()).await.unwrap();
+        assert_eq!(stored[2..5], few);
         assert_eq!(stored[3], one);
         for (object, bytes) in stored.iter().zip(&contents) {
-            assert_eq!(objects.get(&object.hash).await.unwrap(), bytes);
+            // From memory where it was not read before, then as it is stored.
+            for _ in 0..2 {
+                assert_eq!(objects.get(&object.hash).await.unwrap(), bytes);
+            }
         }
         // Ten of the contents came twice, and nothing is left in between.
         assert_eq!(place.names().await.len(), 90);
@@ -269,20 +277,33 @@ async fn missing_and_damaged_objects_are_named() {
     for place in places().await {
         let objects = &place.objects;
         let stored = objects.put_bytes("文档".into()).await.unwrap();
+        assert_eq!(read(objects, &stored.hash).await.unwrap(), "文档");
         let path = path_of(&stored.hash);
         objects.store.put(&path, "tampered".into()).await.unwrap();
         let error = objects.get(&stored.hash).await.unwrap_err();
+        assert!(matches!(error, ObjectError::Corrupt { .. }), "{error}");
+        let error = read(objects, &stored.hash).await.unwrap_err();
         assert!(matches!(error, ObjectError::Corrupt { .. }), "{error}");
 
         objects.delete(&stored.hash).await.unwrap();
         objects.delete(&stored.hash).await.unwrap();
         assert!(!objects.exists(&stored.hash).await.unwrap());
-        let error = objects.get(&stored.hash).await.unwrap_err();
-        assert!(
-            matches!(&error, ObjectError::NotFound(h) if *h == stored.hash),
-            "{error}"
-        );
+        for error in [
+            objects.get(&stored.hash).await.unwrap_err(),
+            read(objects, &stored.hash).await.unwrap_err(),
+        ] {
+            assert!(
+                matches!(&error, ObjectError::NotFound(h) if *h == stored.hash),
+                "{error}"
+            );
+        }
     }
+}
+
+/// The object, read piece by piece.
+async fn read(objects: &Objects, hash: &ContentHash) -> Result<Bytes, ObjectError> {
+    let pieces: Vec<Bytes> = objects.read(hash).await?.try_collect().await?;
+    Ok(pieces.concat().into())
 }
 
 #[tokio::test]

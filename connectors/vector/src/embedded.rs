@@ -7,24 +7,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::{RecordBatch, RecordBatchOptions};
+use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 use async_trait::async_trait;
-use futures::StreamExt;
 use lancedb::DistanceType;
 use tokio::sync::RwLock;
-use va_catalog::chunk::{column, records};
 use va_catalog::{ChunkId, ChunkRecord, CollectionRef, DocumentId};
 
 use crate::names::{collection_in, collection_of, table_name};
+use crate::reader::Reader;
 use crate::rows::stored_schema;
 use crate::snapshot::LanceSnapshot;
 use crate::store::{ChunkStream, Metric, OptimizeReport, VectorSnapshot, VectorStore};
-use crate::table::{OpenTable, arrow_schema};
+use crate::table::OpenTable;
 use crate::{VectorError, apply, upkeep};
-
-/// Ids in one lookup; more are looked up in several.
-const IDS_PER_QUERY: usize = 1000;
 
 /// The kind of vector index that large tables get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -213,6 +209,19 @@ impl LanceStore {
         Ok(Some(table))
     }
 
+    /// The newest rows; `None` if the collection does not exist.
+    async fn reader(&self, collection: &CollectionRef) -> Result<Option<Reader>, VectorError> {
+        let Some(table) = self.table(collection).await? else {
+            return Ok(None);
+        };
+        Ok(Some(Reader {
+            collection: collection.clone(),
+            dataset: table.snapshot().await?,
+            options: self.options.clone(),
+            mask: None,
+        }))
+    }
+
     fn directory_error(&self, action: &'static str, error: lancedb::Error) -> VectorError {
         VectorError::Directory {
             dir: self.dir.display().to_string(),
@@ -241,11 +250,8 @@ impl VectorStore for LanceStore {
             return Ok(None);
         };
         let dataset = table.snapshot().await?;
-        Ok(Some(Arc::new(LanceSnapshot::new(
-            table,
-            dataset,
-            self.options.clone(),
-        ))))
+        let snapshot = LanceSnapshot::new(&table, dataset, &self.options);
+        Ok(Some(Arc::new(snapshot)))
     }
 
     async fn snapshot_at(
@@ -264,11 +270,8 @@ impl VectorStore for LanceStore {
             }
             Err(error) => return Err(table.error("opening an earlier version", error)),
         };
-        Ok(Some(Arc::new(LanceSnapshot::new(
-            table,
-            dataset,
-            self.options.clone(),
-        ))))
+        let snapshot = LanceSnapshot::new(&table, dataset, &self.options);
+        Ok(Some(Arc::new(snapshot)))
     }
 
     async fn chunks(
@@ -276,25 +279,9 @@ impl VectorStore for LanceStore {
         collection: &CollectionRef,
         ids: &[ChunkId],
     ) -> Result<Vec<ChunkRecord>, VectorError> {
-        let Some(table) = self.table(collection).await? else {
-            return Ok(Vec::new());
-        };
-        let dataset = table.snapshot().await?;
-        let schema = without_vector(&arrow_schema(&dataset));
-        let columns: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
-        let mut found: HashMap<ChunkId, ChunkRecord> = HashMap::with_capacity(ids.len());
-        for ids in ids.chunks(IDS_PER_QUERY) {
-            let list: Vec<String> = ids.iter().map(|id| format!("'{id}'")).collect();
-            let mut scanner = table.scanner(&dataset, &columns)?;
-            scanner
-                .filter(&format!("id IN ({})", list.join(", ")))
-                .map_err(|error| table.error("reading", error))?;
-            let batch = scanner
-                .try_into_batch()
-                .await
-                .map_err(|error| table.error("reading", error))?;
-            let chunks = records(&batch).map_err(|error| table.error("reading", error))?;
-            found.extend(chunks.into_iter().map(|chunk| (chunk.id, chunk)));
+        let mut found = HashMap::with_capacity(ids.len());
+        if let Some(reader) = self.reader(collection).await? {
+            reader.find(ids, &mut found).await?;
         }
         Ok(ids.iter().filter_map(|id| found.get(id).cloned()).collect())
     }
@@ -319,51 +306,15 @@ impl VectorStore for LanceStore {
         filter_sql: Option<&str>,
         limit: Option<usize>,
     ) -> Result<Option<ChunkStream>, VectorError> {
-        let Some(table) = self.table(collection).await? else {
-            return Ok(None);
-        };
-        let dataset = table.snapshot().await?;
-        let stored = arrow_schema(&dataset);
-        let schema = match columns {
-            Some(columns) => project(&stored, columns)?,
-            None => without_vector(&stored),
-        };
-        // Lance reads no row without a column; the batches are cut down below.
-        let names: Vec<&str> = match schema.fields().is_empty() {
-            true => vec!["id"],
-            false => schema.fields().iter().map(|f| f.name().as_str()).collect(),
-        };
-        let mut scanner = table.scanner(&dataset, &names)?;
-        let invalid = |error: lance::Error| {
-            VectorError::Invalid(format!("cannot scan `{collection}`: {error}"))
-        };
-        if let Some(condition) = filter_sql {
-            scanner.filter(condition).map_err(invalid)?;
+        match self.reader(collection).await? {
+            Some(reader) => Ok(Some(reader.scan(columns, filter_sql, limit).await?)),
+            None => Ok(None),
         }
-        if let Some(limit) = limit {
-            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-            scanner.limit(Some(limit), None).map_err(invalid)?;
-        }
-        let stream = scanner.try_into_stream().await.map_err(invalid)?;
-        let declared = schema.clone();
-        let collection = collection.clone();
-        let batches = stream
-            .map(move |batch| {
-                let fail = |error: Box<dyn std::error::Error + Send + Sync>| {
-                    VectorError::storage(&collection, "scanning", error)
-                };
-                let batch = batch.map_err(|error| fail(Box::from(error)))?;
-                as_declared(&declared, &batch).map_err(|error| fail(Box::from(error)))
-            })
-            .boxed();
-        Ok(Some(ChunkStream { schema, batches }))
     }
 
     async fn schema(&self, collection: &CollectionRef) -> Result<Option<SchemaRef>, VectorError> {
-        match self.table(collection).await? {
-            Some(table) => Ok(Some(arrow_schema(&*table.snapshot().await?))),
-            None => Ok(None),
-        }
+        let reader = self.reader(collection).await?;
+        Ok(reader.map(|reader| reader.schema()))
     }
 
     async fn drop_collection(&self, collection: &CollectionRef) -> Result<(), VectorError> {
@@ -419,44 +370,4 @@ impl VectorStore for LanceStore {
             None => Ok(OptimizeReport::default()),
         }
     }
-}
-
-pub(crate) fn without_vector(schema: &Schema) -> SchemaRef {
-    let fields: Vec<_> = schema
-        .fields()
-        .iter()
-        .filter(|field| field.name() != "vector")
-        .cloned()
-        .collect();
-    Arc::new(Schema::new(fields))
-}
-
-fn project(schema: &Schema, columns: &[String]) -> Result<SchemaRef, VectorError> {
-    let fields = columns
-        .iter()
-        .map(|name| {
-            schema.field_with_name(name).cloned().map_err(|_| {
-                let known: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
-                VectorError::Invalid(format!(
-                    "no stored column `{name}`; the columns are {}",
-                    known.join(", ")
-                ))
-            })
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(Arc::new(Schema::new(fields)))
-}
-
-/// The columns of `schema`, in its order.
-fn as_declared(
-    schema: &SchemaRef,
-    batch: &RecordBatch,
-) -> Result<RecordBatch, arrow::error::ArrowError> {
-    let columns = schema
-        .fields()
-        .iter()
-        .map(|field| column(batch, field.name()).cloned())
-        .collect::<Result<Vec<_>, _>>()?;
-    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-    RecordBatch::try_new_with_options(schema.clone(), columns, &options)
 }

@@ -28,8 +28,10 @@ mod embedded;
 mod error;
 mod filter;
 mod names;
+mod reader;
 mod rows;
 mod snapshot;
+mod split;
 mod store;
 mod sync;
 mod table;
@@ -39,6 +41,7 @@ pub use embedded::{IndexKind, LanceOptions, LanceStore};
 pub use error::VectorError;
 pub use filter::{filter_sql, quoted};
 pub use rows::stored_schema;
+pub use split::{LiveVectors, VectorSplit, VectorSplits, search_splits};
 pub use store::{
     ChunkStream, K_MAX, Metric, OptimizeReport, VectorHit, VectorSnapshot, VectorStore,
 };

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
-use arrow::datatypes::{Schema, SchemaRef};
+use arrow::datatypes::Schema;
 use futures::TryStreamExt;
 use lance::Dataset;
 use lance::dataset::scanner::Scanner;
@@ -193,9 +193,4 @@ impl OpenTable {
         }
         Ok(documents)
     }
-}
-
-/// The stored columns, without what Lance notes about them.
-pub(crate) fn arrow_schema(dataset: &Dataset) -> SchemaRef {
-    Arc::new(Schema::new(Schema::from(dataset.schema()).fields))
 }

@@ -226,8 +226,8 @@ async fn index(options: &LanceOptions, table: &OpenTable) -> Result<Vec<String>,
     }
     let started = Instant::now();
     let mut touched = Vec::new();
-    for column in ["vector", "document_id", "id"] {
-        let name = format!("{column}_idx");
+    for column in INDEXED {
+        let name = index_name(column);
         let exists = !dataset
             .load_indices_by_name(&name)
             .await
@@ -250,28 +250,8 @@ async fn index(options: &LanceOptions, table: &OpenTable) -> Result<Vec<String>,
                 .optimize_indices(&extend)
                 .await
                 .map_err(|error| table.error("indexing", error))?;
-        } else if column == "vector" {
-            let params = vector_index(options, rows);
-            dataset
-                .create_index(
-                    &[column],
-                    IndexType::Vector,
-                    Some(name.clone()),
-                    &params,
-                    true,
-                )
-                .await
-                .map_err(|error| table.error("indexing", error))?;
         } else {
-            let params = ScalarIndexParams::default();
-            dataset
-                .create_index(
-                    &[column],
-                    IndexType::BTree,
-                    Some(name.clone()),
-                    &params,
-                    true,
-                )
+            create_index(options, &mut dataset, column, rows)
                 .await
                 .map_err(|error| table.error("indexing", error))?;
         }
@@ -289,6 +269,35 @@ async fn index(options: &LanceOptions, table: &OpenTable) -> Result<Vec<String>,
         metrics::histogram!("va_vector_index_seconds").record(started.elapsed().as_secs_f64());
     }
     Ok(touched)
+}
+
+/// Columns that a large dataset gets an index of.
+pub(crate) const INDEXED: [&str; 3] = ["vector", "document_id", "id"];
+
+fn index_name(column: &str) -> String {
+    format!("{column}_idx")
+}
+
+/// Builds the index of a column over all `rows`.
+pub(crate) async fn create_index(
+    options: &LanceOptions,
+    dataset: &mut Dataset,
+    column: &str,
+    rows: usize,
+) -> Result<(), lance::Error> {
+    let name = Some(index_name(column));
+    if column == "vector" {
+        let params = vector_index(options, rows);
+        dataset
+            .create_index(&[column], IndexType::Vector, name, &params, true)
+            .await?;
+    } else {
+        let params = ScalarIndexParams::default();
+        dataset
+            .create_index(&[column], IndexType::BTree, name, &params, true)
+            .await?;
+    }
+    Ok(())
 }
 
 /// Rows that a search or a lookup must still scan.

@@ -1,7 +1,7 @@
 //! Parsed documents to chunks that keep sentences, headings, tables and code whole.
 //!
 //! One pure function, [`chunk`]: text and blocks in, exact slices of the text out. Tokens are counted by whatever
-//! [`TokenCounter`] the caller brings (the embedding model's own tokenizer), so this crate knows no model. Ids, storage
+//! [`TokenCounter`] the caller brings (the embedding model's own tokenizer, or [`Estimate`]), so this crate knows no model. Ids, storage
 //! and the decision which of `context` and `prefix` to embed are left to the chunk and embed operators.
 //!
 //! ```text
@@ -13,6 +13,7 @@
 
 mod chunk;
 mod cut;
+mod estimate;
 mod group;
 mod options;
 mod pack;
@@ -20,5 +21,6 @@ mod sentence;
 mod units;
 
 pub use chunk::{Chunk, TokenCounter, chunk};
+pub use estimate::Estimate;
 pub use options::{ChunkOptions, OptionError};
 pub use sentence::{Sentences, sentences};

@@ -23,6 +23,7 @@ use va_catalog::event::dead_letter_schema;
 use va_catalog::{CollectionRef, Offset, PipelineName, TopicPartition};
 use va_connectors::flow::Append;
 use va_connectors::log::StateKey;
+use va_connectors::log::records::Records;
 use va_operators::{Counts, DeadLetter};
 
 use crate::plan::Plan;
@@ -261,6 +262,20 @@ fn ipc_of(row: &RecordBatch) -> Result<Vec<u8>, ArrowError> {
 const JSON_STRING_MAX: usize = 500;
 
 fn json_of(row: &RecordBatch) -> Result<String, ArrowError> {
+    if let Some(records) = Records::of(row) {
+        // As people read it; the bytes themselves are in `row_ipc`.
+        let text =
+            |bytes: Option<&[u8]>| bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+        let headers: serde_json::Map<String, serde_json::Value> = records
+            .headers(0)
+            .map(|(name, value)| (name.to_owned(), text(value).into()))
+            .collect();
+        let mut value = serde_json::json!({
+            "key": text(records.key(0)), "value": text(records.value(0)), "headers": headers,
+        });
+        shorten(&mut value);
+        return Ok(value.to_string());
+    }
     let mut writer = arrow::json::LineDelimitedWriter::new(Vec::new());
     writer.write(row)?;
     writer.finish()?;

@@ -16,5 +16,5 @@ mod tap;
 mod task;
 
 pub use stats::{NodeStats, Stats};
-pub use supervisor::{PipelineState, PipelineStatus, Runtime, RuntimeConfig, RuntimeError};
+pub use supervisor::{PipelineState, PipelineStatus, Runtime, RuntimeConfig, RuntimeError, lag};
 pub use tap::Taps;

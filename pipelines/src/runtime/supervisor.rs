@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrow::record_batch::RecordBatch;
 use serde::{Deserialize, Serialize};
@@ -19,8 +19,12 @@ use super::task::{self, Setup};
 use crate::plan::Plan;
 use crate::shuffle::is_internal_topic;
 
-/// Pauses before a failed task starts again.
+/// Pauses before a failed task starts again. After the last one it has failed, or, where the runtime is patient, the
+/// last pause is repeated.
 const RESTART_PAUSES_MS: [u64; 3] = [1_000, 2_000, 4_000];
+
+/// A task that ran so long was well, also if it had nothing to do.
+const HEALTHY_AFTER: Duration = Duration::from_secs(120);
 
 /// The outside systems that pipelines run on.
 #[derive(Clone)]
@@ -30,6 +34,10 @@ pub struct RuntimeConfig {
     pub endpoints: va_endpoints::Resources,
     /// UTC milliseconds.
     pub clock: Arc<dyn Fn() -> i64 + Send + Sync>,
+    /// How long a task may go on failing, without one checkpoint between, before its pipeline has failed. Zero, for
+    /// stores of this process: after the third repetition. Servers elsewhere come back by themselves, and then everything
+    /// must go on.
+    pub patience: Duration,
 }
 
 /// Why a runtime call was refused.
@@ -137,8 +145,12 @@ impl Runtime {
             clock: self.config.clock.clone(),
             stats: stats.clone(),
         };
+        let patience = self.config.patience;
         let supervisors = (0..plan.graph.tasks.max(1))
-            .map(|_| tokio::spawn(supervise(setup.clone(), stop.clone(), state_tx.clone())))
+            .map(|_| {
+                let state = state_tx.clone();
+                tokio::spawn(supervise(setup.clone(), stop.clone(), state, patience))
+            })
             .collect();
         self.lock().insert(
             name,
@@ -303,6 +315,22 @@ impl Runtime {
 
     /// What a pipeline is doing and how far it is.
     pub async fn status(&self, name: &PipelineName) -> Result<PipelineStatus, RuntimeError> {
+        let plan = self
+            .plan(name)
+            .ok_or_else(|| RuntimeError::NotRunning(name.clone()))?;
+        let lag = lag(self.config.log.as_ref(), &plan).await?;
+        let lag_rows = lag.values().sum();
+        metrics::gauge!("va_pipeline_lag_rows", "pipeline" => name.to_string())
+            .set(lag_rows as f64);
+        Ok(PipelineStatus {
+            lag,
+            lag_rows,
+            ..self.doing(name)?
+        })
+    }
+
+    /// What a pipeline is doing in this process. Asks nobody: without lag.
+    pub fn doing(&self, name: &PipelineName) -> Result<PipelineStatus, RuntimeError> {
         let (plan, state, stats) = {
             let pipelines = self.lock();
             let running = pipelines
@@ -314,17 +342,13 @@ impl Runtime {
                 running.stats.clone(),
             )
         };
-        let lag = lag(self.config.log.as_ref(), &plan).await?;
-        let lag_rows = lag.values().sum();
-        metrics::gauge!("va_pipeline_lag_rows", "pipeline" => name.to_string())
-            .set(lag_rows as f64);
         let last = stats.last_checkpoint();
         Ok(PipelineStatus {
             name: name.clone(),
             state,
             tasks: plan.graph.tasks.max(1),
-            lag,
-            lag_rows,
+            lag: BTreeMap::new(),
+            lag_rows: 0,
             nodes: stats.nodes(),
             queues: stats.queues(),
             conservation_violations: stats.violations(),
@@ -349,9 +373,9 @@ impl Runtime {
     }
 }
 
-/// Rows between what the group has consumed and the end of each source partition. A hidden source comes after what feeds
-/// it, so that rows on their way from one to the other are seen at least once.
-async fn lag(log: &dyn Log, plan: &Plan) -> Result<BTreeMap<String, u64>, LogError> {
+/// Rows between what the group of a plan has consumed and the end of each source partition. A hidden source comes after
+/// what feeds it, so that rows on their way from one to the other are seen at least once.
+pub async fn lag(log: &dyn Log, plan: &Plan) -> Result<BTreeMap<String, u64>, LogError> {
     let group = GroupId(plan.graph.name.clone());
     let topics = log.topics().await?;
     let mut lag = BTreeMap::new();
@@ -398,26 +422,45 @@ async fn supervise(
     setup: Setup,
     stop: CancellationToken,
     state: Arc<watch::Sender<PipelineState>>,
+    patience: Duration,
 ) {
     let pipeline = setup.plan.graph.name.clone();
     let mut attempt = 0;
+    // Since when one attempt after the other has failed.
+    let mut failing: Option<Instant> = None;
     loop {
+        let started = Instant::now();
         setup.stats.task_started();
         let before = *setup.stats.checkpoints().borrow();
         state.send_replace(PipelineState::Running);
-        let error = match task::run(&setup, &stop).await {
-            Ok(()) | Err(FlowError::Cancelled) => {
+        let run = Setup {
+            endpoints: setup.endpoints.for_task(),
+            ..setup.clone()
+        };
+        let error = match task::run(&run, &stop).await {
+            Ok(()) => {
                 state.send_replace(PipelineState::Stopped);
                 return;
             }
+            Err(FlowError::Cancelled) if stop.is_cancelled() => {
+                state.send_replace(PipelineState::Stopped);
+                return;
+            }
+            // A node ended, and its neighbour was heard before its reason was. Nobody asked for a stop.
+            Err(FlowError::Cancelled) => FlowError::retriable("runtime", "a node ended"),
             Err(error) => error,
         };
-        if *setup.stats.checkpoints().borrow() > before {
+        if *setup.stats.checkpoints().borrow() > before || started.elapsed() > HEALTHY_AFTER {
             attempt = 0;
+            failing = None;
         }
+        let failing = *failing.get_or_insert_with(Instant::now);
         let reason = error.to_string();
         let pause = match &error {
-            FlowError::Retriable { .. } => RESTART_PAUSES_MS.get(attempt),
+            FlowError::Retriable { .. } => RESTART_PAUSES_MS.get(attempt).or_else(|| {
+                let last = RESTART_PAUSES_MS.last();
+                last.filter(|_| failing.elapsed() < patience)
+            }),
             _ => None,
         };
         metrics::counter!("va_pipeline_failures_total", "pipeline" => pipeline.to_string())

@@ -12,7 +12,7 @@ use serde_json::Value;
 use va_catalog::settings::Settings;
 
 use super::up::{Booted, boot};
-use crate::platform::OpenError;
+use crate::platform::{OpenError, Role};
 
 /// What commands report: the message and the exit code.
 #[derive(Debug)]
@@ -108,7 +108,10 @@ impl Client {
             }
             let mut settings = target.settings.clone();
             settings.listen = ([127, 0, 0, 1], 0).into();
-            match boot(settings, None).await {
+            // With stores that others use, too, one command is no reason to move partitions.
+            let shared = settings.indexes.shared;
+            let role = if shared { Role::Serve } else { Role::Up };
+            match boot(settings, role, None).await {
                 Ok(own) => {
                     let token = read_key(&own.platform.admin_key)?;
                     return Ok(Self {
@@ -236,7 +239,38 @@ impl Client {
 }
 
 async fn read<T: DeserializeOwned>(request: RequestBuilder) -> Outcome<T> {
-    Ok(good(request.send().await?).await?.json().await?)
+    Ok(good(send_when_taken(request).await?).await?.json().await?)
+}
+
+/// How long a command waits, all in all, for a server that asks it to come back later.
+const PATIENCE: Duration = Duration::from_secs(3_600);
+
+/// Sends, and sends again while the server says 429 and when to come back. A body that is a stream goes only once.
+async fn send_when_taken(mut request: RequestBuilder) -> Outcome<reqwest::Response> {
+    let mut waited = Duration::ZERO;
+    loop {
+        let again = request.try_clone();
+        let response = request.send().await?;
+        if response.status() != StatusCode::TOO_MANY_REQUESTS {
+            return Ok(response);
+        }
+        let after = response.headers().get(reqwest::header::RETRY_AFTER);
+        let after = after.and_then(|after| after.to_str().ok()?.parse().ok());
+        let (Some(again), Some(after)) = (again, after.map(Duration::from_secs)) else {
+            return Ok(response);
+        };
+        if waited > PATIENCE {
+            return Ok(response);
+        }
+        if waited.is_zero() {
+            let problem: Value = response.json().await.unwrap_or_default();
+            let detail = problem["detail"].as_str().unwrap_or("the server is busy");
+            eprintln!("waiting: {detail}");
+        }
+        tokio::time::sleep(after).await;
+        waited += after.max(Duration::from_millis(1));
+        request = again;
+    }
 }
 
 /// The reply, or its problem as a failure.

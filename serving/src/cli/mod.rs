@@ -22,6 +22,7 @@ use va_catalog::settings::Settings;
 pub use client::{Failure, Outcome};
 pub use up::{Booted, boot};
 
+use crate::platform::Role;
 use client::{Client, Target};
 
 /// VoiceAssistant: documents, search and pipelines in one process.
@@ -46,6 +47,30 @@ enum Command {
     /// Bring the whole platform up in this process.
     #[command(after_help = "Example: va up --data ./va-data --listen 127.0.0.1:8080")]
     Up {
+        /// Address of the HTTP API.
+        #[arg(long)]
+        listen: Option<SocketAddr>,
+        /// Address of the PostgreSQL wire.
+        #[arg(long)]
+        pg_listen: Option<SocketAddr>,
+    },
+    /// Run pipelines in this process; any number of workers share the work.
+    ///
+    /// Needs stores that all processes reach: `log.brokers`, `catalog.url`, `objects.url` in va.yaml. What a worker keeps
+    /// on its disk is a cache.
+    #[command(
+        after_help = "Example: va worker   (once more for each further worker, here or on another machine)"
+    )]
+    Worker {
+        /// Address of `/healthz`, `/readyz` and `/metrics`; port 0 takes a free one.
+        #[arg(long, default_value = "127.0.0.1:0")]
+        listen: SocketAddr,
+    },
+    /// Serve the APIs in this process, and leave the pipelines to workers.
+    ///
+    /// Needs stores that all processes reach, like `va worker`.
+    #[command(after_help = "Example: va serve --listen 0.0.0.0:8080")]
+    Serve {
         /// Address of the HTTP API.
         #[arg(long)]
         listen: Option<SocketAddr>,
@@ -150,14 +175,27 @@ async fn run(cli: Cli) -> Outcome<()> {
         settings.data = data;
     }
     // Other commands say what went wrong themselves; `RUST_LOG` shows more.
-    if matches!(cli.command, Command::Up { .. }) || std::env::var_os("RUST_LOG").is_some() {
+    let serves = matches!(
+        cli.command,
+        Command::Up { .. } | Command::Worker { .. } | Command::Serve { .. }
+    );
+    if serves || std::env::var_os("RUST_LOG").is_some() {
         crate::telemetry::init_logs(&settings.telemetry);
     }
     match &cli.command {
         Command::Up { listen, pg_listen } => {
             settings.listen = listen.unwrap_or(settings.listen);
             settings.pg_listen = pg_listen.unwrap_or(settings.pg_listen);
-            return up::up(settings).await;
+            return up::up(settings, Role::Up).await;
+        }
+        Command::Serve { listen, pg_listen } => {
+            settings.listen = listen.unwrap_or(settings.listen);
+            settings.pg_listen = pg_listen.unwrap_or(settings.pg_listen);
+            return up::up(settings, Role::Serve).await;
+        }
+        Command::Worker { listen } => {
+            settings.listen = *listen;
+            return up::worker(settings).await;
         }
         Command::Model(command) => {
             let command = tokio::task::block_in_place(|| model::model(command, &settings));
@@ -185,7 +223,11 @@ async fn run(cli: Cli) -> Outcome<()> {
         Command::Dlq(command) => dlq::dlq(&client, command).await,
         Command::Topic(command) => resources::topic(&client, command).await,
         Command::Doctor { json } => resources::doctor(&client, *json).await,
-        Command::Up { .. } | Command::Model(_) | Command::ParseWorker { .. } => Ok(()),
+        Command::Up { .. }
+        | Command::Worker { .. }
+        | Command::Serve { .. }
+        | Command::Model(_)
+        | Command::ParseWorker { .. } => Ok(()),
     };
     client.close().await;
     result

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
 use serde_json::Value;
@@ -14,7 +15,7 @@ use va_pipelines::{draw, fixture};
 
 use super::client::{Client, Failure, Outcome, encode};
 use super::table::{cell, print, time};
-use crate::platform::{Platform, now_ms};
+use crate::platform::{Platform, Role, now_ms};
 
 /// How to draw.
 #[derive(Clone, Copy, ValueEnum)]
@@ -196,15 +197,15 @@ pub async fn run_test(
     settings: &Settings,
 ) -> Outcome<fixture::Outcome> {
     let dir = tempfile::tempdir()?;
-    let platform = Platform::open(Settings {
+    let settings = Settings {
         data: dir.path().join("data"),
         // A test leaves nothing behind where real pipelines run.
         catalog: Default::default(),
         objects: Default::default(),
         log: Default::default(),
         ..settings.clone()
-    })
-    .await?;
+    };
+    let platform = Platform::open(settings, Role::Up).await?;
     let config = va_pipelines::RuntimeConfig {
         log: platform.log.clone(),
         operators: va_operators::Resources {
@@ -221,6 +222,7 @@ pub async fn run_test(
             indexes: platform.indexes.clone(),
         },
         clock: Arc::new(now_ms),
+        patience: Duration::ZERO,
     };
     let outcome = fixture::run(&loaded.plan, one, config).await;
     platform.stop().await;
@@ -408,5 +410,26 @@ fn print_status(status: &Value) {
     if !queues.is_empty() {
         println!();
         print(&["QUEUE", "FULL"], &queues);
+    }
+    let processes: Vec<Vec<String>> = status["workers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|process| {
+            let reason = process["reason"]
+                .as_str()
+                .map(|reason| format!(": {reason}"));
+            vec![
+                cell(&process["host"]),
+                cell(&process["pid"]),
+                cell(&process["role"]),
+                cell(&process["version"]),
+                cell(&process["state"]) + &reason.unwrap_or_default(),
+            ]
+        })
+        .collect();
+    if processes.len() > 1 || status["workers"][0]["role"] == "worker" {
+        println!();
+        print(&["HOST", "PROCESS", "ROLE", "VERSION", "STATE"], &processes);
     }
 }

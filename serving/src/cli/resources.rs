@@ -333,6 +333,10 @@ pub enum TopicCommand {
         partitions: Option<u32>,
         #[arg(long)]
         retention_ms: Option<u64>,
+        /// What the messages are when other programs write or read them: `json`, `avro`, `protobuf`, `arrow`, or its
+        /// options, e.g. '{"type": "json", "lines": true}'. A topic that is there already is taken as it is.
+        #[arg(long)]
+        format: Option<String>,
     },
     /// Append JSON rows, one a line, from a file or standard input.
     Produce {
@@ -391,6 +395,7 @@ pub async fn topic(client: &Client, command: &TopicCommand) -> Outcome<()> {
             columns,
             partitions,
             retention_ms,
+            format,
         } => {
             let mut schema = Map::new();
             for column in columns {
@@ -405,6 +410,13 @@ pub async fn topic(client: &Client, command: &TopicCommand) -> Outcome<()> {
             }
             if let Some(retention_ms) = retention_ms {
                 body["retention_ms"] = json!(retention_ms);
+            }
+            if let Some(format) = format {
+                body["format"] = match format.trim_start().starts_with('{') {
+                    true => serde_json::from_str(format)
+                        .map_err(|e| Failure::usage(format!("`--format` is no JSON: {e}")))?,
+                    false => json!({"type": format}),
+                };
             }
             client.post("/api/v1/topics", &body).await?;
             println!("Topic `{name}` is there.");

@@ -1,4 +1,4 @@
-//! `va up`: everything in one process, until Ctrl-C or SIGTERM.
+//! `va up`, `va serve`, `va worker`: what each role runs in one process, until Ctrl-C or SIGTERM.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,9 +12,9 @@ use va_catalog::settings::Settings;
 use va_catalog::{CollectionName, TenantId};
 use va_sql::{PostgresOptions, Search, SearchRow, SqlEngine, SqlServices};
 
-use super::client::Outcome;
+use super::client::{Failure, Outcome};
 use crate::http::{App, serve};
-use crate::platform::{OpenError, Platform};
+use crate::platform::{OpenError, Platform, Role};
 use crate::retrieval::{Mode, SearchRequest, search};
 use crate::telemetry;
 
@@ -44,8 +44,12 @@ impl Booted {
     }
 }
 
-/// Opens the platform, starts pipelines and listeners, and notes the address in `server.json`.
-pub async fn boot(settings: Settings, pg_listen: Option<SocketAddr>) -> Result<Booted, OpenError> {
+/// Opens the platform, starts pipelines and listeners, and, when it serves the API, notes the address in `server.json`.
+pub async fn boot(
+    settings: Settings,
+    role: Role,
+    pg_listen: Option<SocketAddr>,
+) -> Result<Booted, OpenError> {
     let part = |part: &'static str| {
         move |error: std::io::Error| OpenError::Part {
             part,
@@ -55,7 +59,7 @@ pub async fn boot(settings: Settings, pg_listen: Option<SocketAddr>) -> Result<B
     // First, so that what is counted during the start is counted.
     let metrics = telemetry::init_metrics();
     let listen = settings.listen;
-    let platform = Platform::open(settings).await?;
+    let platform = Platform::open(settings, role).await?;
     let bind = |address: SocketAddr| async move {
         TcpListener::bind(address).await.map_err(|error| {
             std::io::Error::other(format!(
@@ -101,9 +105,11 @@ pub async fn boot(settings: Settings, pg_listen: Option<SocketAddr>) -> Result<B
             }
         }));
     }
-    let note = json!({"address": format!("http://{address}"), "pid": std::process::id()});
-    let path = platform.data.join("server.json");
-    std::fs::write(&path, note.to_string()).map_err(|source| OpenError::Io { path, source })?;
+    if role != Role::Worker {
+        let note = json!({"address": format!("http://{address}"), "pid": std::process::id()});
+        let path = platform.data.join("server.json");
+        std::fs::write(&path, note.to_string()).map_err(|source| OpenError::Io { path, source })?;
+    }
     Ok(Booted {
         platform,
         address,
@@ -159,12 +165,64 @@ impl Search for PlatformSearch {
     }
 }
 
-/// Runs until a signal.
-pub async fn up(settings: Settings) -> Outcome<()> {
+/// The most workers of one machine that share a data directory.
+const WORKERS_MAX: u32 = 256;
+
+/// Runs pipelines until a signal, in the first folder below the data directory that no other worker has.
+pub async fn worker(settings: Settings) -> Outcome<()> {
+    for number in 1..=WORKERS_MAX {
+        let mut settings = settings.clone();
+        settings.data.push(format!("worker-{number}"));
+        let booted = match boot(settings, Role::Worker, None).await {
+            Err(OpenError::InUse { .. }) => continue,
+            booted => booted?,
+        };
+        println!(
+            "VoiceAssistant {} worker {number} is up.",
+            env!("CARGO_PKG_VERSION")
+        );
+        println!("  pipelines       {}", names(&booted.platform));
+        println!(
+            "  health, metrics http://{}   (/readyz, /metrics)",
+            booted.address
+        );
+        println!("  scratch         {}", booted.platform.data.display());
+        println!("Stop with Ctrl-C.");
+        wait_for_signal().await;
+        eprintln!("Stopping: finishing the last checkpoint ...");
+        booted.stop().await;
+        return Ok(());
+    }
+    Err(Failure::failed(format!(
+        "{WORKERS_MAX} workers have their folders below `{}`; give more of them another one with --data",
+        settings.data.display()
+    )))
+}
+
+fn names(platform: &Platform) -> String {
+    let names: Vec<_> = platform.runtime.names();
+    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+    names.join(", ")
+}
+
+/// Serves the APIs until a signal, and runs pipelines where the role does.
+pub async fn up(settings: Settings, role: Role) -> Outcome<()> {
     let pg_listen = settings.pg_listen;
-    let booted = boot(settings, Some(pg_listen)).await?;
-    crate::folder::served::start(&booted.platform);
-    println!("VoiceAssistant {} is up.", env!("CARGO_PKG_VERSION"));
+    let booted = boot(settings, role, Some(pg_listen)).await?;
+    if role == Role::Up {
+        crate::folder::served::start(&booted.platform);
+        println!("VoiceAssistant {} is up.", env!("CARGO_PKG_VERSION"));
+    } else {
+        if !booted.platform.settings.folders.is_empty() {
+            tracing::warn!(
+                "`folders` of the settings are kept by `va up` only; use `va index --watch`"
+            );
+        }
+        println!(
+            "VoiceAssistant {} serves; pipelines run in workers (va worker).",
+            env!("CARGO_PKG_VERSION")
+        );
+    }
     println!(
         "  HTTP API        http://{}   (description at /openapi.json, metrics at /metrics)",
         booted.address

@@ -26,6 +26,8 @@ pub enum DeadLetterError {
         "pipeline `{pipeline}` has no dead letter `{id}`; retention may have removed it: see `va dlq ls {pipeline} --all`"
     )]
     UnknownLetter { pipeline: String, id: String },
+    #[error("another process retries dead letters of `{0}` now; try again when it has ended")]
+    Busy(String),
     /// The caller's problem: the message says what is allowed.
     #[error("{0}")]
     Invalid(String),

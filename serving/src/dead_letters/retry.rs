@@ -10,8 +10,9 @@
 //! that dies in between must not leave a document PROCESSING for which no row is under way. [`resume`] finishes what
 //! was begun at the next start, and every retry does so first.
 //!
-//! Relies on there being one process to a log (the data directory's lock) and on [`Platform::retrying`] within it: two
-//! retries of one letter at a time would both find it not retried.
+//! Relies on one retry at a time, because two of one letter would both find it not retried: [`Platform::retrying`] sees to
+//! that within a process, a lease of the catalog among several. A lease protects only as long as its holder is not
+//! stopped for longer than it lasts; see [`Platform::leads`].
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -40,6 +41,10 @@ const IDS_MAX: usize = 10_000;
 const MARKS_PER_SWEEP: usize = 1_000;
 /// Reasons told of letters that were skipped; the rest is only counted.
 const SKIPPED_MAX: usize = 1_000;
+
+/// How often, and after which pauses, a retry asks for its turn among processes.
+const TURN_LOOKS: u32 = 20;
+const TURN_PAUSE: Duration = Duration::from_millis(500);
 
 /// The pipeline whose letters are documents with a state in the catalog.
 const INDEX: &str = "index";
@@ -108,6 +113,18 @@ pub async fn retry(
     wanted: Wanted,
 ) -> Result<Outcome, DeadLetterError> {
     let _one_at_a_time = platform.retrying.lock().await;
+    alone(platform, pipeline).await?;
+    let outcome = retry_alone(platform, tenant, pipeline, wanted).await;
+    platform.lets_go(&turn(pipeline)).await;
+    outcome
+}
+
+async fn retry_alone(
+    platform: &Platform,
+    tenant: &TenantId,
+    pipeline: &PipelineName,
+    wanted: Wanted,
+) -> Result<Outcome, DeadLetterError> {
     let mut outcome = Outcome::default();
     finish_begun(platform, pipeline).await?;
     match wanted {
@@ -166,10 +183,30 @@ pub async fn retry(
     Ok(outcome)
 }
 
-/// Finishes the retries of documents that a crash interrupted. Called once, at the start.
+/// Finishes the retries of documents that a crash interrupted.
 pub async fn resume(platform: &Platform) -> Result<(), DeadLetterError> {
     let _one_at_a_time = platform.retrying.lock().await;
-    finish_begun(platform, &PipelineName::new(INDEX)?).await
+    let pipeline = PipelineName::new(INDEX)?;
+    alone(platform, &pipeline).await?;
+    let finished = finish_begun(platform, &pipeline).await;
+    platform.lets_go(&turn(&pipeline)).await;
+    finished
+}
+
+/// The lease of whoever retries.
+fn turn(pipeline: &PipelineName) -> String {
+    format!("dlq/{pipeline}")
+}
+
+/// Waits for the turn among processes, or holds it on: before each step anew.
+async fn alone(platform: &Platform, pipeline: &PipelineName) -> Result<(), DeadLetterError> {
+    for _ in 0..TURN_LOOKS {
+        if platform.leads(&turn(pipeline)).await {
+            return Ok(());
+        }
+        tokio::time::sleep(TURN_PAUSE).await;
+    }
+    Err(DeadLetterError::Busy(pipeline.to_string()))
 }
 
 async fn finish_begun(platform: &Platform, pipeline: &PipelineName) -> Result<(), DeadLetterError> {
@@ -210,6 +247,7 @@ async fn retry_some(
     if begun.is_empty() {
         return Ok(());
     }
+    alone(platform, pipeline).await?;
     if begun.iter().any(|one| one.document.is_some()) {
         let mut commit = platform.log.begin();
         for one in begun.iter().filter(|one| one.document.is_some()) {
@@ -378,16 +416,34 @@ async fn source_row(
         Err(error @ (LogError::UnknownTopic(_) | LogError::UnknownPartition { .. })) => {
             return Ok(Err(error.to_string()));
         }
+        // A topic of messages of other programs: then the row is the message.
+        Err(LogError::Corrupt(reason)) => {
+            let found = platform
+                .log
+                .fetch_records(place, offset, limit, Duration::ZERO)
+                .await;
+            return match found {
+                Ok(found) if found.offsets.first() == Some(&offset) => {
+                    Ok(Ok(found.batch.slice(0, 1)))
+                }
+                Ok(_) => Ok(Err(expired(place, offset))),
+                Err(_) => Err(LogError::Corrupt(reason).into()),
+            };
+        }
         Err(error) => return Err(error.into()),
     };
     Ok(match fetched.batches.first() {
         Some(stored) if stored.base == offset && stored.batch.num_rows() > 0 => {
             Ok(stored.batch.slice(0, 1))
         }
-        _ => Err(format!(
-            "the source row {place}@{offset} is not there any more: retention has removed it, so hand the data in again"
-        )),
+        _ => Err(expired(place, offset)),
     })
+}
+
+fn expired(place: &TopicPartition, offset: Offset) -> String {
+    format!(
+        "the source row {place}@{offset} is not there any more: retention has removed it, so hand the data in again"
+    )
 }
 
 /// Removes marks of letters that retention has removed, some at a time: state must not grow for ever.

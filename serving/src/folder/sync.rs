@@ -6,7 +6,7 @@
 //! server, and the next run finds the rest by its hashes.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Seek};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -28,7 +28,7 @@ use super::pairs::{Gone, pair};
 use super::scan::{FoundFile, Note, Scan};
 
 /// Files that are read and compared together.
-const COMPARE_FILES: usize = 500;
+const COMPARE_FILES: usize = 250;
 /// Such lots at the same time, each on a thread of its own.
 const COMPARES: usize = 3;
 /// Files between comparing and handing over.
@@ -37,8 +37,13 @@ const QUEUE_FILES: usize = 1_000;
 const HAND_OVERS: usize = 3;
 /// Piece of a file that is read at once.
 const READ_BYTES: usize = 128 << 10;
+/// Content of files up to here stays in memory from comparing to handing over, instead of being read again.
+const KEPT_BYTES_MAX: u64 = 32 << 10;
 /// Calls of one look at documents that are waited for.
-const STANDING_CALLS: usize = 5;
+const STANDING_CALLS: usize = 12;
+/// Documents of the first of those calls. They become searchable in about the order in which they were handed over, so
+/// a few tell whether it is worth asking about more.
+const LOOK_FIRST: usize = 16;
 /// Every so many looks the pipeline is looked at too.
 const TROUBLE_EVERY: u64 = 8;
 
@@ -128,6 +133,8 @@ struct Fresh {
     file: FoundFile,
     hash: ContentHash,
     size: u64,
+    /// Of a file that is small enough.
+    bytes: Option<Bytes>,
     changed: bool,
 }
 
@@ -148,7 +155,8 @@ struct Run<'a> {
     limit: u64,
     /// Files that were there when listed and not when read.
     vanished: Mutex<HashSet<String>>,
-    own: Mutex<HashMap<DocumentId, Own>>,
+    /// In the order in which they were handed over.
+    own: Mutex<Vec<(DocumentId, Own)>>,
     /// URIs of files that were refused or could not be indexed.
     failed: Mutex<HashSet<String>>,
 }
@@ -235,7 +243,10 @@ pub async fn plan(
         let mut fresh: Vec<Fresh> = Vec::new();
         while let Some(file) = queued.recv().await {
             progress.done(1);
-            fresh.push(file);
+            fresh.push(Fresh {
+                bytes: None,
+                ..file
+            });
         }
         Ok::<_, SyncError>(fresh)
     };
@@ -374,9 +385,9 @@ impl<'a> Run<'a> {
         let mut contents = Vec::with_capacity(hashed.len());
         for (file, seen) in hashed {
             match seen {
-                Seen::Content { hash, size } => {
+                Seen::Content { hash, size, bytes } => {
                     contents.push((file.uri.clone(), hash));
-                    known.push((file, size));
+                    known.push((file, size, bytes));
                 }
                 Seen::Vanished => self.vanish(file.uri),
                 Seen::Refused(reason) => self.refuse(file.uri, reason),
@@ -392,12 +403,13 @@ impl<'a> Run<'a> {
         let fresh: Vec<Fresh> = known
             .into_iter()
             .zip(contents)
-            .filter(|((file, _), _)| !same.contains(file.uri.as_str()))
-            .map(|((file, size), (_, hash))| Fresh {
+            .filter(|((file, ..), _)| !same.contains(file.uri.as_str()))
+            .map(|((file, size, bytes), (_, hash))| Fresh {
                 changed: changed.contains(file.uri.as_str()),
                 file,
                 hash,
                 size,
+                bytes,
             })
             .collect();
         let unchanged = checked.unchanged.len() as u64;
@@ -481,8 +493,11 @@ impl<'a> Run<'a> {
     async fn hand_over_small(&self, lot: Vec<Fresh>) -> Result<Vec<Fresh>, SyncError> {
         let read = tokio::task::spawn_blocking(move || {
             lot.into_iter()
-                .map(|fresh| {
-                    let bytes = read_small(&fresh.file.path);
+                .map(|mut fresh| {
+                    let bytes = match fresh.bytes.take() {
+                        Some(bytes) => Ok(Some(bytes)),
+                        None => read_small(&fresh.file.path),
+                    };
                     (fresh, bytes)
                 })
                 .collect::<Vec<_>>()
@@ -550,7 +565,7 @@ impl<'a> Run<'a> {
                     version: taken.version,
                     fresh: true,
                 };
-                lock(&self.own).insert(taken.id, own);
+                lock(&self.own).push((taken.id, own));
             }
             Err(reason) => self.refuse(uri, reason),
         }
@@ -558,8 +573,9 @@ impl<'a> Run<'a> {
 
     /// Waits for the documents of this run, and of no other.
     async fn wait(&self) -> Result<(), SyncError> {
-        let mut own = std::mem::take(&mut *lock(&self.own));
-        let mut open: VecDeque<DocumentId> = own.keys().copied().collect();
+        let own = std::mem::take(&mut *lock(&self.own));
+        let mut open: VecDeque<DocumentId> = own.iter().map(|(id, _)| *id).collect();
+        let mut own: HashMap<DocumentId, Own> = own.into_iter().collect();
         let mut looks = tokio::time::interval(self.wishes.poll);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut look: u64 = 0;
@@ -567,33 +583,16 @@ impl<'a> Run<'a> {
             looks.tick().await;
             self.progress
                 .message(format!("{} to be indexed", open.len()));
-            for _ in 0..open.len().div_ceil(ITEMS_MAX).min(STANDING_CALLS) {
-                let part: Vec<DocumentId> = open.drain(..open.len().min(ITEMS_MAX)).collect();
-                let standing = self.documents.standing(&part).await?;
-                let standing: HashMap<_, _> = standing.iter().map(|s| (s.id, s)).collect();
-                for id in part {
-                    let Some(document) = own.get(&id) else {
-                        continue;
-                    };
-                    let standing = standing.get(&id);
-                    let ours = standing.filter(|s| s.version == document.version);
-                    match ours.map(|s| s.state) {
-                        Some(DocumentState::Uploading | DocumentState::Processing) => {
-                            open.push_back(id);
-                            continue;
-                        }
-                        Some(DocumentState::Failed) => {
-                            let reason = ours.and_then(|s| s.error.clone()).unwrap_or_default();
-                            if !document.fresh {
-                                self.tally.report().unchanged -= 1;
-                            }
-                            self.refuse(document.uri.clone(), reason);
-                        }
-                        // Ready, or somebody else has replaced or removed it since.
-                        _ => self.indexed(document),
-                    }
-                    own.remove(&id);
+            let mut size = LOOK_FIRST;
+            for _ in 0..STANDING_CALLS {
+                let part: Vec<DocumentId> = open.drain(..open.len().min(size)).collect();
+                let pending = self.settle(part, &mut own).await?;
+                let worth_it = pending.len() * 2 < size;
+                open.extend(pending);
+                if open.is_empty() || !worth_it {
+                    break;
                 }
+                size = (size * 2).min(ITEMS_MAX);
             }
             look += 1;
             if !open.is_empty() && look.is_multiple_of(TROUBLE_EVERY) {
@@ -601,6 +600,41 @@ impl<'a> Run<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Counts those of the documents that are through, and takes them out of `own`; returns the others.
+    async fn settle(
+        &self,
+        part: Vec<DocumentId>,
+        own: &mut HashMap<DocumentId, Own>,
+    ) -> Result<Vec<DocumentId>, SyncError> {
+        let standing = self.documents.standing(&part).await?;
+        let standing: HashMap<_, _> = standing.iter().map(|s| (s.id, s)).collect();
+        let mut pending = Vec::new();
+        for id in part {
+            let Some(document) = own.get(&id) else {
+                continue;
+            };
+            let standing = standing.get(&id);
+            let ours = standing.filter(|s| s.version == document.version);
+            match ours.map(|s| s.state) {
+                Some(DocumentState::Uploading | DocumentState::Processing) => {
+                    pending.push(id);
+                    continue;
+                }
+                Some(DocumentState::Failed) => {
+                    let reason = ours.and_then(|s| s.error.clone()).unwrap_or_default();
+                    if !document.fresh {
+                        self.tally.report().unchanged -= 1;
+                    }
+                    self.refuse(document.uri.clone(), reason);
+                }
+                // Ready, or somebody else has replaced or removed it since.
+                _ => self.indexed(document),
+            }
+            own.remove(&id);
+        }
+        Ok(pending)
     }
 
     fn indexed(&self, document: &Own) {
@@ -750,7 +784,11 @@ impl<'a> Run<'a> {
 }
 
 enum Seen {
-    Content { hash: ContentHash, size: u64 },
+    Content {
+        hash: ContentHash,
+        size: u64,
+        bytes: Option<Bytes>,
+    },
     Vanished,
     Refused(String),
 }
@@ -758,19 +796,36 @@ enum Seen {
 /// The file's hash, without reading more than `limit` bytes.
 fn look_at(path: &Path, limit: u64) -> Seen {
     match hash_file(path, limit) {
-        Ok(Some((hash, size))) => Seen::Content { hash, size },
+        Ok(Some((hash, size, bytes))) => Seen::Content { hash, size, bytes },
         Ok(None) => Seen::Refused(crate::ingest::too_large(limit)),
         Err(error) if error.kind() == ErrorKind::NotFound => Seen::Vanished,
         Err(error) => Seen::Refused(format!("read: {error}")),
     }
 }
 
-/// `None` when the file is larger than `limit`.
-fn hash_file(path: &Path, limit: u64) -> std::io::Result<Option<(ContentHash, u64)>> {
+/// Hash, size, and the content itself of a file that is small; `None` when the file is larger than `limit`.
+fn hash_file(
+    path: &Path,
+    limit: u64,
+) -> std::io::Result<Option<(ContentHash, u64, Option<Bytes>)>> {
     let mut file = std::fs::File::open(path)?;
     let length = file.metadata()?.len();
     if length > limit {
         return Ok(None);
+    }
+    if length <= KEPT_BYTES_MAX.min(limit) {
+        let mut bytes = Vec::with_capacity(length as usize + 1);
+        Read::take(&mut file, length + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 <= length {
+            let size = bytes.len() as u64;
+            return Ok(Some((
+                hash_of(Sha256::new_with_prefix(&bytes))?,
+                size,
+                Some(bytes.into()),
+            )));
+        }
+        // It grows: as a large one, from the beginning.
+        file.rewind()?;
     }
     let mut hasher = Sha256::new();
     let mut piece = vec![0; READ_BYTES.min(length as usize + 1)];
@@ -789,8 +844,11 @@ fn hash_file(path: &Path, limit: u64) -> std::io::Result<Option<(ContentHash, u6
             Err(error) => return Err(error),
         }
     }
-    let hash = ContentHash::new(hex(&hasher.finalize())).map_err(std::io::Error::other)?;
-    Ok(Some((hash, size)))
+    Ok(Some((hash_of(hasher)?, size, None)))
+}
+
+fn hash_of(hasher: Sha256) -> std::io::Result<ContentHash> {
+    ContentHash::new(hex(&hasher.finalize())).map_err(std::io::Error::other)
 }
 
 fn hex(bytes: &[u8]) -> String {

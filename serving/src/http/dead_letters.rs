@@ -152,6 +152,7 @@ impl From<DeadLetterError> for Problem {
             DeadLetterError::UnknownPipeline(_) | DeadLetterError::UnknownLetter { .. } => {
                 Self::new(StatusCode::NOT_FOUND, "not_found", error.to_string())
             }
+            DeadLetterError::Busy(_) => Self::new(StatusCode::CONFLICT, "busy", error.to_string()),
             DeadLetterError::Invalid(message) => Self::invalid(message),
             DeadLetterError::Log(error) => error.into(),
             DeadLetterError::Catalog(error) => error.into(),

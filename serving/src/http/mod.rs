@@ -29,7 +29,7 @@ use va_sql::SqlEngine;
 
 pub use problem::Problem;
 
-use crate::platform::Platform;
+use crate::platform::{Platform, Role};
 
 /// What handlers work with.
 #[derive(Clone)]
@@ -72,7 +72,7 @@ pub const API_ROUTES: &[&str] = &[
     "/api/v1/sql",
 ];
 
-/// The whole API.
+/// The whole API; of a worker only what supervisors and Prometheus ask for.
 pub fn router(app: App) -> Router {
     let api = Router::new()
         .route("/api/v1/status", get(operations::status))
@@ -151,13 +151,17 @@ pub fn router(app: App) -> Router {
             app.clone(),
             auth::require_key,
         ));
-    Router::new()
+    let open = Router::new()
         .route("/healthz", get(operations::healthz))
         .route("/readyz", get(operations::readyz))
-        .route("/metrics", get(operations::metrics))
-        .route("/openapi.json", get(operations::openapi))
-        .merge(api)
-        .fallback(operations::not_found)
+        .route("/metrics", get(operations::metrics));
+    let open = if app.platform.role == Role::Worker {
+        open
+    } else {
+        open.route("/openapi.json", get(operations::openapi))
+            .merge(api)
+    };
+    open.fallback(operations::not_found)
         // Bodies are streamed and bounded by the handlers, which know the limit to name.
         .layer(axum::extract::DefaultBodyLimit::disable())
         .layer(middleware::from_fn(observe))

@@ -9,7 +9,7 @@ use va_models::ModelState;
 use va_pipelines::runtime::PipelineState;
 
 use super::{App, Problem};
-use crate::platform::now_ms;
+use crate::platform::{Platform, Role, now_ms};
 
 /// The OpenAPI 3.1 document.
 pub const OPENAPI: &str = include_str!("openapi.json");
@@ -21,7 +21,7 @@ pub async fn healthz() -> Json<Value> {
 
 /// The platform can answer: the catalog reads, and no built-in pipeline has failed.
 pub async fn readyz(State(app): State<App>) -> Response {
-    let checks = checks(&app).await;
+    let checks = checks(&app, false).await;
     let failed: Vec<&Check> = checks
         .iter()
         .filter(|check| check.required && !check.ok)
@@ -72,7 +72,7 @@ pub async fn not_found(uri: Uri) -> Problem {
 
 /// What is configured, reachable, lagging, broken.
 pub async fn status(State(app): State<App>) -> Json<Value> {
-    let checks: Vec<Value> = checks(&app)
+    let checks: Vec<Value> = checks(&app, true)
         .await
         .into_iter()
         .map(|check| json!({"name": check.name, "ok": check.ok, "detail": check.detail}))
@@ -93,7 +93,8 @@ struct Check {
     detail: String,
 }
 
-async fn checks(app: &App) -> Vec<Check> {
+/// `thorough`: also what is asked for by people only, because it takes a while.
+async fn checks(app: &App, thorough: bool) -> Vec<Check> {
     let platform = &app.platform;
     let mut checks = Vec::new();
     let mut check = |name: &str, required: bool, result: Result<String, String>| {
@@ -113,7 +114,10 @@ async fn checks(app: &App) -> Vec<Check> {
         "catalog",
         true,
         catalog
-            .map(|_| "SQLite".to_owned())
+            .map(|_| {
+                let shared = platform.catalog.is_shared();
+                if shared { "PostgreSQL" } else { "SQLite" }.to_owned()
+            })
             .map_err(|e| e.to_string()),
     );
     check("disk", false, platform.disk.health());
@@ -122,23 +126,52 @@ async fn checks(app: &App) -> Vec<Check> {
         "log",
         true,
         topics
-            .map(|t| format!("embedded, {} topics", t.len()))
+            .map(|t| match &platform.settings.log.brokers {
+                Some(brokers) => format!("Kafka at {brokers}, {} topics", t.len()),
+                None => format!("embedded, {} topics", t.len()),
+            })
             .map_err(|e| e.to_string()),
     );
+    let findings = match thorough {
+        true => platform.log.diagnose().await,
+        false => Ok(Vec::new()),
+    };
+    match findings {
+        Ok(findings) => {
+            for finding in findings {
+                let said = format!("{}; {}", finding.what, finding.advice);
+                check(&format!("log: {}", finding.name), false, Err(said));
+            }
+        }
+        Err(error) => check("log", false, Err(error.to_string())),
+    }
+    let shared = platform.settings.indexes.shared;
     let vectors = platform.indexes.vectors.collections().await;
     check(
         "vector store",
         false,
         vectors
-            .map(|c| format!("LanceDB, {} collections", c.len()))
+            .map(|c| {
+                format!(
+                    "{}, {} collections",
+                    if shared { "shared splits" } else { "LanceDB" },
+                    c.len()
+                )
+            })
             .map_err(|e| e.to_string()),
     );
-    let texts = platform.indexes.texts.collections().await;
+    let texts = platform.indexes.text_collections().await;
     check(
         "full-text index",
         false,
         texts
-            .map(|c| format!("tantivy, {} collections", c.len()))
+            .map(|c| {
+                format!(
+                    "{}, {} collections",
+                    if shared { "shared splits" } else { "tantivy" },
+                    c.len()
+                )
+            })
             .map_err(|e| e.to_string()),
     );
     let model = va_models::DEFAULT_EMBEDDER;
@@ -157,6 +190,9 @@ async fn checks(app: &App) -> Vec<Check> {
     check("embedding model", false, ready);
     for (name, result) in platform.folders.checks() {
         check(&name, false, result);
+    }
+    if !platform.role.runs_pipelines() {
+        check("workers", false, workers(platform).await);
     }
     for name in platform.runtime.names() {
         let result = match platform.runtime.status(&name).await {
@@ -180,6 +216,22 @@ async fn checks(app: &App) -> Vec<Check> {
         );
     }
     checks
+}
+
+/// Whether somebody runs the pipelines of this installation.
+async fn workers(platform: &Platform) -> Result<String, String> {
+    let processes = crate::processes::alive(platform).await;
+    let processes = processes.map_err(|error| error.to_string())?;
+    let workers: Vec<String> = processes
+        .iter()
+        .filter(|process| process.role != Role::Serve.as_str())
+        .map(|process| format!("{} ({}, {})", process.host, process.pid, process.version))
+        .collect();
+    if workers.is_empty() {
+        Err("none: nothing is indexed; start one with `va worker`".to_owned())
+    } else {
+        Ok(format!("{}: {}", workers.len(), workers.join(", ")))
+    }
 }
 
 #[cfg(test)]

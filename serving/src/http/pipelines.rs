@@ -72,14 +72,11 @@ pub async fn create(
     })?;
     let name = loaded.plan.graph.name.clone();
     refuse_built_in(&name)?;
-    if app.platform.runtime.plan(&name).is_some() {
-        app.platform.runtime.stop(&name).await?;
-    }
     app.platform
         .catalog
         .put_pipeline(&principal.tenant, &name, &definition, Some(&file))
         .await?;
-    run(&app, &principal, loaded.plan).await?;
+    wish(&app, &principal, &name, DesiredState::Running).await?;
     Ok((
         StatusCode::CREATED,
         Json(shown(&app, &principal, &name).await?),
@@ -102,11 +99,17 @@ pub async fn start(
             )
             .with("diagnostics", json!(diagnostics.to_string()))
         })?;
-    if app.platform.runtime.plan(&name).is_some() {
-        // Also a failed pipeline is started anew.
-        app.platform.runtime.stop(&name).await?;
+    if is_built_in(&name) {
+        require_here(&app, &name)?;
+        if app.platform.runtime.plan(&name).is_some() {
+            // Also a failed pipeline is started anew.
+            app.platform.runtime.stop(&name).await?;
+        }
+        let run = app.platform.run(loaded.plan).await;
+        run.map_err(Problem::internal)?;
+    } else {
+        wish(&app, &principal, &name, DesiredState::Running).await?;
     }
-    run(&app, &principal, loaded.plan).await?;
     Ok(Json(shown(&app, &principal, &name).await?))
 }
 
@@ -116,8 +119,12 @@ pub async fn stop(
     Path(name): Path<String>,
 ) -> Result<Json<Value>, Problem> {
     let name = PipelineName::new(name)?;
-    app.platform.runtime.stop(&name).await?;
-    remember(&app, &principal, &name, DesiredState::Stopped).await?;
+    if is_built_in(&name) {
+        require_here(&app, &name)?;
+        app.platform.runtime.stop(&name).await?;
+    } else {
+        wish(&app, &principal, &name, DesiredState::Stopped).await?;
+    }
     Ok(Json(shown(&app, &principal, &name).await?))
 }
 
@@ -132,13 +139,11 @@ pub async fn delete(
         .catalog
         .pipeline(&principal.tenant, &name)
         .await?;
-    if app.platform.runtime.plan(&name).is_some() {
-        app.platform.runtime.stop(&name).await?;
-    }
     app.platform
         .catalog
         .delete_pipeline(&principal.tenant, &name)
         .await?;
+    crate::deployment::follow(&app.platform).await?;
     app.platform.runtime.delete_internal_topics(&name).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -157,6 +162,7 @@ pub async fn tap(
     Params(tap): Params<Tap>,
 ) -> Result<Response, Problem> {
     let name = PipelineName::new(name)?;
+    require_here(&app, &name)?;
     let mut batches = app.platform.runtime.tap(&name, &tap.node)?;
     let stopping = app.platform.stopping().clone();
     let mut left = tap.limit.unwrap_or(u64::MAX);
@@ -221,26 +227,36 @@ fn ndjson(batch: &RecordBatch) -> String {
     }
 }
 
-async fn run(app: &App, principal: &Principal, plan: va_pipelines::Plan) -> Result<(), Problem> {
-    let name = plan.graph.name.clone();
-    app.platform.run(plan).await.map_err(Problem::internal)?;
-    remember(app, principal, &name, DesiredState::Running).await
-}
-
-/// Built-in pipelines run whenever the platform does; only users' pipelines have a wish to remember.
-async fn remember(
+/// Notes in the catalog what the pipeline should be doing, and follows it here; other processes follow by themselves.
+async fn wish(
     app: &App,
     principal: &Principal,
     name: &PipelineName,
     state: DesiredState,
 ) -> Result<(), Problem> {
-    if !is_built_in(name) {
-        app.platform
-            .catalog
-            .set_desired_state(&principal.tenant, name, state)
-            .await?;
+    let catalog = &app.platform.catalog;
+    catalog
+        .set_desired_state(&principal.tenant, name, state)
+        .await?;
+    crate::deployment::follow(&app.platform).await?;
+    match app.platform.deployment.problem(name) {
+        Some(problem) if state == DesiredState::Running => Err(Problem::internal(problem)),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// Some calls concern what runs in this very process.
+fn require_here(app: &App, name: &PipelineName) -> Result<(), Problem> {
+    if app.platform.role.runs_pipelines() {
+        return Ok(());
+    }
+    Err(Problem::new(
+        StatusCode::CONFLICT,
+        "not_here",
+        format!(
+            "`{name}` does not run in this process but in workers (`va worker`); ask for it where it runs"
+        ),
+    ))
 }
 
 fn refuse_built_in(name: &PipelineName) -> Result<(), Problem> {
@@ -280,12 +296,59 @@ async fn shown(app: &App, principal: &Principal, name: &PipelineName) -> Result<
         Err(CatalogError::NotFound { .. }) if built_in => (1, DesiredState::Running),
         Err(error) => return Err(error.into()),
     };
-    let mut item = match app.platform.runtime.status(name).await {
-        Ok(status) => serde_json::to_value(status).map_err(Problem::internal)?,
-        Err(_) => json!({"name": name, "state": "stopped", "lag_rows": null, "nodes": {}}),
+    let processes = crate::processes::alive(&app.platform).await?;
+    let mut item = match crate::processes::doing(&processes, name) {
+        Some(doing) => doing,
+        None => {
+            let problem = app.platform.deployment.problem(name);
+            let state = if problem.is_some() {
+                "failed"
+            } else {
+                "stopped"
+            };
+            let nobody = desired == DesiredState::Running && !app.platform.role.runs_pipelines();
+            let reason = problem.or_else(|| {
+                nobody.then(|| "no process runs pipelines; start one with `va worker`".to_owned())
+            });
+            json!({"name": name, "state": state, "reason": reason, "nodes": {}})
+        }
     };
+    // Whoever runs it, how far it is behind is in the log.
+    let plan = match app.platform.runtime.plan(name) {
+        Some(plan) => Some(plan),
+        None => planned(app, principal, name).await?.map(Into::into),
+    };
+    match plan {
+        Some(plan) => {
+            let lag = va_pipelines::runtime::lag(app.platform.log.as_ref(), &plan).await?;
+            item["lag_rows"] = json!(lag.values().sum::<u64>());
+            item["lag"] = json!(lag);
+        }
+        None => item["lag_rows"] = Value::Null,
+    }
     item["version"] = json!(version);
     item["desired_state"] = json!(desired);
     item["built_in"] = json!(built_in);
     Ok(item)
+}
+
+/// The plan of a pipeline that does not run here; `None` when its definition is not valid any more.
+async fn planned(
+    app: &App,
+    principal: &Principal,
+    name: &PipelineName,
+) -> Result<Option<va_pipelines::Plan>, Problem> {
+    let text = definition(app, principal, name).await?;
+    let names = app.platform.names().await?;
+    let Ok(loaded) = va_pipelines::load(name.as_str(), &text, names.as_ref()) else {
+        return Ok(None);
+    };
+    // As it runs: with the topics between its halves.
+    let topics = app.platform.log.topics().await?;
+    let partitions = |wanted: &va_catalog::TopicName| {
+        let found = topics.iter().find(|(topic, _)| topic == wanted);
+        found.map(|(_, config)| config.partitions)
+    };
+    let shuffled = loaded.plan.shuffled(&partitions);
+    Ok(Some(shuffled.unwrap_or(loaded.plan)))
 }

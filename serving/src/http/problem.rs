@@ -1,5 +1,7 @@
 //! Errors as clients get them: RFC 9457 problem+json with a stable `code`, never a stack trace.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
@@ -14,6 +16,7 @@ use va_connectors::log::LogError;
 use va_connectors::objects::ObjectError;
 use va_pipelines::runtime::RuntimeError;
 
+use crate::backlog::BacklogFull;
 use crate::ingest::{self, IngestError};
 use crate::retrieval::SearchError;
 
@@ -26,6 +29,8 @@ pub struct Problem {
     /// For people.
     detail: String,
     extra: Option<(&'static str, Value)>,
+    /// When it is worth to try again.
+    retry_after: Option<Duration>,
 }
 
 impl Problem {
@@ -35,6 +40,7 @@ impl Problem {
             code,
             detail: detail.into(),
             extra: None,
+            retry_after: None,
         }
     }
 
@@ -100,6 +106,10 @@ impl IntoResponse for Problem {
             body[field] = value;
         }
         let mut response = (self.status, Json(body)).into_response();
+        if let Some(after) = self.retry_after {
+            let seconds = HeaderValue::from(after.as_secs());
+            response.headers_mut().insert(header::RETRY_AFTER, seconds);
+        }
         if self.status == StatusCode::PAYLOAD_TOO_LARGE {
             // Part of the body may be unread, so the connection cannot be used again.
             response
@@ -153,6 +163,19 @@ impl From<LogError> for Problem {
     }
 }
 
+impl From<BacklogFull> for Problem {
+    fn from(full: BacklogFull) -> Self {
+        Self {
+            retry_after: Some(full.retry_after),
+            ..Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "backlog_full",
+                full.to_string(),
+            )
+        }
+    }
+}
+
 impl From<IngestError> for Problem {
     fn from(error: IngestError) -> Self {
         match error {
@@ -162,6 +185,7 @@ impl From<IngestError> for Problem {
                 Self::too_large(ingest::too_large(limit))
             }
             IngestError::DiskFull(error) => Self::disk_full(error.to_string()),
+            IngestError::Backlog(full) => full.into(),
             IngestError::Objects(error @ ObjectError::Upload(_)) => {
                 Self::invalid(error.to_string())
             }

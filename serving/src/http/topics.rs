@@ -1,7 +1,10 @@
 //! Topics: list, create, describe, delete, produce, consume.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use arrow::array::BinaryArray;
+use arrow::datatypes::SchemaRef;
 use axum::Extension;
 use axum::Json;
 use axum::extract::{Path, State};
@@ -10,10 +13,13 @@ use axum::response::Response;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use va_catalog::store::{Page, Principal, Topic, check_batch};
+use va_catalog::store::{Page, Principal, Topic, WireFormat, check_batch};
 use va_catalog::{Offset, Partition, TopicName, TopicPartition};
-use va_connectors::log::{FetchLimit, Target, TopicConfig, partition_of};
+use va_connectors::log::records::{self, Records};
+use va_connectors::log::{FetchLimit, Log, Target, TopicConfig, partition_of};
 use va_connectors::schema::{parse_schema, schema_lines};
+use va_formats::source::{RecordsReader, RecordsSpec};
+use va_formats::{FormatError, FormatSpec, MetadataColumn};
 use va_pipelines::fixture::{batch_to_rows, rows_to_batch};
 
 use super::pipelines::async_stream;
@@ -47,6 +53,8 @@ pub struct NewTopic {
     partitions: Option<u32>,
     schema: Map<String, Value>,
     retention_ms: Option<u64>,
+    /// Of the messages, when other programs write or read them. Without it the topic holds batches of this platform.
+    format: Option<FormatSpec>,
     #[serde(default)]
     description: String,
 }
@@ -70,16 +78,39 @@ pub async fn create(
     }
     topic.retention.ms = new.retention_ms.or(topic.retention.ms);
     topic.description = new.description;
+    let mut is_there = false;
+    if let Some(format) = &new.format {
+        topic.wire_format = messages_of(format, &topic)?;
+        // A topic of other programs is taken as it is: its retention is theirs to decide.
+        let topics = app.platform.log.topics().await?;
+        if let Some((_, config)) = topics.iter().find(|(name, _)| *name == topic.name) {
+            if new
+                .partitions
+                .is_some_and(|wanted| wanted != config.partitions)
+            {
+                return Err(Problem::invalid(format!(
+                    "topic `{}` is there already and has {} partitions; leave `partitions` out",
+                    topic.name, config.partitions
+                )));
+            }
+            topic.partitions = config.partitions;
+            topic.retention.ms = config.retention_ms;
+            topic.retention.bytes = config.retention_bytes;
+            is_there = true;
+        }
+    }
     app.platform
         .catalog
         .create_topic(&principal.tenant, &topic)
         .await?;
-    let config = TopicConfig {
-        partitions: topic.partitions,
-        retention_ms: topic.retention.ms,
-        retention_bytes: topic.retention.bytes,
-    };
-    app.platform.log.create_topic(&topic.name, config).await?;
+    if !is_there {
+        let config = TopicConfig {
+            partitions: topic.partitions,
+            retention_ms: topic.retention.ms,
+            retention_bytes: topic.retention.bytes,
+        };
+        app.platform.log.create_topic(&topic.name, config).await?;
+    }
     Ok((StatusCode::CREATED, Json(shown(&app, &topic).await?)))
 }
 
@@ -155,6 +186,7 @@ pub async fn produce(
     body: Bytes,
 ) -> Result<Json<Value>, Problem> {
     let topic = topic_of(&app, &principal, name).await?;
+    app.platform.backlog.room(topic.name.as_str())?;
     if body.len() > PRODUCE_BYTES_MAX {
         return Err(Problem::new(
             StatusCode::PAYLOAD_TOO_LARGE,
@@ -173,11 +205,25 @@ pub async fn produce(
     // Row by row first, so that the error can name the line.
     for (line, row) in &rows {
         rows_to_batch(&schema, std::slice::from_ref(row)).map_err(|error| {
-            Problem::unprocessable("invalid_row", format!("line {line}: {error}"))
+            let hint = misfit(&schema, row).map_or(error, |column| {
+                format!("{column}; send what the topic has, or write the new type under a new name to a topic that has it")
+            });
+            Problem::unprocessable("invalid_row", format!("line {line}: {hint}"))
         })?;
     }
     let mut commit = app.platform.log.begin();
+    let mut encoder = match format_of(&topic)? {
+        Some(format) => {
+            let mut encoder = format
+                .encoder(&schema, &topic.name)
+                .map_err(format_problem)?;
+            encoder.prepare().await.map_err(format_problem)?;
+            Some(encoder)
+        }
+        None => None,
+    };
     let mut parts: Vec<Vec<Map<String, Value>>> = vec![Vec::new(); topic.partitions as usize];
+    let mut keys: Vec<Vec<String>> = vec![Vec::new(); topic.partitions as usize];
     for (i, (line, row)) in rows.iter().enumerate() {
         let partition = match &produce.key {
             Some(column) => {
@@ -187,7 +233,9 @@ pub async fn produce(
                 let key = value
                     .as_str()
                     .map_or_else(|| value.to_string(), ToOwned::to_owned);
-                partition_of(key.as_bytes(), topic.partitions).0 as usize
+                let partition = partition_of(key.as_bytes(), topic.partitions).0 as usize;
+                keys[partition].push(key);
+                partition
             }
             None => i % topic.partitions as usize,
         };
@@ -202,6 +250,16 @@ pub async fn produce(
             .map_err(|error| Problem::unprocessable("invalid_row", error))?;
         check_batch(&topic, &batch)
             .map_err(|mismatch| Problem::unprocessable("schema_mismatch", mismatch.to_string()))?;
+        let batch = match &mut encoder {
+            None => batch,
+            Some(encoder) => {
+                let encoded = encoder.encode(&batch).map_err(format_problem)?;
+                let keys = &keys[partition];
+                let keys = (encoded.by_row && !keys.is_empty())
+                    .then(|| BinaryArray::from_iter_values(keys));
+                records::of_payloads(encoded.payloads, keys)
+            }
+        };
         commit.append(
             &topic.name,
             Target::Partition(Partition(partition as u32)),
@@ -210,6 +268,31 @@ pub async fn produce(
     }
     commit.finish().await?;
     Ok(Json(json!({"appended": rows.len()})))
+}
+
+/// The first column of a row that does not fit the topic by itself, with what is expected and what came.
+fn misfit(schema: &SchemaRef, row: &Map<String, Value>) -> Option<String> {
+    if let Some(name) = row
+        .keys()
+        .find(|name| schema.column_with_name(name).is_none())
+    {
+        return Some(format!("column `{name}` is not in the topic"));
+    }
+    schema.fields().iter().enumerate().find_map(|(i, field)| {
+        let value = row.get(field.name());
+        let one: Map<String, Value> = value
+            .map(|value| (field.name().clone(), value.clone()))
+            .into_iter()
+            .collect();
+        let alone = Arc::new(schema.project(&[i]).ok()?);
+        rows_to_batch(&alone, &[one]).err()?;
+        let expected = schema_lines(&alone).concat();
+        let got = value.map_or("nothing".to_owned(), Value::to_string);
+        Some(format!(
+            "column `{}`: the topic has `{expected}`, got {got}",
+            field.name()
+        ))
+    })
 }
 
 /// NDJSON, or one array, as `(line, row)`.
@@ -264,6 +347,7 @@ pub async fn consume(
     Params(consume): Params<Consume>,
 ) -> Result<Response, Problem> {
     let topic = topic_of(&app, &principal, name).await?;
+    let messages = records_of(&topic)?;
     let wanted: Vec<TopicPartition> = match consume.partition {
         Some(partition) => vec![TopicPartition {
             topic: topic.name.clone(),
@@ -290,35 +374,44 @@ pub async fn consume(
     let follow = consume.follow;
     let limit = consume.limit.unwrap_or(u64::MAX);
     Ok(async_stream(move |lines| async move {
-        let left = std::sync::Arc::new(tokio::sync::Mutex::new(limit));
+        let left = Arc::new(tokio::sync::Mutex::new(limit));
         let readers = positions.into_iter().map(|(partition, mut from, high)| {
             let (log, lines, left) = (log.clone(), lines.clone(), left.clone());
+            let messages = messages.clone();
             async move {
+                let mut messages = match messages.map(|spec| spec.reader()).transpose() {
+                    Ok(reader) => reader,
+                    Err(error) => {
+                        let _ = lines.send(Ok(error_line(&error))).await;
+                        return;
+                    }
+                };
                 while follow || from < high {
                     let wait = if follow {
                         Duration::from_secs(30)
                     } else {
                         Duration::ZERO
                     };
-                    let fetched = match log
-                        .fetch(&partition, from, FetchLimit::default(), wait)
-                        .await
-                    {
-                        Ok(fetched) => fetched,
+                    let read = match &mut messages {
+                        None => batch_lines(log.as_ref(), &partition, from, wait).await,
+                        Some(reader) => {
+                            message_lines(log.as_ref(), &partition, from, wait, reader).await
+                        }
+                    };
+                    let (next, rows) = match read {
+                        Ok(read) => read,
                         Err(error) => {
-                            let _ = lines
-                                .send(Ok(format!("{}\n", json!({"_error": error.to_string()}))))
-                                .await;
+                            let _ = lines.send(Ok(error_line(&error))).await;
                             return;
                         }
                     };
-                    from = fetched.next;
-                    for stored in fetched.batches {
+                    from = next;
+                    for part in rows.chunks(LINES_MAX) {
                         let mut left = left.lock().await;
-                        let rows = (stored.batch.num_rows() as u64).min(*left) as usize;
-                        *left -= rows as u64;
-                        let text = numbered(&stored.batch.slice(0, rows), &partition, stored.base);
-                        if rows == 0 || lines.send(Ok(text)).await.is_err() {
+                        let count = (part.len() as u64).min(*left) as usize;
+                        *left -= count as u64;
+                        let text = part[..count].concat();
+                        if count == 0 || lines.send(Ok(text)).await.is_err() {
                             return;
                         }
                     }
@@ -333,22 +426,130 @@ pub async fn consume(
     }))
 }
 
-fn numbered(
-    batch: &arrow::record_batch::RecordBatch,
+/// Lines that are sent at once.
+const LINES_MAX: usize = 1_000;
+
+fn error_line(error: &dyn std::fmt::Display) -> String {
+    format!("{}\n", json!({"_error": error.to_string()}))
+}
+
+type Lines = Result<(Offset, Vec<String>), String>;
+
+/// The next rows of a topic of batches, and where to go on.
+async fn batch_lines(
+    log: &dyn Log,
     partition: &TopicPartition,
-    base: Offset,
-) -> String {
-    match batch_to_rows(batch) {
-        Ok(rows) => rows
-            .into_iter()
-            .enumerate()
-            .map(|(i, mut row)| {
-                row.insert("_partition".into(), json!(partition.partition));
-                row.insert("_offset".into(), json!(base.0 + i as u64));
-                format!("{}\n", Value::Object(row))
-            })
-            .collect(),
-        Err(error) => format!("{}\n", json!({"_error": error})),
+    from: Offset,
+    wait: Duration,
+) -> Lines {
+    let fetched = log
+        .fetch(partition, from, FetchLimit::default(), wait)
+        .await
+        .map_err(|error| error.to_string())?;
+    let mut lines = Vec::new();
+    for stored in fetched.batches {
+        for (i, row) in batch_to_rows(&stored.batch)?.into_iter().enumerate() {
+            let offset = stored.base.0 + i as u64;
+            lines.push(numbered(row, partition.partition, offset));
+        }
+    }
+    Ok((fetched.next, lines))
+}
+
+/// The next messages of a topic, decoded; one that cannot be read is shown with the reason.
+async fn message_lines(
+    log: &dyn Log,
+    partition: &TopicPartition,
+    from: Offset,
+    wait: Duration,
+    reader: &mut RecordsReader,
+) -> Lines {
+    let fetched = log
+        .fetch_records(partition, from, FetchLimit::default(), wait)
+        .await
+        .map_err(|error| error.to_string())?;
+    let wrong = |error: FormatError| error.to_string();
+    reader.prepare(&fetched.batch).await.map_err(wrong)?;
+    let read = reader
+        .read(&fetched.batch, partition.partition, &fetched.offsets)
+        .map_err(wrong)?;
+    let mut lines: Vec<(usize, String)> = Vec::with_capacity(fetched.offsets.len());
+    for (i, row) in batch_to_rows(&read.batch)?.into_iter().enumerate() {
+        let record = read.records.as_ref().map_or(i, |of| of[i] as usize);
+        let line = numbered(row, partition.partition, fetched.offsets[record].0);
+        lines.push((record, line));
+    }
+    let records = Records::of(&fetched.batch).ok_or("the log returned no records")?;
+    for failure in read.failures {
+        let value = records
+            .value(failure.payload)
+            .map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+        let row = json!({"_error": failure.reason, "_value": value});
+        let Value::Object(row) = row else { continue };
+        let offset = fetched.offsets[failure.payload].0;
+        lines.push((failure.payload, numbered(row, partition.partition, offset)));
+    }
+    lines.sort_by_key(|(record, _)| *record);
+    let lines = lines.into_iter().map(|(_, line)| line).collect();
+    Ok((fetched.next, lines))
+}
+
+fn numbered(mut row: Map<String, Value>, partition: Partition, offset: u64) -> String {
+    row.insert("_partition".into(), json!(partition));
+    row.insert("_offset".into(), json!(offset));
+    format!("{}\n", Value::Object(row))
+}
+
+/// The format of the topic's messages; `None` for batches.
+fn format_of(topic: &Topic) -> Result<Option<FormatSpec>, Problem> {
+    topic
+        .wire_format
+        .messages()
+        .map(|options| serde_json::from_value(options.clone()))
+        .transpose()
+        .map_err(|error| {
+            Problem::unprocessable(
+                "invalid_format",
+                format!("the format of topic `{}`: {error}", topic.name),
+            )
+        })
+}
+
+/// How the topic's messages are read; `None` for batches.
+fn records_of(topic: &Topic) -> Result<Option<RecordsSpec>, Problem> {
+    let Some(format) = format_of(topic)? else {
+        return Ok(None);
+    };
+    let columns = topic.schema.clone().ok_or_else(|| {
+        Problem::unprocessable("no_schema", format!("topic `{}` has no schema", topic.name))
+    })?;
+    let metadata = vec![MetadataColumn::Key, MetadataColumn::Timestamp];
+    Ok(Some(RecordsSpec {
+        format,
+        columns,
+        metadata,
+    }))
+}
+
+/// The format as the catalog keeps it, when it can read and write the topic's columns.
+fn messages_of(format: &FormatSpec, topic: &Topic) -> Result<WireFormat, Problem> {
+    if let Some(schema) = &topic.schema {
+        format.decoder(schema).map_err(format_problem)?;
+        format
+            .encoder(schema, &topic.name)
+            .map_err(format_problem)?;
+    }
+    serde_json::to_value(format)
+        .map(WireFormat::Messages)
+        .map_err(|error| Problem::invalid(error.to_string()))
+}
+
+fn format_problem(error: FormatError) -> Problem {
+    match error {
+        FormatError::Invalid(message) => Problem::unprocessable("invalid_format", message),
+        FormatError::Unavailable(message) => {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
+        }
     }
 }
 
@@ -381,6 +582,7 @@ async fn shown(app: &App, topic: &Topic) -> Result<Value, Problem> {
         "schema": topic.schema.as_ref().map(|schema| schema_lines(schema)),
         "retention_ms": topic.retention.ms,
         "retention_bytes": topic.retention.bytes,
-        "format": topic.wire_format,
+        "format": topic.wire_format.as_str(),
+        "format_options": topic.wire_format.messages(),
     }))
 }

@@ -4,6 +4,9 @@
 //! another schema: a column that they lack is null, one of another type is cast. Which rows a tenant sees is decided
 //! by the rows themselves and not by the declared schema: with a column `tenant_id`, each tenant sees its own; batches
 //! without it belong to the default tenant.
+//!
+//! Messages of other programs are decoded as pipelines decode them, and have a column `_error` more: a message that cannot
+//! be read is a row of nulls with the reason.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +25,10 @@ use datafusion::physical_plan::ExecutionPlan;
 use futures::{StreamExt, TryStreamExt};
 use va_catalog::event::timestamp_type;
 use va_catalog::{Offset, Partition, TenantId, TopicName, TopicPartition};
-use va_connectors::log::{FetchLimit, Log, LogBatch, LogError};
+use va_connectors::log::records::Records;
+use va_connectors::log::{FetchLimit, Log, LogError};
+use va_formats::FormatSpec;
+use va_formats::source::{RecordsReader, RecordsSpec};
 
 use super::{Part, part, projected, stream_plan};
 use crate::error::unreadable;
@@ -31,6 +37,7 @@ pub(crate) const TENANT_COLUMN: &str = "tenant_id";
 const PARTITION: &str = "_partition";
 const OFFSET: &str = "_offset";
 const APPENDED_AT: &str = "_appended_at";
+const ERROR: &str = "_error";
 
 pub(crate) struct TopicTable {
     log: Arc<dyn Log>,
@@ -38,6 +45,8 @@ pub(crate) struct TopicTable {
     topic: TopicName,
     partitions: u32,
     schema: SchemaRef,
+    /// How its messages are read; `None` for batches of this platform.
+    messages: Option<RecordsSpec>,
 }
 
 impl std::fmt::Debug for TopicTable {
@@ -56,13 +65,17 @@ impl TopicTable {
         tenant: TenantId,
         topic: TopicName,
         partitions: u32,
-        rows: &Schema,
+        rows: &SchemaRef,
+        format: Option<FormatSpec>,
     ) -> Self {
-        let added = [
+        let mut added = vec![
             Field::new(PARTITION, DataType::UInt32, false),
             Field::new(OFFSET, DataType::UInt64, false),
             Field::new(APPENDED_AT, timestamp_type(), false),
         ];
+        if format.is_some() {
+            added.push(Field::new(ERROR, DataType::Utf8, true));
+        }
         // Rows from before a column was added do not have it, so every column may be null.
         let fields: Vec<Field> = rows
             .fields()
@@ -77,6 +90,11 @@ impl TopicTable {
             topic,
             partitions,
             schema: Arc::new(Schema::new(fields)),
+            messages: format.map(|format| RecordsSpec {
+                format,
+                columns: rows.clone(),
+                metadata: Vec::new(),
+            }),
         }
     }
 }
@@ -148,6 +166,7 @@ impl TableProvider for TopicTable {
                     low: marks.low,
                     high: marks.high,
                     schema: schema.clone(),
+                    messages: self.messages.clone(),
                 };
                 parts.push(part(move || range.clone().read()));
             }
@@ -167,12 +186,13 @@ struct PartitionRange {
     high: Offset,
     /// Of the batches to make.
     schema: SchemaRef,
+    messages: Option<RecordsSpec>,
 }
 
 impl PartitionRange {
     fn read(self) -> super::stream::Batches {
-        let start = self.low;
-        futures::stream::try_unfold((self, start), |(range, from)| async move {
+        let start = (self.low, None);
+        futures::stream::try_unfold((self, start), |(range, (from, mut reader))| async move {
             let left = range.high.0.saturating_sub(from.0);
             if left == 0 {
                 return Ok::<_, DataFusionError>(None);
@@ -181,51 +201,112 @@ impl PartitionRange {
                 rows: usize::try_from(left).map_or(8_192, |left| left.min(8_192)),
                 ..FetchLimit::default()
             };
-            let fetched = range
-                .log
-                .fetch(&range.partition, from, limit, Duration::ZERO)
-                .await
-                .map_err(unreadable)?;
-            if fetched.next <= from {
+            if let (None, Some(messages)) = (&reader, &range.messages) {
+                reader = Some(messages.reader().map_err(unreadable)?);
+            }
+            let (batches, next) = match &mut reader {
+                None => range.batches(from, limit).await?,
+                Some(reader) => range.decoded(from, limit, reader).await?,
+            };
+            if next <= from {
                 // Nothing more, though the log said otherwise at planning: the topic was deleted and made again.
                 return Ok(None);
             }
-            let batches = fetched
-                .batches
-                .iter()
-                .map(|batch| range.rows(batch))
-                .collect::<Result<Vec<_>>>()?;
-            let next = fetched.next;
             Ok(Some((
                 futures::stream::iter(batches.into_iter().map(Ok::<_, DataFusionError>)),
-                (range, next),
+                (range, (next, reader)),
             )))
         })
         .try_flatten()
         .boxed()
     }
 
-    /// The tenant's rows of a stored batch, below `high`, with the columns asked for.
-    fn rows(&self, stored: &LogBatch) -> Result<RecordBatch> {
-        let base = stored.base.0;
-        let below = self.high.0.saturating_sub(base);
-        let count = usize::try_from(below).map_or(stored.batch.num_rows(), |below| {
-            below.min(stored.batch.num_rows())
-        });
-        let batch = stored.batch.slice(0, count);
-        let mine = self.mine(&batch)?;
+    async fn batches(&self, from: Offset, limit: FetchLimit) -> Result<(Vec<RecordBatch>, Offset)> {
+        let fetched = self
+            .log
+            .fetch(&self.partition, from, limit, Duration::ZERO)
+            .await
+            .map_err(unreadable)?;
+        let batches = fetched
+            .batches
+            .iter()
+            .map(|stored| {
+                let (base, rows) = (stored.base.0, stored.batch.num_rows());
+                let offsets = UInt64Array::from_iter_values(base..base + rows as u64);
+                let times = TimestampMillisecondArray::from(vec![stored.appended_at_ms; rows]);
+                self.rows(&stored.batch, &offsets, &times)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok((batches, fetched.next))
+    }
+
+    /// The same of a topic of messages, which are decoded; those that cannot be read come after the others.
+    async fn decoded(
+        &self,
+        from: Offset,
+        limit: FetchLimit,
+        reader: &mut RecordsReader,
+    ) -> Result<(Vec<RecordBatch>, Offset)> {
+        let fetched = self
+            .log
+            .fetch_records(&self.partition, from, limit, Duration::ZERO)
+            .await
+            .map_err(unreadable)?;
+        reader.prepare(&fetched.batch).await.map_err(unreadable)?;
+        let read = reader
+            .read(&fetched.batch, self.partition.partition, &fetched.offsets)
+            .map_err(unreadable)?;
+        let records =
+            Records::of(&fetched.batch).ok_or_else(|| unreadable("the log returned no records"))?;
+        let of = |numbers: &mut dyn Iterator<Item = usize>| {
+            let (mut offsets, mut times) = (Vec::new(), Vec::new());
+            for number in numbers {
+                offsets.push(fetched.offsets[number].0);
+                times.push(records.timestamps.value(number));
+            }
+            (
+                UInt64Array::from(offsets),
+                TimestampMillisecondArray::from(times),
+            )
+        };
+        let (offsets, times) = match &read.records {
+            Some(numbers) => of(&mut numbers.iter().map(|number| *number as usize)),
+            None => of(&mut (0..fetched.offsets.len())),
+        };
+        let mut batches = vec![self.rows(&read.batch, &offsets, &times)?];
+        if !read.failures.is_empty() {
+            let reasons = read.failures.iter().map(|failure| &failure.reason);
+            let reasons: ArrayRef = Arc::new(StringArray::from_iter_values(reasons));
+            let (offsets, times) = of(&mut read.failures.iter().map(|failure| failure.payload));
+            let failed = RecordBatch::try_from_iter([(ERROR, reasons)])?;
+            batches.push(self.rows(&failed, &offsets, &times)?);
+        }
+        Ok((batches, fetched.next))
+    }
+
+    /// The tenant's rows of a batch, below `high`, with the columns asked for.
+    fn rows(
+        &self,
+        batch: &RecordBatch,
+        offsets: &UInt64Array,
+        times: &TimestampMillisecondArray,
+    ) -> Result<RecordBatch> {
+        let count = offsets
+            .values()
+            .partition_point(|offset| *offset < self.high.0);
+        let base = offsets.values().first().copied().unwrap_or_default();
+        let batch = batch.slice(0, count);
+        let offsets: ArrayRef = Arc::new(offsets.slice(0, count));
+        let times: ArrayRef = Arc::new(times.slice(0, count).with_timezone("UTC"));
 
         // Only the tenant's rows may be looked at, or an error could tell of others: first filter, then cast.
-        let offsets: ArrayRef = Arc::new(UInt64Array::from_iter_values(
-            (0..count as u64).map(|row| base + row),
-        ));
-        let offsets = match &mine {
-            Some(mine) => arrow::compute::filter(&offsets, mine)?,
-            None => offsets,
-        };
-        let batch = match &mine {
-            Some(mine) => filter_record_batch(&batch, mine)?,
-            None => batch,
+        let (batch, offsets, times) = match self.mine(&batch)? {
+            Some(mine) => (
+                filter_record_batch(&batch, &mine)?,
+                arrow::compute::filter(&offsets, &mine)?,
+                arrow::compute::filter(&times, &mine)?,
+            ),
+            None => (batch, offsets, times),
         };
         let rows = batch.num_rows();
         let columns = self
@@ -238,10 +319,7 @@ impl PartitionRange {
                     self.partition.partition.0;
                     rows
                 ])) as ArrayRef),
-                APPENDED_AT => {
-                    let times = TimestampMillisecondArray::from(vec![stored.appended_at_ms; rows]);
-                    Ok(Arc::new(times.with_timezone("UTC")) as ArrayRef)
-                }
+                APPENDED_AT => Ok(times.clone()),
                 name => match batch.column_by_name(name) {
                     None => Ok(new_null_array(field.data_type(), rows)),
                     Some(column) if column.data_type() == field.data_type() => Ok(column.clone()),

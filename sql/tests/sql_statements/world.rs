@@ -166,7 +166,7 @@ impl World {
             name: TopicName::new("clicks").unwrap(),
             partitions: 1,
             retention: Retention::default(),
-            wire_format: WireFormat::Json,
+            wire_format: WireFormat::Batches,
             schema: Some(Arc::new(Schema::new(vec![Field::new(
                 "page",
                 DataType::Utf8,

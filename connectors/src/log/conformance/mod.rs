@@ -18,11 +18,13 @@
 mod commits;
 mod groups;
 mod keeping;
+mod records;
 mod rows;
 
 pub use commits::*;
 pub use groups::*;
 pub use keeping::*;
+pub use records::*;
 pub use rows::*;
 
 use std::collections::BTreeMap;
@@ -53,7 +55,9 @@ macro_rules! log_conformance {
             joining_needs_the_topic, offset_at_finds_the_time, state_is_kept_by_key,
             state_is_scanned_in_order, state_of_many_keys_comes_at_once,
             trimmed_rows_may_be_gone, concurrent_producers_lose_nothing,
-            a_closed_log_refuses_commits,
+            a_closed_log_refuses_commits, records_come_back_as_they_went,
+            records_are_read_from_anywhere, record_keys_choose_partitions,
+            records_and_batches_do_not_mix, records_are_consumed_exactly_once,
         }
     };
     (@each $make:path; $($behaviour:ident),* $(,)?) => {

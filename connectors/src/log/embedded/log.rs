@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use arrow::compute::concat_batches;
 use async_trait::async_trait;
 use bytes::Bytes;
 use fjall::PersistMode;
@@ -14,6 +15,7 @@ use super::codec;
 use super::commit::EmbeddedCommit;
 use super::member::EmbeddedMember;
 use super::store::{EmbeddedLog, Shared, at, lock, storage};
+use crate::log::records::{self, FetchedRecords, is_records};
 use crate::log::{
     Commit, FetchLimit, Fetched, GroupId, Log, LogError, Member, StateKey, TopicConfig, Watermarks,
 };
@@ -71,7 +73,46 @@ impl Log for EmbeddedLog {
         limit: FetchLimit,
         wait: Duration,
     ) -> Result<Fetched, LogError> {
-        self.shared.fetch(partition, from, limit, wait).await
+        let fetched = self.shared.fetch(partition, from, limit, wait).await?;
+        match fetched.batches.iter().find(|b| is_records(&b.batch)) {
+            None => Ok(fetched),
+            Some(found) => Err(LogError::Corrupt(format!(
+                "{partition}@{} holds records and not batches: read it with the `format` of what writes them",
+                found.base
+            ))),
+        }
+    }
+
+    async fn fetch_records(
+        &self,
+        partition: &TopicPartition,
+        from: Offset,
+        limit: FetchLimit,
+        wait: Duration,
+    ) -> Result<FetchedRecords, LogError> {
+        let fetched = self.shared.fetch(partition, from, limit, wait).await?;
+        let mut offsets = Vec::new();
+        let mut parts = Vec::with_capacity(fetched.batches.len());
+        for stored in &fetched.batches {
+            if !is_records(&stored.batch) {
+                return Err(LogError::Config(format!(
+                    "{partition}@{} holds batches and not records: read it without `format`",
+                    stored.base
+                )));
+            }
+            offsets
+                .extend((0..stored.batch.num_rows() as u64).map(|row| Offset(stored.base.0 + row)));
+            parts.push(records::stamped(&stored.batch, stored.appended_at_ms));
+        }
+        let batch = concat_batches(&records::schema(), &parts)
+            .map_err(|e| LogError::Corrupt(format!("records of {partition}@{from}: {e}")))?;
+        Ok(FetchedRecords {
+            batch,
+            offsets,
+            next: fetched.next,
+            skipped: fetched.skipped,
+            high: fetched.high,
+        })
     }
 
     async fn committed(

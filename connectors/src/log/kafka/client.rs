@@ -29,6 +29,12 @@ use crate::log::{LogError, Watermarks};
 /// Between two looks at what is about to become visible.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
+/// Between two questions to a partition that has no leader yet.
+const LEADER_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long a broker may take to hear of a new topic.
+const YOUNG_FOR: Duration = Duration::from_secs(10);
+
 /// How long a commit that is behind somebody else's open transaction is waited for.
 const VISIBLE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -51,6 +57,9 @@ pub(super) struct Shared {
     pub(super) state: State,
     /// Partition counts of topics, as last heard.
     counts: Mutex<BTreeMap<TopicName, u32>>,
+    /// Topics that this process created, with their partitions and the time. Brokers hear of a new topic one after the
+    /// other, so one that does not know it yet is no proof that it is gone.
+    young: Mutex<HashMap<TopicName, (u32, Instant)>>,
     /// Records `from..to` of a partition that hold no row: the ends of transactions, aborted records. The last such
     /// stretch of each partition, so that an idle partition is not read again and again.
     pub(super) gaps: Mutex<HashMap<TopicPartition, (i64, i64)>>,
@@ -99,6 +108,7 @@ impl Shared {
             admin,
             written: Mutex::default(),
             counts: Mutex::default(),
+            young: Mutex::default(),
             gaps: Mutex::default(),
             closed: CancellationToken::new(),
             options,
@@ -149,7 +159,7 @@ impl Shared {
             .inner()
             .fetch_metadata(None, self.timeout())
             .map_err(|e| storage("ask for the topics", &e))?;
-        let found = metadata
+        let mut found: BTreeMap<TopicName, u32> = metadata
             .topics()
             .iter()
             .filter(|topic| topic.error().is_none() && !topic.partitions().is_empty())
@@ -164,6 +174,12 @@ impl Shared {
             .filter(|(.., ready)| *ready)
             .map(|(name, partitions, _)| (name, partitions as u32))
             .collect();
+        let mut young = lock(&self.young);
+        young.retain(|_, (_, since)| since.elapsed() < YOUNG_FOR);
+        for (topic, (partitions, _)) in young.iter() {
+            found.entry(topic.clone()).or_insert(*partitions);
+        }
+        drop(young);
         *lock(&self.counts) = found;
         Ok(())
     }
@@ -176,6 +192,16 @@ impl Shared {
     /// How many partitions the topic has, as heard last.
     pub(super) fn known_count(&self, topic: &TopicName) -> Option<u32> {
         lock(&self.counts).get(topic).copied()
+    }
+
+    /// This process created the topic, and one broker at least knows it.
+    pub(super) fn note_created(&self, topic: &TopicName, partitions: u32) {
+        lock(&self.young).insert(topic.clone(), (partitions, Instant::now()));
+    }
+
+    /// A topic that is to be gone: it is not new any more.
+    pub(super) fn note_deleted(&self, topic: &TopicName) {
+        lock(&self.young).remove(topic);
     }
 
     /// A topic that turned out to be gone.
@@ -218,6 +244,10 @@ impl Shared {
         let deadline = Instant::now() + self.timeout();
         loop {
             match self.visible_records(&topic, place.partition.0 as i32) {
+                // The leader of a new partition, or of one whose broker went away, is about to be known.
+                Err(error) if has_no_leader_yet(&error) && Instant::now() < deadline => {
+                    std::thread::park_timeout(LEADER_PAUSE);
+                }
                 // A broker that has not heard of a new topic yet.
                 Err(error) if is_unknown_topic(&error) && Instant::now() < deadline => {
                     self.still_exists(place)?;
@@ -301,6 +331,14 @@ pub(super) fn is_unknown_topic(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
         Some(Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicOrPartition)
+    )
+}
+
+/// Whether the error says that a partition's leader is only about to be known.
+fn has_no_leader_yet(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(Code::NotLeaderForPartition | Code::LeaderNotAvailable)
     )
 }
 

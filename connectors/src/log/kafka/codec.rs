@@ -107,21 +107,26 @@ pub(super) fn traceparent(batch: &RecordBatch) -> Option<&str> {
     batch.schema_ref().metadata().get(TRACE).map(String::as_str)
 }
 
+/// Whether a record holds a batch of ours.
+pub(super) fn is_batch<H: Headers>(headers: &H) -> bool {
+    headers.iter().any(|header| header.key == ROWS)
+}
+
 /// Reads a record back. The error says what is wrong, not where.
 pub(super) fn decode<H: Headers>(
-    payload: Option<&[u8]>,
+    payload: Option<Bytes>,
     headers: Option<&H>,
 ) -> Result<RecordBatch, String> {
     let stated = headers
         .and_then(|headers| headers.iter().find(|header| header.key == ROWS))
         .and_then(|header| header.value)
-        .ok_or_else(|| format!("it has no header `{ROWS}`: another program wrote it"))?;
+        .ok_or_else(|| format!("it has no header `{ROWS}`: another program wrote it; read the topic with the `format` of what writes it"))?;
     let rows: usize = std::str::from_utf8(stated)
         .ok()
         .and_then(|rows| rows.parse().ok())
         .ok_or_else(|| format!("its header `{ROWS}` is {stated:?}"))?;
     let payload = payload.ok_or("it has no value")?;
-    let mut buffer = Buffer::from(Bytes::copy_from_slice(payload));
+    let mut buffer = Buffer::from(payload);
     match StreamDecoder::new().decode(&mut buffer) {
         Ok(Some(batch)) if batch.num_rows() == rows && (1..=ROWS_MAX).contains(&rows) => Ok(batch),
         Ok(Some(batch)) => Err(format!(
@@ -159,7 +164,10 @@ mod tests {
             assert_eq!(encoded.len(), records, "{rows} rows");
             let parts: Vec<RecordBatch> = encoded
                 .iter()
-                .map(|record| decode(Some(&record.payload), Some(&headers(record, None))).unwrap())
+                .map(|record| {
+                    let payload = Bytes::copy_from_slice(&record.payload);
+                    decode(Some(payload), Some(&headers(record, None))).unwrap()
+                })
                 .collect();
             assert_eq!(concat_batches(&batch.schema(), &parts).unwrap(), batch);
         }
@@ -171,17 +179,18 @@ mod tests {
     fn damage_is_an_error() {
         let record = encode(&ints(3), 1 << 20).unwrap().remove(0);
         let good = headers(&record, Some("00-1-2-01"));
-        assert!(decode(Some(&record.payload), Some(&good)).is_ok());
-        assert!(decode(Some(&record.payload), None::<&OwnedHeaders>).is_err());
+        let payload = Bytes::copy_from_slice(&record.payload);
+        assert!(decode(Some(payload.clone()), Some(&good)).is_ok());
+        assert!(decode(Some(payload.clone()), None::<&OwnedHeaders>).is_err());
         assert!(decode(None, Some(&good)).is_err());
         for cut in 0..record.payload.len() - 8 {
             assert!(
-                decode(Some(&record.payload[..cut]), Some(&good)).is_err(),
+                decode(Some(payload.slice(..cut)), Some(&good)).is_err(),
                 "{cut}"
             );
         }
         let mut wrong = record;
         wrong.rows = 4;
-        assert!(decode(Some(&wrong.payload), Some(&headers(&wrong, None))).is_err());
+        assert!(decode(Some(payload), Some(&headers(&wrong, None))).is_err());
     }
 }

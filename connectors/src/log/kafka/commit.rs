@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arrow::array::Array;
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -15,8 +16,9 @@ use super::client::{Shared, storage};
 use super::codec;
 use super::member::{Epoch, Membership};
 use super::names::{OffsetNote, Position};
-use super::producer::{Outgoing, TransactionError, TransactionalProducer};
+use super::producer::{Outgoing, OutgoingRecords, TransactionError, TransactionalProducer, Writes};
 use super::state;
+use crate::log::records::Records;
 use crate::log::{Commit, GroupId, LogError, StateKey, Target, partition_of};
 
 /// Between two tries while the group is being rearranged.
@@ -103,12 +105,12 @@ impl Commit for KafkaCommit {
         for (group, changes) in &prepared.state {
             let partitions = shared.ready_state(group, &[]).await?;
             for &(at, hash_of) in changes {
-                let outgoing = &mut prepared.outgoing[at];
+                let outgoing = &mut prepared.writes.single[at];
                 let key = outgoing.key.as_deref().unwrap_or_default();
                 outgoing.partition = state::place(&key[hash_of..], partitions) as i32;
             }
         }
-        let result = if prepared.outgoing.is_empty() && consumed.is_empty() {
+        let result = if prepared.writes.is_empty() && consumed.is_empty() {
             prepared.bases(&shared, &[]).await
         } else {
             let transaction = Transaction {
@@ -135,13 +137,22 @@ impl Commit for KafkaCommit {
     }
 }
 
+/// Where the first record of an append is.
+enum Placed {
+    /// Among the single ones.
+    Single(usize),
+    /// In this batch of records.
+    Records(usize),
+    /// It was empty.
+    Nowhere(TopicPartition),
+}
+
 /// A commit as records.
 struct Prepared {
-    outgoing: Vec<Outgoing>,
-    /// For each append where its first record is among the outgoing; for an empty batch, its partition.
-    appends: Vec<Result<usize, TopicPartition>>,
-    /// Changes of each group's state: where they are among the outgoing, and where in the record's key that of the state
-    /// begins.
+    writes: Writes,
+    appends: Vec<Placed>,
+    /// Changes of each group's state: where they are among the single records, and where in the record's key that of the
+    /// state begins.
     state: HashMap<GroupId, Vec<(usize, usize)>>,
 }
 
@@ -154,7 +165,7 @@ impl Prepared {
     ) -> Result<Self, LogError> {
         let record_bytes_max = shared.options.record_bytes_max as usize - FRAME_BYTES;
         let mut prepared = Self {
-            outgoing: Vec::new(),
+            writes: Writes::default(),
             appends: Vec::new(),
             state: HashMap::new(),
         };
@@ -167,13 +178,25 @@ impl Prepared {
             let place = TopicPartition { topic, partition };
             let kafka = shared.place(&place)?;
             if batch.num_rows() == 0 {
-                prepared.appends.push(Err(place));
+                prepared.appends.push(Placed::Nowhere(place));
                 continue;
             }
-            prepared.appends.push(Ok(prepared.outgoing.len()));
+            if let Some(records) = Records::of(&batch) {
+                check_sizes(&records, record_bytes_max)?;
+                let at = Placed::Records(prepared.writes.records.len());
+                prepared.appends.push(at);
+                prepared.writes.records.push(OutgoingRecords {
+                    topic: kafka,
+                    partition: place.partition.0 as i32,
+                    batch,
+                });
+                continue;
+            }
+            let at = Placed::Single(prepared.writes.single.len());
+            prepared.appends.push(at);
             let trace = codec::traceparent(&batch).map(str::to_owned);
             for record in codec::encode(&batch, record_bytes_max)? {
-                prepared.outgoing.push(Outgoing {
+                prepared.writes.single.push(Outgoing {
                     topic: kafka.clone(),
                     partition: place.partition.0 as i32,
                     key: key.clone(),
@@ -193,17 +216,18 @@ impl Prepared {
                 )));
             }
             let begins = outgoing.key.as_ref().map_or(0, Vec::len) - key.key.len();
-            let at = (prepared.outgoing.len(), begins);
+            let at = (prepared.writes.single.len(), begins);
             prepared.state.entry(key.group).or_default().push(at);
-            prepared.outgoing.push(outgoing);
+            prepared.writes.single.push(outgoing);
         }
         Ok(prepared)
     }
 
     /// The base of each append, given where the records went.
     async fn bases(&self, shared: &Arc<Shared>, written: &[i64]) -> Result<Vec<Offset>, LogError> {
+        let (single, mut rest) = written.split_at(self.writes.single.len().min(written.len()));
         let mut last: HashMap<(&str, i32), i64> = HashMap::new();
-        for (outgoing, &record) in self.outgoing.iter().zip(written) {
+        for (outgoing, &record) in self.writes.single.iter().zip(single) {
             let last = last
                 .entry((&outgoing.topic, outgoing.partition))
                 .or_insert(record);
@@ -212,14 +236,27 @@ impl Prepared {
         for ((topic, partition), record) in last {
             shared.note_written(topic, partition, record);
         }
+        let mut firsts = Vec::with_capacity(self.writes.records.len());
+        for part in &self.writes.records {
+            let (of_part, others) = rest.split_at(part.batch.num_rows().min(rest.len()));
+            rest = others;
+            firsts.push(of_part.first().copied().unwrap_or_default());
+            if let Some(last) = of_part.last() {
+                shared.note_written(&part.topic, part.partition, *last);
+            }
+        }
         let mut bases = Vec::with_capacity(self.appends.len());
         for append in &self.appends {
             bases.push(match append {
-                Ok(first) => {
-                    let record = written.get(*first).copied().unwrap_or_default();
+                Placed::Single(first) => {
+                    let record = single.get(*first).copied().unwrap_or_default();
                     Position::start_of(record).offset()
                 }
-                Err(place) => {
+                Placed::Records(part) => {
+                    let record = firsts.get(*part).copied().unwrap_or_default();
+                    Position::start_of(record).offset()
+                }
+                Placed::Nowhere(place) => {
                     let asked = place.clone();
                     // The commit has happened; a watermark that cannot be asked for now is no reason to doubt it.
                     let marks = shared
@@ -231,6 +268,24 @@ impl Prepared {
         }
         Ok(bases)
     }
+}
+
+/// Refuses what the brokers would refuse, before anything is sent.
+fn check_sizes(records: &Records<'_>, bytes_max: usize) -> Result<(), LogError> {
+    for row in 0..records.values.len() {
+        let bytes = records.key(row).map_or(0, <[u8]>::len)
+            + records.value(row).map_or(0, <[u8]>::len)
+            + records
+                .headers(row)
+                .map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len))
+                .sum::<usize>();
+        if bytes > bytes_max {
+            return Err(LogError::Config(format!(
+                "a record of {bytes} bytes is too large: at most {bytes_max}; raise `record_bytes_max`"
+            )));
+        }
+    }
+    Ok(())
 }
 
 struct Transaction {
@@ -252,7 +307,7 @@ impl Transaction {
             .shared
             .blocking(move |shared| {
                 let producer = shared.producers.take_plain(&shared.options)?;
-                let outcome = producer.run(&prepared.outgoing, None, shared.timeout());
+                let outcome = producer.run(&prepared.writes, None, shared.timeout());
                 let (outcome, producer) = after(shared, producer, outcome);
                 if let Some(producer) = producer {
                     shared.producers.give_plain(producer);
@@ -291,7 +346,7 @@ impl Transaction {
                         None => shared.producers.init(&shared.options, &id)?,
                     };
                     let offsets = (list.count() > 0).then_some((&list, &metadata));
-                    let outcome = producer.run(&prepared.outgoing, offsets, shared.timeout());
+                    let outcome = producer.run(&prepared.writes, offsets, shared.timeout());
                     Ok(after(shared, producer, outcome))
                 })
                 .await?;

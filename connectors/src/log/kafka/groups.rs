@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode as Code;
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 use va_catalog::{Offset, PipelineName, TopicPartition};
 
@@ -15,6 +17,18 @@ use crate::log::{GroupId, LogError};
 
 /// Clients that are kept; each has a connection.
 const CLIENTS_MAX: usize = 16;
+
+/// Between two questions to a coordinator that is not the coordinator any more, or not yet.
+const MOVING_PAUSE: Duration = Duration::from_millis(20);
+
+fn is_moving(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            Code::NotCoordinator | Code::CoordinatorNotAvailable | Code::CoordinatorLoadInProgress
+        )
+    )
+}
 
 /// One client for each group that was asked about, the one that was used last at the end.
 #[derive(Default)]
@@ -89,9 +103,16 @@ impl Shared {
             list.add_partition(&self.kafka_topic(&place.topic)?, place.partition.0 as i32);
         }
         let what = format!("ask for the offsets of group `{group}`");
-        let found = client
-            .committed_offsets(list, timeout)
-            .map_err(|e| storage(&what, &e))?;
+        let deadline = Instant::now() + timeout;
+        let found = loop {
+            match client.committed_offsets(list.clone(), timeout) {
+                // The group is new, or its coordinator has just moved: the next one is about to answer.
+                Err(error) if is_moving(&error) && Instant::now() < deadline => {
+                    std::thread::park_timeout(MOVING_PAUSE);
+                }
+                other => break other.map_err(|e| storage(&what, &e))?,
+            }
+        };
         let mut positions = Vec::with_capacity(places.len());
         for place in places {
             let topic = self.kafka_topic(&place.topic)?;

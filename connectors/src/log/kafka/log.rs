@@ -12,7 +12,8 @@ use super::commit::KafkaCommit;
 use super::member::KafkaMember;
 use super::names::Position;
 use crate::log::{
-    Commit, FetchLimit, Fetched, GroupId, Log, LogError, Member, StateKey, TopicConfig, Watermarks,
+    Commit, FetchLimit, Fetched, FetchedRecords, Finding, GroupId, Log, LogError, Member, StateKey,
+    TopicConfig, Watermarks,
 };
 
 #[async_trait]
@@ -57,6 +58,18 @@ impl Log for KafkaLog {
         wait: Duration,
     ) -> Result<Fetched, LogError> {
         self.shared.fetch(partition, from, limit, wait).await
+    }
+
+    async fn fetch_records(
+        &self,
+        partition: &TopicPartition,
+        from: Offset,
+        limit: FetchLimit,
+        wait: Duration,
+    ) -> Result<FetchedRecords, LogError> {
+        self.shared
+            .fetch_records(partition, from, limit, wait)
+            .await
     }
 
     async fn committed(
@@ -142,6 +155,10 @@ impl Log for KafkaLog {
     /// The brokers do it, by the topic's settings: nothing is left to do here.
     async fn enforce_retention(&self, _now_ms: i64) -> Result<u64, LogError> {
         Ok(0)
+    }
+
+    async fn diagnose(&self) -> Result<Vec<Finding>, LogError> {
+        self.shared.diagnose().await
     }
 
     async fn close(&self) -> Result<(), LogError> {

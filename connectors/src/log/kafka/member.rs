@@ -5,8 +5,7 @@
 //! [`Member::release`], after the caller committed; until then nobody else gets it. The brokers wait for
 //! `rebalance_timeout_ms`, then go on without this member, whose commits are refused from then on.
 //!
-//! Before an assigned partition's position is told, what its former owner may have left unfinished is ended: a commit's
-//! metadata names the transactional id that made it, and an id whose member is gone is fenced.
+//! Where an assigned partition goes on, after what its former owner left unfinished, is the business of `positions.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, Weak};
@@ -22,18 +21,17 @@ use rdkafka::error::KafkaError;
 use rdkafka::types::{RDKafkaErrorCode as Code, RDKafkaRespErr};
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use va_catalog::{Offset, TopicName, TopicPartition};
 
 use super::client::{Quiet, Shared, lock, place, storage};
 use super::commit::KafkaCommit;
-use super::names::{Position, topic_name};
+use super::names::topic_name;
+use super::positions::positions;
 use super::producer::TransactionalProducer;
 use crate::log::{Commit, GroupId, LogError, Member, Rebalance};
-
-/// How long a former owner's transaction may be waited for before it is looked into.
-const UNSTABLE: Duration = Duration::from_secs(1);
 
 /// Counts assignments: a partition that was lost and came back has another number.
 pub(super) type Epoch = u64;
@@ -280,12 +278,29 @@ impl Members {
     }
 }
 
+/// What [`Member::rebalance`] has to do next.
+enum Due {
+    Tell(Rebalance),
+    /// Positions of these have to be found first.
+    Resolve(BTreeMap<TopicPartition, Epoch>),
+    Nothing,
+}
+
 /// A member of a consumer group.
 pub(super) struct KafkaMember {
     shared: Arc<Shared>,
     pub(super) membership: Arc<Membership>,
     /// Taken by drop, before the thread lets go of its own: closing the consumer blocks.
     listener: Option<Arc<StreamConsumer<Listener>>>,
+    /// Under way, whether or not somebody waits for it: [`Member::rebalance`] is cancelled whenever its caller has
+    /// something else to do, and would begin anew each time.
+    resolving: tokio::sync::Mutex<Option<Resolving>>,
+}
+
+/// Positions that are being looked up.
+struct Resolving {
+    asked: BTreeMap<TopicPartition, Epoch>,
+    positions: JoinHandle<Result<Vec<(TopicPartition, Offset)>, LogError>>,
 }
 
 impl KafkaMember {
@@ -348,6 +363,7 @@ impl KafkaMember {
                 producer: Arc::default(),
             }),
             listener: Some(consumer),
+            resolving: tokio::sync::Mutex::default(),
             shared,
         })
     }
@@ -360,85 +376,30 @@ impl KafkaMember {
         self.consumer().context()
     }
 
-    /// Where to read on.
-    async fn positions(
-        &self,
-        places: &[TopicPartition],
-    ) -> Result<Vec<(TopicPartition, Offset)>, LogError> {
-        if places.is_empty() {
-            return Ok(Vec::new());
+    /// What the caller has to hear of the assignment. What is to be given up comes first, it waits for nothing.
+    fn due(&self) -> Result<Due, LogError> {
+        let mut assignment = lock(&self.listener().assignment);
+        if let Some(error) = &assignment.failed {
+            return Err(error.clone());
         }
-        self.ready_producer().await?;
-        let (wanted, membership) = (places.to_vec(), Arc::clone(&self.membership));
-        let committed = self
-            .shared
-            .blocking(move |shared| {
-                shared.producers.settle(&shared.options)?;
-                former_owners_end(shared, &membership, &wanted)
-            })
-            .await?;
-        let mut positions = Vec::with_capacity(places.len());
-        for (place, committed) in places.iter().zip(committed) {
-            let from = committed.unwrap_or(Position::start_of(0));
-            let offset = match self.shared.settle_position(place, from).await {
-                // A topic that was deleted just now is about to be taken away again.
-                Err(LogError::UnknownTopic(_) | LogError::UnknownPartition { .. }) => continue,
-                other => other?,
-            };
-            positions.push((place.clone(), offset));
+        if !assignment.revoked.is_empty() {
+            let revoked = std::mem::take(&mut assignment.revoked);
+            return Ok(Due::Tell(Rebalance {
+                assigned: Vec::new(),
+                revoked: revoked.into_iter().collect(),
+            }));
         }
-        Ok(positions)
+        if !assignment.assigned.is_empty() {
+            let asked = (assignment.assigned.iter())
+                .filter_map(|place| Some((place.clone(), *assignment.owned.get(place)?)))
+                .collect();
+            return Ok(Due::Resolve(asked));
+        }
+        if assignment.decided && !std::mem::replace(&mut assignment.told, true) {
+            return Ok(Due::Tell(Rebalance::default()));
+        }
+        Ok(Due::Nothing)
     }
-
-    /// The member's producer, so that an earlier one with this id is fenced before a position is told.
-    async fn ready_producer(&self) -> Result<(), LogError> {
-        let mut slot = Arc::clone(&self.membership.producer).lock_owned().await;
-        if slot.is_some() {
-            return Ok(());
-        }
-        let id = self.membership.transactional_id.clone();
-        let producer = self
-            .shared
-            .blocking(move |shared| shared.producers.init(&shared.options, &id))
-            .await?;
-        *slot = Some(producer);
-        Ok(())
-    }
-}
-
-/// Committed positions, after transactions of owners that are gone were ended. Blocks.
-fn former_owners_end(
-    shared: &Arc<Shared>,
-    membership: &Membership,
-    places: &[TopicPartition],
-) -> Result<Vec<Option<Position>>, LogError> {
-    let group = &membership.group;
-    let found = match shared.committed_positions(group, places, UNSTABLE) {
-        Ok(found) => found,
-        // Probably a transaction that is not finished; who began it is known without waiting.
-        Err(LogError::Storage(_)) => shared.unstable_positions(group, places)?,
-        Err(error) => return Err(error),
-    };
-    let owners: BTreeSet<&str> = found
-        .iter()
-        .flatten()
-        .filter_map(|committed| committed.producer.as_deref())
-        .filter(|id| *id != membership.transactional_id)
-        .collect();
-    if !owners.is_empty() {
-        // A member's client id is its transactional id.
-        let alive = shared.group_members(group)?;
-        for id in owners {
-            if !alive.iter().any(|member| member == id) {
-                shared.producers.fence(&shared.options, id)?;
-            }
-        }
-    }
-    let found = shared.committed_positions(group, places, shared.timeout())?;
-    Ok(found
-        .into_iter()
-        .map(|committed| committed.map(|committed| committed.position))
-        .collect())
 }
 
 /// The member's thread: it serves heartbeats and rebalances until the member leaves, then leaves the group.
@@ -476,39 +437,49 @@ fn hold_membership(
 impl Member for KafkaMember {
     async fn rebalance(&self) -> Result<Rebalance, LogError> {
         loop {
-            let (assigned, due) = {
-                let assignment = lock(&self.listener().assignment);
-                if let Some(error) = &assignment.failed {
-                    return Err(error.clone());
+            let asked = match self.due()? {
+                Due::Tell(rebalance) => return Ok(rebalance),
+                Due::Resolve(asked) => asked,
+                Due::Nothing => {
+                    tokio::select! {
+                        () = self.listener().changed.notified() => continue,
+                        () = self.shared.closed.cancelled() => return Err(LogError::Closed),
+                    }
                 }
-                let due = !assignment.assigned.is_empty()
-                    || !assignment.revoked.is_empty()
-                    || (assignment.decided && !assignment.told);
-                let assigned: Vec<TopicPartition> = assignment.assigned.iter().cloned().collect();
-                (assigned, due)
             };
-            if !due {
-                tokio::select! {
-                    () = self.listener().changed.notified() => {}
-                    () = self.shared.closed.cancelled() => return Err(LogError::Closed),
+            let mut resolving = self.resolving.lock().await;
+            let under_way = resolving.get_or_insert_with(|| {
+                let places = asked.keys().cloned().collect();
+                let (shared, membership) = (Arc::clone(&self.shared), Arc::clone(&self.membership));
+                Resolving {
+                    asked,
+                    positions: tokio::spawn(positions(shared, membership, places)),
                 }
-                continue;
-            }
-            let mut positions = self.positions(&assigned).await?;
+            });
+            let found = tokio::select! {
+                found = &mut under_way.positions => found,
+                // Perhaps a partition is wanted back, which is not to wait.
+                () = self.listener().changed.notified() => continue,
+                () = self.shared.closed.cancelled() => return Err(LogError::Closed),
+            };
             // From here on there is no waiting: what is taken is returned.
+            let asked = resolving.take().map(|it| it.asked).unwrap_or_default();
+            let found = found.unwrap_or_else(|error| {
+                Err(LogError::Storage(format!("look positions up: {error}")))
+            })?;
             let mut assignment = lock(&self.listener().assignment);
-            positions.retain(|(place, _)| assignment.assigned.contains(place));
-            for place in &assigned {
+            // One that was lost and came back meanwhile may have moved on: it is looked up again.
+            let same = |place: &TopicPartition| assignment.owned.get(place) == asked.get(place);
+            let mut assigned = found;
+            assigned.retain(|(place, _)| assignment.assigned.contains(place) && same(place));
+            for (place, _) in &assigned {
                 assignment.assigned.remove(place);
             }
-            let revoked: Vec<_> = std::mem::take(&mut assignment.revoked)
-                .into_iter()
-                .collect();
-            let first = !std::mem::replace(&mut assignment.told, true);
-            if first || !positions.is_empty() || !revoked.is_empty() {
+            if !assigned.is_empty() {
+                assignment.told = true;
                 return Ok(Rebalance {
-                    assigned: positions,
-                    revoked,
+                    assigned,
+                    revoked: Vec::new(),
                 });
             }
         }
@@ -545,6 +516,9 @@ impl Member for KafkaMember {
 
 impl Drop for KafkaMember {
     fn drop(&mut self) {
+        if let Some(resolving) = self.resolving.get_mut().take() {
+            resolving.positions.abort();
+        }
         self.listener = None;
         self.membership.leave();
     }

@@ -34,17 +34,22 @@
 //! to their ends before it answers (`state`). Limits: an instance restores what it needs from the topic after each start,
 //! and asks the broker for the partitions' ends with each read, of however many keys.
 //!
-//! Left to others: schemas (the catalog), and records that others wrote in other formats: they are
-//! [`Corrupt`](super::LogError::Corrupt) here, naming topic, partition and offset.
+//! **Records** of other programs ([`records`](super::records)) are Kafka's own: one row each, whose offset is the record's
+//! times 65,536. They are written in the same transactions, and read many at a time from the same readers. A fetch that
+//! expects batches is told [`Corrupt`](super::LogError::Corrupt) with topic, partition and offset.
+//!
+//! Left to others: schemas (the catalog), and what the bytes of a record mean (`va-formats`).
 
 mod client;
 mod codec;
 mod commit;
+mod diagnose;
 mod groups;
 mod log;
 mod member;
 mod names;
 mod options;
+mod positions;
 mod producer;
 mod reader;
 mod state;

@@ -266,7 +266,8 @@ impl KafkaOptions {
         // How late a reader learns that it reached the end, and so that what is left is no row: see `reader`.
         config.set("fetch.wait.max.ms", "50");
         config.set("fetch.error.backoff.ms", "50");
-        config.set("queued.min.messages", "1000");
+        // The bound is the one in bytes: a topic of single records has thousands where one of batches has one.
+        config.set("queued.min.messages", "100000");
         config.set(
             "queued.max.messages.kbytes",
             self.read_ahead_kib.to_string(),

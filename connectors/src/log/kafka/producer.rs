@@ -9,12 +9,13 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use arrow::record_batch::RecordBatch;
 use rdkafka::ClientContext;
 use rdkafka::TopicPartitionList;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::KafkaError;
-use rdkafka::message::{DeliveryResult, Message, OwnedHeaders};
+use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::sync::Semaphore;
@@ -23,6 +24,7 @@ use uuid::Uuid;
 use super::client::{Quiet, lock};
 use super::options::KafkaOptions;
 use crate::log::LogError;
+use crate::log::records::Records;
 
 /// Plain commits that run at the same time; more wait.
 const PLAIN_MAX: usize = 8;
@@ -45,6 +47,31 @@ pub(super) struct Outgoing {
     pub key: Option<Vec<u8>>,
     pub payload: Option<Vec<u8>>,
     pub headers: Option<OwnedHeaders>,
+}
+
+/// Records of one partition, as [`crate::log::records`] holds them: sent without a copy of each in between.
+pub(super) struct OutgoingRecords {
+    pub topic: String,
+    pub partition: i32,
+    pub batch: RecordBatch,
+}
+
+/// Everything that a transaction writes: numbered in this order, the rows of each batch one by one.
+#[derive(Default)]
+pub(super) struct Writes {
+    pub single: Vec<Outgoing>,
+    pub records: Vec<OutgoingRecords>,
+}
+
+impl Writes {
+    pub(super) fn is_empty(&self) -> bool {
+        self.single.is_empty() && self.records.is_empty()
+    }
+
+    fn len(&self) -> usize {
+        let rows: usize = self.records.iter().map(|r| r.batch.num_rows()).sum();
+        self.single.len() + rows
+    }
 }
 
 /// Where the records of the running transaction went.
@@ -104,17 +131,18 @@ impl TransactionalProducer {
     /// after other errors it must not be.
     pub(super) fn run(
         &self,
-        records: &[Outgoing],
+        writes: &Writes,
         offsets: Option<(&TopicPartitionList, &ConsumerGroupMetadata)>,
         timeout: Duration,
     ) -> Result<Vec<i64>, TransactionError> {
         let deliveries = &self.producer.context().offsets;
-        *lock(deliveries) = records.iter().map(|_| None).collect();
+        let count = writes.len();
+        *lock(deliveries) = std::iter::repeat_with(|| None).take(count).collect();
         // Nothing was sent so far, whatever the error says.
         self.producer
             .begin_transaction()
             .map_err(|e| self.give_up(&e, timeout))?;
-        let sent = self.send(records, timeout).and_then(|()| {
+        let sent = self.send(writes, timeout).and_then(|()| {
             // Before the offsets: only then is a lost connection certainly not a commit.
             self.producer.flush(timeout)?;
             match offsets {
@@ -125,7 +153,7 @@ impl TransactionalProducer {
             }
         });
         sent.map_err(|e| self.give_up(&e, timeout))?;
-        let mut written = Vec::with_capacity(records.len());
+        let mut written = Vec::with_capacity(count);
         for outcome in lock(deliveries).drain(..) {
             written.push(outcome.unwrap_or(Err(KafkaError::Canceled)));
         }
@@ -149,43 +177,63 @@ impl TransactionalProducer {
     #[cfg(test)]
     pub(super) fn leave_open(
         &self,
-        records: &[Outgoing],
+        writes: &Writes,
         (list, group): (&TopicPartitionList, &ConsumerGroupMetadata),
         timeout: Duration,
     ) {
-        *lock(&self.producer.context().offsets) = records.iter().map(|_| None).collect();
+        *lock(&self.producer.context().offsets) = (0..writes.len()).map(|_| None).collect();
         self.producer.begin_transaction().unwrap();
-        self.send(records, timeout).unwrap();
+        self.send(writes, timeout).unwrap();
         self.producer.flush(timeout).unwrap();
         self.producer
             .send_offsets_to_transaction(list, group, timeout)
             .unwrap();
     }
 
-    fn send(&self, records: &[Outgoing], timeout: Duration) -> Result<(), KafkaError> {
+    fn send(&self, writes: &Writes, timeout: Duration) -> Result<(), KafkaError> {
         let deadline = std::time::Instant::now() + timeout;
-        for (number, record) in records.iter().enumerate() {
+        let mut number = 0;
+        for record in &writes.single {
             let mut outgoing: BaseRecord<'_, [u8], [u8], usize> =
                 BaseRecord::with_opaque_to(&record.topic, number).partition(record.partition);
-            if let Some(key) = &record.key {
-                outgoing = outgoing.key(key.as_slice());
+            outgoing.key = record.key.as_deref();
+            outgoing.payload = record.payload.as_deref();
+            outgoing.headers.clone_from(&record.headers);
+            self.send_one(outgoing, deadline)?;
+            number += 1;
+        }
+        for part in &writes.records {
+            // Only batches of records come here: the commit has looked.
+            let Some(records) = Records::of(&part.batch) else {
+                continue;
+            };
+            for row in 0..part.batch.num_rows() {
+                let mut outgoing: BaseRecord<'_, [u8], [u8], usize> =
+                    BaseRecord::with_opaque_to(&part.topic, number).partition(part.partition);
+                outgoing.key = records.key(row);
+                outgoing.payload = records.value(row);
+                outgoing.headers = headers_of(records.headers(row));
+                self.send_one(outgoing, deadline)?;
+                number += 1;
             }
-            if let Some(payload) = &record.payload {
-                outgoing = outgoing.payload(payload.as_slice());
+        }
+        Ok(())
+    }
+
+    fn send_one(
+        &self,
+        mut outgoing: BaseRecord<'_, [u8], [u8], usize>,
+        deadline: std::time::Instant,
+    ) -> Result<(), KafkaError> {
+        while let Err((error, back)) = self.producer.send(outgoing) {
+            if error.rdkafka_error_code() != Some(Code::QueueFull)
+                || std::time::Instant::now() >= deadline
+            {
+                return Err(error);
             }
-            if let Some(headers) = &record.headers {
-                outgoing = outgoing.headers(headers.clone());
-            }
-            while let Err((error, back)) = self.producer.send(outgoing) {
-                if error.rdkafka_error_code() != Some(Code::QueueFull)
-                    || std::time::Instant::now() >= deadline
-                {
-                    return Err(error);
-                }
-                // Deliveries make room.
-                self.producer.poll(Duration::from_millis(50));
-                outgoing = back;
-            }
+            // Deliveries make room.
+            self.producer.poll(Duration::from_millis(50));
+            outgoing = back;
         }
         Ok(())
     }
@@ -207,6 +255,16 @@ impl TransactionalProducer {
             }
         }
     }
+}
+
+/// `None` when there are none.
+fn headers_of<'a>(
+    headers: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>,
+) -> Option<OwnedHeaders> {
+    headers.fold(None, |all, (key, value)| {
+        let all = all.unwrap_or_else(OwnedHeaders::new);
+        Some(all.insert(Header { key, value }))
+    })
 }
 
 /// Whether somebody newer has taken over.

@@ -8,15 +8,20 @@
 //! finds nothing below the high watermark positions the reader anew and waits for a row or for the end of the partition,
 //! whichever comes: since the reader was positioned after the watermark was asked for, an end means that nothing below
 //! that watermark was missed, and the fetch goes on there.
+//!
+//! A record is looked into only when its rows are handed over: a topic of single records ([`crate::log::records`]) is
+//! read through the same readers.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::FutureExt;
+use arrow::record_batch::RecordBatch;
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{Consumer, StreamConsumer};
 use rdkafka::error::KafkaError;
-use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::message::{BorrowedMessage, Headers, Message, OwnedHeaders};
 use rdkafka::types::RDKafkaErrorCode as Code;
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 use tokio::time::Instant;
@@ -25,7 +30,8 @@ use va_catalog::{Offset, TopicName, TopicPartition};
 use super::client::{Quiet, Shared, is_unknown_topic, lock, storage};
 use super::codec;
 use super::names::Position;
-use crate::log::{FetchLimit, Fetched, LogBatch, LogError};
+use crate::log::records::{self, RecordsBuilder};
+use crate::log::{FetchLimit, Fetched, FetchedRecords, LogBatch, LogError};
 
 /// Each holds a connection to each broker and its read-ahead.
 const IDLE_MAX: usize = 32;
@@ -46,12 +52,50 @@ pub(super) struct Reader {
     high: i64,
 }
 
-/// A record with rows.
+/// A record as it is stored.
 pub(super) struct Record {
     pub(super) offset: i64,
-    batch: arrow::record_batch::RecordBatch,
-    bytes: usize,
+    key: Option<Vec<u8>>,
+    payload: Option<Bytes>,
+    headers: Option<OwnedHeaders>,
     appended_at_ms: i64,
+}
+
+impl Record {
+    fn of(message: &BorrowedMessage<'_>) -> Self {
+        Self {
+            offset: message.offset(),
+            key: message.key().map(<[u8]>::to_vec),
+            payload: message.payload().map(Bytes::copy_from_slice),
+            headers: message.headers().map(|headers| headers.detach()),
+            appended_at_ms: message.timestamp().to_millis().unwrap_or(0),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.payload.as_ref().map_or(0, Bytes::len)
+    }
+
+    /// The batch of ours that it holds.
+    pub(super) fn batch(&self, place: &TopicPartition) -> Result<RecordBatch, LogError> {
+        codec::decode(self.payload.clone(), self.headers.as_ref())
+            .map_err(|e| LogError::Corrupt(format!("record {} of `{place}`: {e}", self.offset)))
+    }
+}
+
+/// What a fetch begins with.
+enum Begun<'a> {
+    Nothing {
+        next: Offset,
+        skipped: u64,
+        high: Offset,
+    },
+    Rows {
+        reader: Lent<'a>,
+        start: Position,
+        first: Record,
+        skipped: u64,
+    },
 }
 
 /// What a reader came upon.
@@ -205,17 +249,7 @@ fn interpret(
     received: Result<BorrowedMessage<'_>, KafkaError>,
 ) -> Result<Event, LogError> {
     match received {
-        Ok(message) => {
-            let batch = codec::decode(message.payload(), message.headers()).map_err(|e| {
-                LogError::Corrupt(format!("record {} of `{place}`: {e}", message.offset()))
-            })?;
-            Ok(Event::Record(Record {
-                offset: message.offset(),
-                batch,
-                bytes: message.payload_len(),
-                appended_at_ms: message.timestamp().to_millis().unwrap_or(0),
-            }))
-        }
+        Ok(message) => Ok(Event::Record(Record::of(&message))),
         Err(KafkaError::PartitionEOF(_)) => Ok(Event::End),
         Err(error) => match error.rdkafka_error_code() {
             Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => Ok(Event::OutOfRange),
@@ -223,6 +257,32 @@ fn interpret(
             _ => Err(storage(&format!("read `{place}`"), &error)),
         },
     }
+}
+
+/// A batch of ours is no record of another program.
+fn check_record<H: Headers>(
+    headers: Option<&H>,
+    offset: i64,
+    place: &TopicPartition,
+) -> Result<(), LogError> {
+    if headers.is_some_and(codec::is_batch) {
+        return Err(LogError::Config(format!(
+            "record {offset} of `{place}` holds a batch and not a record: read it without `format`"
+        )));
+    }
+    Ok(())
+}
+
+fn push_record<H: Headers>(
+    builder: &mut RecordsBuilder,
+    (key, value): (Option<&[u8]>, Option<&[u8]>),
+    timestamp_ms: i64,
+    headers: Option<&H>,
+) {
+    let headers = headers
+        .into_iter()
+        .flat_map(|headers| headers.iter().map(|header| (header.key, header.value)));
+    builder.push(key, value, Some(timestamp_ms), headers);
 }
 
 impl Shared {
@@ -268,6 +328,68 @@ impl Shared {
         limit: FetchLimit,
         wait: Duration,
     ) -> Result<Fetched, LogError> {
+        match self.first(place, from, wait).await? {
+            Begun::Nothing {
+                next,
+                skipped,
+                high,
+            } => Ok(Fetched {
+                batches: Vec::new(),
+                next,
+                skipped,
+                high,
+            }),
+            Begun::Rows {
+                mut reader,
+                start,
+                first,
+                skipped,
+            } => {
+                self.collect(&mut reader, start, first, limit, skipped)
+                    .await
+            }
+        }
+    }
+
+    /// See [`crate::log::Log::fetch_records`].
+    pub(super) async fn fetch_records(
+        self: &Arc<Self>,
+        place: &TopicPartition,
+        from: Offset,
+        limit: FetchLimit,
+        wait: Duration,
+    ) -> Result<FetchedRecords, LogError> {
+        match self.first(place, from, wait).await? {
+            Begun::Nothing {
+                next,
+                skipped,
+                high,
+            } => Ok(FetchedRecords {
+                batch: RecordBatch::new_empty(records::schema()),
+                offsets: Vec::new(),
+                next,
+                skipped,
+                high,
+            }),
+            Begun::Rows {
+                mut reader,
+                first,
+                skipped,
+                ..
+            } => {
+                self.collect_records(&mut reader, first, limit, skipped)
+                    .await
+            }
+        }
+    }
+
+    /// Waits for the first record of a fetch.
+    async fn first<'a>(
+        self: &'a Arc<Self>,
+        place: &TopicPartition,
+        from: Offset,
+        wait: Duration,
+    ) -> Result<Begun<'a>, LogError> {
         self.open()?;
         // A wait beyond what the timer can hold is a wait without end.
         let deadline = Instant::now().checked_add(wait);
@@ -284,7 +406,12 @@ impl Shared {
             None
         };
         if let Some(first) = first {
-            return self.collect(&mut reader, start, first, limit, 0).await;
+            return Ok(Begun::Rows {
+                reader,
+                start,
+                first,
+                skipped: 0,
+            });
         }
 
         let (low, high) = self.ask_records(place).await?;
@@ -295,8 +422,7 @@ impl Shared {
         } else {
             (from, start, 0)
         };
-        let nothing = |next: Offset| Fetched {
-            batches: Vec::new(),
+        let nothing = |next: Offset| Begun::Nothing {
             next,
             skipped,
             high: Position::start_of(high).offset(),
@@ -314,10 +440,12 @@ impl Shared {
                 () = self.closed.cancelled() => return Err(LogError::Closed),
             };
             return match event {
-                Event::Record(first) => {
-                    self.collect(&mut reader, start, first, limit, skipped)
-                        .await
-                }
+                Event::Record(first) => Ok(Begun::Rows {
+                    reader,
+                    start,
+                    first,
+                    skipped,
+                }),
                 Event::End => {
                     self.learn_gap(place, start, high);
                     reader.at = Some(high);
@@ -348,7 +476,12 @@ impl Shared {
             };
             match event {
                 Event::Record(first) => {
-                    return self.collect(&mut reader, start, first, limit, 0).await;
+                    return Ok(Begun::Rows {
+                        reader,
+                        start,
+                        first,
+                        skipped: 0,
+                    });
                 }
                 Event::End => {}
                 // A position beyond the end, of a topic that was made again: nothing is there until it grows.
@@ -415,14 +548,25 @@ impl Shared {
         let (mut rows, mut bytes) = (0_usize, 0_usize);
         let mut next = Some(first);
         while let Some(record) = next {
+            let batch = match record.batch(&reader.place) {
+                Ok(batch) => batch,
+                // What came before it is returned; the next fetch begins with it and says so.
+                Err(error) => {
+                    reader.hold(record);
+                    if fetched.batches.is_empty() {
+                        return Err(error);
+                    }
+                    break;
+                }
+            };
             let cut = if record.offset == start.record {
-                (start.row as usize).min(record.batch.num_rows())
+                (start.row as usize).min(batch.num_rows())
             } else {
                 0
             };
-            let count = record.batch.num_rows() - cut;
+            let count = batch.num_rows() - cut;
             rows += count;
-            bytes = bytes.saturating_add(record.bytes);
+            bytes = bytes.saturating_add(record.bytes());
             if !fetched.batches.is_empty() && (rows > limit.rows || bytes > limit.bytes) {
                 reader.hold(record);
                 break;
@@ -435,7 +579,7 @@ impl Shared {
                 };
                 fetched.batches.push(LogBatch {
                     base: base.offset(),
-                    batch: record.batch.slice(cut, count),
+                    batch: batch.slice(cut, count),
                     appended_at_ms: record.appended_at_ms,
                 });
             }
@@ -453,6 +597,77 @@ impl Shared {
         let returned: usize = fetched.batches.iter().map(|b| b.batch.num_rows()).sum();
         metrics::counter!("va_log_fetch_rows_total", "topic" => topic).increment(returned as u64);
         Ok(fetched)
+    }
+
+    /// What is here of single records, up to the limit. Takes them from the client's queue one by one without a copy in
+    /// between: this is the hot path of reading what others write.
+    async fn collect_records(
+        self: &Arc<Self>,
+        reader: &mut Reader,
+        first: Record,
+        limit: FetchLimit,
+        skipped: u64,
+    ) -> Result<FetchedRecords, LogError> {
+        let rows_max = limit.rows.max(1);
+        let mut builder = RecordsBuilder::with_capacity(rows_max.min(8_192), 0);
+        let mut offsets = Vec::with_capacity(rows_max.min(8_192));
+        let mut bytes = first.bytes();
+        check_record(first.headers.as_ref(), first.offset, &reader.place)
+            .inspect_err(|_| reader.at = None)?;
+        push_record(
+            &mut builder,
+            (first.key.as_deref(), first.payload.as_deref()),
+            first.appended_at_ms,
+            first.headers.as_ref(),
+        );
+        let mut last = first.offset;
+        offsets.push(Position::start_of(last).offset());
+        {
+            let mut stream = reader.consumer.stream();
+            while builder.len() < rows_max && bytes < limit.bytes {
+                match stream.next().now_or_never() {
+                    Some(Some(Ok(message))) => {
+                        let offset = message.offset();
+                        if check_record(message.headers(), offset, &reader.place).is_err() {
+                            // The next fetch begins with it and says so.
+                            reader.at = None;
+                            break;
+                        }
+                        last = offset;
+                        reader.at = Some(last + 1);
+                        bytes += message.payload_len() + message.key_len();
+                        offsets.push(Position::start_of(last).offset());
+                        push_record(
+                            &mut builder,
+                            (message.key(), message.payload()),
+                            message.timestamp().to_millis().unwrap_or(0),
+                            message.headers(),
+                        );
+                    }
+                    Some(Some(Err(KafkaError::PartitionEOF(_)))) => break,
+                    // Left for a fetch that has nothing to return; it has to come back to where this one stopped.
+                    Some(_) => {
+                        reader.at = None;
+                        break;
+                    }
+                    None => break,
+                }
+            }
+        }
+        let next = last + 1;
+        if reader.high <= next {
+            reader.high = self.ask_records(&reader.place.clone()).await?.1;
+        }
+        let topic = reader.place.topic.to_string();
+        metrics::counter!("va_log_fetch_rows_total", "topic" => topic)
+            .increment(builder.len() as u64);
+        Ok(FetchedRecords {
+            batch: builder.finish(),
+            offsets,
+            next: Position::start_of(next).offset(),
+            skipped,
+            high: Position::start_of(reader.high.max(next)).offset(),
+        })
     }
 
     /// The same position, moved over what holds no row: equal to the high watermark exactly when everything was read.
@@ -487,10 +702,11 @@ impl Shared {
                 () = self.closed.cancelled() => return Err(LogError::Closed),
             };
             match event {
-                // Behind the last row of its record.
+                // Behind the last row of its record. Where the row is the first, nothing needs to be looked into.
                 Event::Record(record)
                     if record.offset == position.record
-                        && position.row as usize >= record.batch.num_rows() => {}
+                        && position.row > 0
+                        && position.row as usize >= record.batch(place)?.num_rows() => {}
                 Event::Record(record) => {
                     let row = if record.offset == position.record {
                         position.row

@@ -60,10 +60,11 @@ impl Shared {
             .create_kafka_topic(&kafka, config.partitions, &settings)
             .await?
         {
-            let topic = topic.clone();
-            return self
-                .wait_until(move |shared| shared.known_count(&topic).is_some())
-                .await;
+            let name = topic.clone();
+            self.wait_until(move |shared| shared.known_count(&name).is_some())
+                .await?;
+            self.note_created(topic, config.partitions);
+            return Ok(());
         }
         let name = topic.clone();
         let partitions = self
@@ -201,6 +202,7 @@ impl Shared {
             Some(Err((_, code))) => return Err(storage_code(&what, code)),
             None => return Err(LogError::Storage(format!("kafka: {what}: no answer"))),
         }
+        self.note_deleted(topic);
         let gone = topic.clone();
         self.wait_until(move |shared| shared.known_count(&gone).is_none())
             .await?;

@@ -44,7 +44,7 @@ impl Dom {
             scripting_enabled: false,
             ..TreeBuilderOpts::default()
         };
-        let builder = TreeBuilder::new(Sink::new(), options);
+        let builder = TreeBuilder::new(Sink::new(text.len()), options);
         let sink = Filter {
             inner: builder,
             is_xhtml: is_xhtml(text),
@@ -187,19 +187,27 @@ fn is_xhtml(text: &str) -> bool {
     head.trim_start().starts_with("<?xml") || head.contains("//DTD XHTML")
 }
 
+/// Room for nodes at first: about as many as real pages have, so that the vector hardly grows, but no more memory than
+/// a long page without markup may cost.
+const BYTES_A_NODE: usize = 32;
+const NODES_AT_FIRST_MAX: usize = 1 << 16;
+
 struct Sink {
     nodes: RefCell<Vec<Node>>,
 }
 
 impl Sink {
-    fn new() -> Self {
+    /// For a page of so many bytes.
+    fn new(bytes: usize) -> Self {
         let root = Node {
             parent: None,
             children: Vec::new(),
             data: Data::Other,
         };
+        let mut nodes = Vec::with_capacity((bytes / BYTES_A_NODE).min(NODES_AT_FIRST_MAX) + 1);
+        nodes.push(root);
         Sink {
-            nodes: RefCell::new(vec![root]),
+            nodes: RefCell::new(nodes),
         }
     }
 

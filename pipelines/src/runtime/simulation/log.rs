@@ -43,6 +43,15 @@ impl Log for SimulatedLog {
     ) -> Result<Fetched, LogError> {
         elsewhere()
     }
+    async fn fetch_records(
+        &self,
+        _: &TopicPartition,
+        _: Offset,
+        _: FetchLimit,
+        _: Duration,
+    ) -> Result<FetchedRecords, LogError> {
+        elsewhere()
+    }
     async fn committed(&self, _: &GroupId, _: &TopicPartition) -> Result<Option<Offset>, LogError> {
         elsewhere()
     }

@@ -25,8 +25,8 @@ use tokio_util::sync::CancellationToken;
 use va_catalog::{Offset, Partition, PipelineName, TopicName, TopicPartition};
 use va_connectors::flow::Append;
 use va_connectors::log::{
-    Commit, FetchLimit, Fetched, GroupId, Log, LogError, Member, StateKey, Target, TopicConfig,
-    Watermarks, partition_of,
+    Commit, FetchLimit, Fetched, FetchedRecords, GroupId, Log, LogError, Member, StateKey, Target,
+    TopicConfig, Watermarks, partition_of,
 };
 use va_connectors::objects::Objects;
 use va_models::{Embedders, ModelStore};

@@ -22,8 +22,8 @@ use self::show::Bar;
 use super::client::{Client, Failure, Outcome, encode};
 use crate::folder::{self, Follower, Root, Scan, Tally, Wishes};
 
-/// How often progress is asked for.
-const POLL: Duration = Duration::from_millis(250);
+/// How often progress is asked for: a change should show soon.
+const POLL: Duration = Duration::from_millis(50);
 
 /// Index files, directories or URLs, and keep the collection like the directories.
 #[derive(Args)]

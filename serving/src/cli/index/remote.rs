@@ -1,7 +1,6 @@
 //! [`Documents`] over HTTP.
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use va_catalog::settings::LimitSettings;
@@ -91,19 +90,19 @@ impl Documents for RemoteDocuments<'_> {
             .collect();
         let count = files.len();
         let boundary = format!("va-{}", uuid::Uuid::now_v7().simple());
+        // In one piece: sent bit by bit, a few hundred files cost more for the bits than for the bytes.
         let head = |name: &str| {
-            Bytes::from(format!(
-                "--{boundary}\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n"
-            ))
+            format!("--{boundary}\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n")
         };
-        let end_of_part = Bytes::from_static(b"\r\n");
-        let mut pieces = vec![head("items"), json!(items).to_string().into()];
+        let (head_of_file, end) = (head("file"), format!("\r\n--{boundary}--\r\n"));
+        let mut body = head("items").into_bytes();
+        serde_json::to_writer(&mut body, &items).map_err(SyncError::new)?;
         for file in files {
-            pieces.extend([end_of_part.clone(), head("file"), file.bytes]);
+            body.extend_from_slice(b"\r\n");
+            body.extend_from_slice(head_of_file.as_bytes());
+            body.extend_from_slice(&file.bytes);
         }
-        pieces.push(format!("\r\n--{boundary}--\r\n").into());
-        let pieces = pieces.into_iter().map(Ok::<_, std::convert::Infallible>);
-        let body = reqwest::Body::wrap_stream(futures::stream::iter(pieces));
+        body.extend_from_slice(end.as_bytes());
         let content_type = format!("multipart/form-data; boundary={boundary}");
         let path = format!("{}/bulk", self.base);
         let reply: Items<BulkOutcome> = self.client.send(&path, &content_type, body).await?;

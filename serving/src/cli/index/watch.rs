@@ -12,8 +12,6 @@ use crate::cli::table::printable;
 use crate::cli::up::wait_for_signal;
 use crate::folder::{Change, Follower, Progress, Root, Scan, SyncError, Tally, Wishes, sync};
 
-/// Time between two looks at a document under way: a change should show soon.
-const POLL: Duration = Duration::from_millis(50);
 /// How often a directory that has gone is looked for.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -25,10 +23,6 @@ pub async fn until_signal(
     wishes: Wishes,
     json: bool,
 ) -> Outcome<()> {
-    let wishes = Wishes {
-        poll: POLL,
-        ..wishes
-    };
     if !json {
         println!("Following {} directories. Stop with Ctrl-C.", roots.len());
     }

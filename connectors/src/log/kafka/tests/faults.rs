@@ -12,7 +12,7 @@ use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 use va_catalog::{Offset, Partition};
 
 use super::super::member::KafkaMember;
-use super::super::producer::Outgoing;
+use super::super::producer::{Outgoing, Writes};
 use super::super::{KafkaLog, KafkaOptions};
 use super::proxy::{Cut, Proxy};
 use super::{broker, connect, options};
@@ -156,8 +156,12 @@ fn child() {
                         payload: Some(b"never to be seen".to_vec()),
                         headers: None,
                     };
+                    let writes = Writes {
+                        single: vec![record],
+                        ..Writes::default()
+                    };
                     let producer = slot.as_ref().unwrap();
-                    producer.leave_open(&[record], (&list, &metadata), timeout);
+                    producer.leave_open(&writes, (&list, &metadata), timeout);
                 })
                 .await
                 .unwrap();

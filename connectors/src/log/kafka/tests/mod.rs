@@ -5,6 +5,7 @@
 
 mod broker;
 mod faults;
+#[path = "../../../../../deploy/dev/kafka_proxy.rs"]
 mod proxy;
 mod records;
 mod state;

@@ -1,6 +1,7 @@
 //! A TCP proxy before a broker that can lose a commit: it knows enough of Kafka's protocol to find the request that ends
-//! a transaction.
+//! a transaction. Included by path where a test needs one.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::Mutex;
 
@@ -13,7 +14,7 @@ const END_TXN: i16 = 26;
 
 /// Which way of the commit is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cut {
+pub enum Cut {
     /// The broker never hears of it.
     Request,
     /// The broker commits, and nobody hears of that.
@@ -28,23 +29,25 @@ enum Mode {
     Dead,
 }
 
-pub(super) struct Proxy {
+pub struct Proxy {
     told: u16,
     mode: watch::Sender<Mode>,
     _tasks: Arc<Mutex<tokio::task::JoinSet<()>>>,
 }
 
-/// There is one port, so tests take turns. In this order: the port is free before the next one's turn comes.
+/// Tests that want the same port take turns. In this order: the port is free before the next one's turn comes.
 struct Door {
     listener: TcpListener,
-    _turn: tokio::sync::MutexGuard<'static, ()>,
+    _turn: tokio::sync::OwnedMutexGuard<()>,
 }
 
 impl Proxy {
     /// `listens` is the broker's port, `told` the one that it tells its clients to come to.
-    pub(super) async fn start((listens, told): (u16, u16)) -> Self {
-        static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-        let turn = TURN.lock().await;
+    pub async fn start((listens, told): (u16, u16)) -> Self {
+        static TURNS: Mutex<BTreeMap<u16, Arc<tokio::sync::Mutex<()>>>> =
+            Mutex::new(BTreeMap::new());
+        let turn = TURNS.lock().unwrap().entry(told).or_default().clone();
+        let turn = turn.lock_owned().await;
         let door = Door {
             listener: TcpListener::bind(("127.0.0.1", told)).await.unwrap(),
             _turn: turn,
@@ -72,17 +75,17 @@ impl Proxy {
         }
     }
 
-    pub(super) fn address(&self) -> String {
+    pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.told)
     }
 
     /// Goes dead at the next request that ends a transaction.
-    pub(super) fn cut_at_commit(&self, cut: Cut) {
+    pub fn cut_at_commit(&self, cut: Cut) {
         self.mode.send_replace(Mode::Armed(cut));
     }
 
     /// Lets new connections through.
-    pub(super) fn heal(&self) {
+    pub fn heal(&self) {
         self.mode.send_replace(Mode::Whole);
     }
 }
