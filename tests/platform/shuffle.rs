@@ -41,13 +41,13 @@ sinks:
   cities: {type: topic, input: by_city, topic: cities, key: city}
   sizes: {type: topic, input: by_size, topic: sizes, key: size}
 "#;
-const PARTITIONS: u32 = 6;
+pub const PARTITIONS: u32 = 6;
 const CITIES: [&str; 5] = ["北京", "Paris", "上海", "Oslo", "Lima"];
 
 /// Where the workers' logs come from: one for each, as each is a process of its own.
-type Logs<'a> = &'a dyn Fn() -> Arc<dyn Log>;
+pub type Logs<'a> = &'a dyn Fn() -> Arc<dyn Log>;
 
-struct Worker {
+pub struct Worker {
     on: tokio::runtime::Runtime,
     pipelines: Arc<Runtime>,
     /// Holds the stores that the pipeline does not use.
@@ -56,7 +56,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(log: Arc<dyn Log>, plan: Plan) -> Self {
+    pub fn start(log: Arc<dyn Log>, plan: Plan) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let on = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -94,12 +94,12 @@ impl Worker {
         }
     }
 
-    fn status(&self) -> PipelineStatus {
+    pub fn status(&self) -> PipelineStatus {
         self.on.block_on(self.pipelines.status(&name())).unwrap()
     }
 
     /// Waits until the pipeline is as `is` wants it.
-    fn until(&self, is: impl Fn(&PipelineStatus) -> bool) -> PipelineStatus {
+    pub fn until(&self, is: impl Fn(&PipelineStatus) -> bool) -> PipelineStatus {
         let mut checkpoints = self.pipelines.checkpoints(&name()).unwrap();
         let deadline = std::time::Instant::now() + Duration::from_secs(120);
         loop {
@@ -115,21 +115,32 @@ impl Worker {
         }
     }
 
-    fn stop(self) {
+    pub fn stop(self) {
         self.on.block_on(self.pipelines.stop(&name())).unwrap();
     }
 
+    /// Waits until it has committed so many checkpoints.
+    pub fn after_checkpoints(&self, count: u64) {
+        let mut committed = self.pipelines.checkpoints(&name()).unwrap();
+        let enough = async {
+            let limit = Duration::from_secs(120);
+            tokio::time::timeout(limit, committed.wait_for(|now| *now >= count)).await
+        };
+        let waited = self.on.block_on(enough).map(|seen| seen.is_ok());
+        assert_eq!(waited, Ok(true), "{:?}", self.status());
+    }
+
     /// As a process that is killed.
-    fn die(self) {
+    pub fn die(self) {
         self.on.shutdown_background();
     }
 }
 
-fn name() -> PipelineName {
+pub fn name() -> PipelineName {
     PipelineName::new("totals").unwrap()
 }
 
-fn topic(name: &str) -> TopicName {
+pub fn topic(name: &str) -> TopicName {
     TopicName::new(name).unwrap()
 }
 
@@ -185,7 +196,7 @@ impl Orders {
 }
 
 /// All rows of a topic, those of a partition in order.
-async fn rows_of(log: &dyn Log, topic: &TopicName) -> Vec<Map<String, Value>> {
+pub async fn rows_of(log: &dyn Log, topic: &TopicName) -> Vec<Map<String, Value>> {
     let topics = log.topics().await.unwrap();
     let (_, config) = topics.iter().find(|(name, _)| name == topic).unwrap();
     let mut rows = Vec::new();
@@ -294,11 +305,11 @@ fn totals_are_exact(on: &tokio::runtime::Runtime, logs: Logs<'_>) {
     on.block_on(judge(log.as_ref(), &orders));
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Runtime::new().unwrap()
 }
 
-fn embedded(dir: &TempDir) -> Arc<dyn Log> {
+pub fn embedded(dir: &TempDir) -> Arc<dyn Log> {
     EmbeddedLog::open(&dir.path().join("log"), Options::default()).unwrap()
 }
 

@@ -33,7 +33,9 @@ pub enum PipelineCommand {
         files: Vec<PathBuf>,
     },
     /// What each node does and the columns between nodes. A file, or the name of a registered pipeline.
-    Explain { pipeline: String },
+    Explain {
+        pipeline: String,
+    },
     /// Draw a pipeline as Mermaid or Graphviz DOT. A file, or the name of a registered pipeline.
     Graph {
         pipeline: String,
@@ -56,12 +58,19 @@ pub enum PipelineCommand {
         #[arg(long)]
         json: bool,
     },
+    Top(super::top::Top),
     /// Register and start a pipeline file, or start a registered pipeline by name.
-    Run { pipeline: String },
+    Run {
+        pipeline: String,
+    },
     /// Stop a pipeline after a last checkpoint; `run` goes on where it was.
-    Stop { name: String },
+    Stop {
+        name: String,
+    },
     /// Remove a pipeline of yours.
-    Delete { name: String },
+    Delete {
+        name: String,
+    },
     /// Print live rows of a node until Ctrl-C.
     Tap {
         name: String,
@@ -276,6 +285,7 @@ pub async fn remote(client: &Client, command: &PipelineCommand) -> Outcome<()> {
             }
             Ok(())
         }
+        PipelineCommand::Top(top) => super::top::run(client, top).await,
         PipelineCommand::Run { pipeline } => {
             let status = if is_file(pipeline) {
                 let text = read(Path::new(pipeline))?;

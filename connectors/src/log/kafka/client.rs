@@ -29,6 +29,9 @@ use crate::log::{LogError, Watermarks};
 /// Between two looks at what is about to become visible.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
+/// How long to wait at the start before looking whether waiting is of any use.
+const FIRST_LOOKS: Duration = Duration::from_millis(500);
+
 /// Between two questions to a partition that has no leader yet.
 const LEADER_PAUSE: Duration = Duration::from_millis(20);
 
@@ -49,7 +52,7 @@ pub(super) struct Shared {
     pub(super) options: KafkaOptions,
     /// Also asks for metadata and watermarks: it has a thread that serves it. Its watermarks are those of readers: they
     /// end where a transaction is not finished.
-    pub(super) admin: AdminClient<Quiet>,
+    pub(super) admin: AdminClient<Telling>,
     pub(super) readers: Readers,
     pub(super) groups: GroupClients,
     pub(super) producers: Producers,
@@ -78,8 +81,8 @@ impl fmt::Debug for Shared {
 }
 
 impl KafkaLog {
-    /// Connects, and waits until a broker answered. [`LogError::Config`] when the options are wrong,
-    /// [`LogError::Storage`] when no broker answers within `request_timeout_ms`.
+    /// Connects, and waits until a broker answered. [`LogError::Config`] when the options are wrong or the brokers refuse
+    /// who we are, [`LogError::Storage`] when no broker answers within `request_timeout_ms`.
     pub async fn connect(options: KafkaOptions) -> Result<Arc<Self>, LogError> {
         options.validate()?;
         let id = Uuid::now_v7().simple().to_string();
@@ -97,7 +100,7 @@ impl Shared {
         let mut config = options.client();
         config.set("socket.timeout.ms", options.request_timeout_ms.to_string());
         let config = options.finish(config);
-        let admin = AdminClient::from_config_and_context(&config, Quiet)
+        let admin = AdminClient::from_config_and_context(&config, Telling::default())
             .map_err(|e| LogError::Config(format!("kafka: {e}")))?;
         let shared = Self {
             readers: Readers::default(),
@@ -113,8 +116,39 @@ impl Shared {
             closed: CancellationToken::new(),
             options,
         };
+        shared.first_answer()?;
         shared.refresh_counts()?;
         Ok(shared)
+    }
+
+    /// Waits for a broker. librdkafka tries again until the time is over, also where nothing but another password helps:
+    /// what it says meanwhile is the reason that a person needs.
+    fn first_answer(&self) -> Result<(), LogError> {
+        let deadline = Instant::now() + self.timeout();
+        let client = self.admin.inner();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let error = match client.fetch_metadata(None, left.min(FIRST_LOOKS)) {
+                Ok(_) => return Ok(()),
+                Err(error) => error,
+            };
+            let told = lock(&client.context().failure).clone();
+            let brokers = &self.options.brokers;
+            match told {
+                Some(told) if is_refusal(&told) => {
+                    return Err(LogError::Config(format!(
+                        "the brokers at `{brokers}` cannot be used with these settings, see `log.kafka.security`: {told}"
+                    )));
+                }
+                told if left.is_zero() => {
+                    let told = told.unwrap_or_else(|| error.to_string());
+                    return Err(LogError::Storage(format!(
+                        "kafka: no answer from `{brokers}`: {told}"
+                    )));
+                }
+                _ => {}
+            }
+        }
     }
 
     pub(super) fn timeout(&self) -> Duration {
@@ -368,6 +402,36 @@ pub(super) fn place(topic: TopicName, partition: i32) -> TopicPartition {
 /// again, so nothing of that is more than a warning.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Quiet;
+
+/// [`Quiet`], that remembers why the last connection failed.
+#[derive(Default)]
+pub(super) struct Telling {
+    failure: Mutex<Option<String>>,
+}
+
+impl ClientContext for Telling {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if facility == "FAIL" {
+            // In front of it is the name of librdkafka's thread.
+            let message = message.split_once("]: ").map_or(message, |(_, said)| said);
+            *lock(&self.failure) = Some(message.to_owned());
+        }
+        Quiet.log(level, facility, message);
+    }
+
+    fn stats_raw(&self, _: &[u8]) {}
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        Quiet.error(error, reason);
+    }
+}
+
+/// Whether a connection failed for what only other settings change. A broker that just starts says other things.
+fn is_refusal(failure: &str) -> bool {
+    ["SASL authentication error", "certificate verify failed"]
+        .iter()
+        .any(|refusal| failure.contains(refusal))
+}
 
 impl ClientContext for Quiet {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {

@@ -236,8 +236,8 @@ impl KafkaOptions {
         config.set("enable.idempotence", "true");
         config.set("acks", "all");
         config.set("compression.type", self.compression.name());
-        // A commit flushes, so there is nothing to wait for.
-        config.set("linger.ms", "0");
+        // While a commit hands over its records they gather to large batches; its flush ends the waiting.
+        config.set("linger.ms", "100");
         config.set("message.max.bytes", self.record_bytes_max.to_string());
         config.set(
             "transaction.timeout.ms",
