@@ -665,6 +665,10 @@ async fn upkeep(platform: Arc<Platform>) {
             0 => {}
             workers => tracing::debug!(workers, "idle parser processes ended"),
         }
+        // Needed for Chinese words only, and as long as a model for the next time.
+        if va_fulltext::unload_idle(model_idle) {
+            tracing::debug!("idle dictionary of Chinese left memory");
+        }
         let embedders = platform.embedders.clone();
         match tokio::task::spawn_blocking(move || embedders.unload_idle(model_idle)).await {
             Ok(0) | Err(_) => {}

@@ -11,17 +11,16 @@
 //! Everything else separates and is never a term. A position is one Chinese (kana, ...) character or one word part, so
 //! that terms that stand side by side have neighbouring positions whichever way they were cut.
 
+use std::cell::OnceCell;
 use std::ops::Range;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use frostem::{Algorithm, Stemmer};
 use jieba_rs::Jieba;
 use tantivy::tokenizer::{Token, TokenStream, Tokenizer};
 
+use crate::dictionary::dictionary;
 use crate::fold::{Folded, fold};
-
-/// Loaded at the first use, once per process.
-static JIEBA: LazyLock<Jieba> = LazyLock::new(Jieba::new);
 
 /// Longer words are cut here, in the index and in the query alike: base64 and the like would only bloat the index.
 const WORD_CHARS_MAX: usize = 64;
@@ -98,6 +97,7 @@ impl Analysis {
         let mut analyser = Analyser {
             analysis: *self,
             chars: &folded,
+            dictionary: OnceCell::new(),
             terms: Vec::with_capacity(folded.len() / 2),
             position: 0,
             word: 0,
@@ -159,6 +159,8 @@ fn is_word(class: Class) -> bool {
 struct Analyser<'a> {
     analysis: Analysis,
     chars: &'a [Folded],
+    /// Asked for once a text, and only if there is Chinese in it.
+    dictionary: OnceCell<Arc<Jieba>>,
     terms: Vec<Term>,
     position: usize,
     word: usize,
@@ -222,7 +224,8 @@ impl Analyser<'_> {
     fn han(&mut self, from: usize, to: usize) {
         let text = self.text(from, to);
         let base = self.position;
-        for cut in JIEBA.cut(&text, self.analysis.guess_words) {
+        let jieba = Arc::clone(self.dictionary.get_or_init(dictionary));
+        for cut in jieba.cut(&text, self.analysis.guess_words) {
             let (start, end) = (from + cut.start, from + cut.end);
             let len = end - start;
             self.add(
@@ -236,7 +239,7 @@ impl Analyser<'_> {
             for part_len in 2..=3 {
                 for i in start..(end + 1).saturating_sub(part_len) {
                     let part = self.text(i, i + part_len);
-                    if part_len < len && JIEBA.has_word(&part) {
+                    if part_len < len && jieba.has_word(&part) {
                         self.add(part, i, i + part_len, base + i - from, part_len, Kind::Part);
                     }
                 }

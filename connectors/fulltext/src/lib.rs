@@ -4,6 +4,7 @@
 //! [`TextSplit`] is an immutable index of its own; several of them are searched as one.
 //! [`analysis`] turns text into terms, [`highlight`] shows where a query matched. Vectors are another crate's.
 
+mod dictionary;
 mod directory;
 mod fold;
 mod query;
@@ -17,6 +18,7 @@ pub mod highlight;
 pub mod seam;
 
 pub use analysis::Analysis;
+pub use dictionary::unload_idle;
 pub use highlight::{highlights, snippet};
 pub use query::Ranking;
 pub use seam::{HITS_MAX, TextError, TextHit, TextIndex, TextSnapshot};
