@@ -19,7 +19,8 @@ use crate::shuffle::{Logs, PARTITIONS, Worker, embedded, rows_of, runtime, topic
 /// A checkpoint every few rows, so that there are many to stop at.
 const DEFINITION: &str = r#"pipeline: totals
 checkpoint: {rows_max: 40, interval_ms: 20}
-sources: {orders: {type: topic, topic: orders, schema: {id: string!, city: string, amount: string}}}
+sources:
+  orders: {type: topic, topic: orders, batch_rows_max: 20, schema: {id: string!, city: string, amount: string}}
 operators:
   parsed: {type: map, input: orders, set: {amount: cast(amount as bigint)}}
   by_city:
@@ -33,13 +34,18 @@ sinks:
 "#;
 const CITIES: [&str; 7] = ["北京", "Paris", "上海", "Oslo", "Lima", "深圳", "Łódź"];
 const STOPS: usize = 20;
+/// The input: parts of so many batches for each partition, of so many rows.
+const PARTS: u32 = STOPS as u32 + 1;
+const BATCHES: u32 = 12;
+const ROWS: u32 = 10;
+const INPUT: u32 = PARTS * BATCHES * PARTITIONS * ROWS;
 const SEED: u64 = 20_261_126;
 
 /// What happens to the workers.
 #[derive(Debug, Clone, Copy)]
 enum Way {
     Straight,
-    Stopped,
+    Stopped(usize),
     Killed(usize),
     Resized,
 }
@@ -58,19 +64,14 @@ fn plan() -> Plan {
         .plan
 }
 
-/// `batches` small ones in each partition, each a commit of its own; the same every time.
-async fn produce(log: &dyn Log, plan: &Plan, batches: u32) {
-    let config = TopicConfig {
-        partitions: PARTITIONS,
-        ..TopicConfig::default()
-    };
-    log.create_topic(&topic("orders"), config).await.unwrap();
+/// One of [`PARTS`] equal parts of the input: small batches in every partition, the same every time.
+async fn produce(log: &dyn Log, plan: &Plan, part: u32) {
     let schema = plan.nodes[0].output.clone().unwrap();
-    for at in 0..batches {
+    for at in part * BATCHES..(part + 1) * BATCHES {
         let mut commit = log.begin();
         for partition in 0..PARTITIONS {
-            let rows: Vec<Map<String, Value>> = (0..10)
-                .map(|row| order((at * PARTITIONS + partition) * 10 + row))
+            let rows: Vec<Map<String, Value>> = (0..ROWS)
+                .map(|row| order((at * PARTITIONS + partition) * ROWS + row))
                 .collect();
             commit.append(
                 &topic("orders"),
@@ -92,49 +93,80 @@ fn order(number: u32) -> Map<String, Value> {
     row.as_object().unwrap().clone()
 }
 
-/// Works the input off in this way.
-fn work(way: Way, logs: Logs<'_>, plan: &Plan, random: &mut Random) {
-    let start = || Worker::start(logs(), plan.clone());
-    let unfinished = |worker: &Worker| {
-        let status = worker.status();
-        assert!(status.lag_rows > 0, "the input is too short: {status:?}");
-    };
-    match way {
-        Way::Straight => {}
-        Way::Stopped => {
-            for _ in 0..STOPS {
-                let worker = start();
-                worker.after_checkpoints(1 + random.below(4));
-                unfinished(&worker);
-                worker.stop();
-            }
-        }
-        Way::Killed(times) => {
-            for _ in 0..times {
-                let worker = start();
-                worker.after_checkpoints(1 + random.below(4));
-                unfinished(&worker);
-                worker.die();
-            }
-        }
-        Way::Resized => {
-            let first = start();
-            first.after_checkpoints(2);
-            let others = [start(), start()];
-            others[0].after_checkpoints(1);
-            unfinished(&first);
-            first.stop();
-            others[1].after_checkpoints(1);
-            let [second, third] = others;
-            second.die();
-            third.stop();
-        }
+/// What works the input off, and what it is fed by.
+struct Run<'a> {
+    on: &'a tokio::runtime::Runtime,
+    logs: Logs<'a>,
+    log: Arc<dyn Log>,
+    plan: &'a Plan,
+    /// The next part of the input.
+    next: u32,
+    /// Stops and kills that left something to do.
+    in_the_middle: usize,
+}
+
+impl Run<'_> {
+    fn start(&self) -> Worker {
+        Worker::start((self.logs)(), self.plan.clone())
     }
-    let last = start();
-    last.until(|status| status.lag_rows == 0);
-    let status = last.status();
-    assert_eq!(status.conservation_violations, 0, "{status:?}");
-    last.stop();
+
+    /// Lets a part of the input come in meanwhile.
+    fn feed(&mut self) -> tokio::task::JoinHandle<()> {
+        let (log, plan, part) = (self.log.clone(), self.plan.clone(), self.next);
+        self.next += 1;
+        self.on
+            .spawn(async move { produce(log.as_ref(), &plan, part).await })
+    }
+
+    fn fed(&mut self, feeding: tokio::task::JoinHandle<()>) {
+        self.on.block_on(feeding).unwrap();
+        let lag = va_pipelines::runtime::lag(self.log.as_ref(), self.plan);
+        let left: u64 = self.on.block_on(lag).unwrap().values().sum();
+        self.in_the_middle += usize::from(left > 0);
+    }
+
+    fn work(&mut self, way: Way, random: &mut Random) {
+        match way {
+            Way::Straight => {}
+            Way::Stopped(times) | Way::Killed(times) => {
+                for _ in 0..times {
+                    let worker = self.start();
+                    let feeding = self.feed();
+                    worker.after_checkpoints(1 + random.below(4));
+                    match way {
+                        Way::Killed(_) => worker.die(),
+                        _ => worker.stop(),
+                    }
+                    self.fed(feeding);
+                }
+                assert!(self.in_the_middle > times / 2, "{}", self.in_the_middle);
+            }
+            Way::Resized => {
+                let first = self.start();
+                let feeding = self.feed();
+                first.after_checkpoints(2);
+                let (second, third) = (self.start(), self.start());
+                self.fed(feeding);
+                let feeding = self.feed();
+                second.after_checkpoints(1);
+                first.stop();
+                self.fed(feeding);
+                let feeding = self.feed();
+                third.after_checkpoints(1);
+                second.die();
+                third.stop();
+                self.fed(feeding);
+            }
+        }
+        let last = self.start();
+        for part in self.next..PARTS {
+            self.on
+                .block_on(produce(self.log.as_ref(), self.plan, part));
+        }
+        let status = last.until(|status| status.lag_rows == 0);
+        assert_eq!(status.conservation_violations, 0, "{status:?}");
+        last.stop();
+    }
 }
 
 async fn made(log: &dyn Log) -> Made {
@@ -172,28 +204,38 @@ async fn made(log: &dyn Log) -> Made {
     }
 }
 
-/// `logs` makes, for each way, a function that opens its log.
+/// `open` makes, for each way, what opens its log.
 fn all_ways_agree(
     on: &tokio::runtime::Runtime,
-    batches: u32,
     ways: &[Way],
     open: &dyn Fn(Way) -> Arc<dyn Fn() -> Arc<dyn Log>>,
 ) {
     let plan = plan();
     let mut golden: Option<Made> = None;
     for &way in ways {
-        println!("{way:?}: VA_GOLDEN_SEED={SEED}");
+        println!("{way:?}, seed {SEED}");
         let logs = open(way);
+        let config = TopicConfig {
+            partitions: PARTITIONS,
+            ..TopicConfig::default()
+        };
         let log = logs();
-        on.block_on(produce(log.as_ref(), &plan, batches));
-        work(way, &*logs, &plan, &mut Random(SEED));
+        on.block_on(log.create_topic(&topic("orders"), config))
+            .unwrap();
+        let mut run = Run {
+            on,
+            logs: &*logs,
+            log: log.clone(),
+            plan: &plan,
+            next: 0,
+            in_the_middle: 0,
+        };
+        run.work(way, &mut Random(SEED));
         let made = on.block_on(made(log.as_ref()));
-        let bad = (0..batches * PARTITIONS * 10)
-            .filter(|n| n % 97 == 0)
-            .count();
-        assert_eq!(made.dead_letters.len(), bad);
-        assert_eq!(made.rows.len(), (batches * PARTITIONS * 10) as usize - bad);
-        assert_eq!(made.totals.len(), CITIES.len());
+        let bad = (0..INPUT).filter(|number| number % 97 == 0).count();
+        assert_eq!(made.dead_letters.len(), bad, "{way:?}");
+        assert_eq!(made.rows.len(), INPUT as usize - bad, "{way:?}");
+        assert_eq!(made.totals.len(), CITIES.len(), "{way:?}");
         match &golden {
             None => golden = Some(made),
             Some(golden) => assert!(*golden == made, "{way:?} made something else"),
@@ -204,11 +246,15 @@ fn all_ways_agree(
 #[test]
 fn stops_kills_and_other_numbers_of_workers_change_nothing_on_the_embedded_log() {
     let (on, dir) = (runtime(), tempfile::tempdir().unwrap());
-    let ways = [Way::Straight, Way::Stopped, Way::Killed(6), Way::Resized];
-    all_ways_agree(&on, 250, &ways, &|way| {
+    let ways = [
+        Way::Straight,
+        Way::Stopped(STOPS),
+        Way::Killed(6),
+        Way::Resized,
+    ];
+    all_ways_agree(&on, &ways, &|_| {
         let dir = tempfile::tempdir_in(dir.path()).unwrap();
         let log = on.block_on(async { embedded(&dir) });
-        println!("{way:?} in {}", dir.path().display());
         // The folder stays until the outer one goes.
         let _ = dir.keep();
         Arc::new(move || log.clone())
@@ -228,11 +274,16 @@ mod on_kafka {
             Err(reason) => return servers::skip(&reason),
         };
         let on = Arc::new(runtime());
-        let ways = [Way::Straight, Way::Stopped, Way::Killed(3), Way::Resized];
-        all_ways_agree(&on, 250, &ways, &|way| {
+        let ways = [
+            Way::Straight,
+            Way::Stopped(STOPS),
+            Way::Killed(2),
+            Way::Resized,
+        ];
+        all_ways_agree(&on, &ways, &|way| {
             let name = match way {
                 Way::Straight => "straight.",
-                Way::Stopped => "stopped.",
+                Way::Stopped(_) => "stopped.",
                 Way::Killed(_) => "killed.",
                 Way::Resized => "resized.",
             };

@@ -5,13 +5,13 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rdkafka::ClientContext;
 use rdkafka::admin::AdminClient;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::ProducerContext;
+use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode as Code;
+use rdkafka::{ClientConfig, ClientContext};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use va_catalog::{Partition, TopicName, TopicPartition};
@@ -52,7 +52,7 @@ pub(super) struct Shared {
     pub(super) options: KafkaOptions,
     /// Also asks for metadata and watermarks: it has a thread that serves it. Its watermarks are those of readers: they
     /// end where a transaction is not finished.
-    pub(super) admin: AdminClient<Telling>,
+    pub(super) admin: AdminClient<Quiet>,
     pub(super) readers: Readers,
     pub(super) groups: GroupClients,
     pub(super) producers: Producers,
@@ -100,7 +100,7 @@ impl Shared {
         let mut config = options.client();
         config.set("socket.timeout.ms", options.request_timeout_ms.to_string());
         let config = options.finish(config);
-        let admin = AdminClient::from_config_and_context(&config, Telling::default())
+        let admin = AdminClient::from_config_and_context(&config, Quiet)
             .map_err(|e| LogError::Config(format!("kafka: {e}")))?;
         let shared = Self {
             readers: Readers::default(),
@@ -116,37 +116,47 @@ impl Shared {
             closed: CancellationToken::new(),
             options,
         };
-        shared.first_answer()?;
+        shared.first_answer(&config)?;
         shared.refresh_counts()?;
         Ok(shared)
     }
 
-    /// Waits for a broker. librdkafka tries again until the time is over, also where nothing but another password helps:
-    /// what it says meanwhile is the reason that a person needs.
-    fn first_answer(&self) -> Result<(), LogError> {
+    /// Waits for a broker. librdkafka tries again until the time is over, also where nothing but another password helps.
+    /// What it says meanwhile is the reason that a person needs; only a client that is polled tells it.
+    fn first_answer(&self, config: &ClientConfig) -> Result<(), LogError> {
         let deadline = Instant::now() + self.timeout();
-        let client = self.admin.inner();
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let ask = || {
+            let client = self.admin.inner();
+            client.fetch_metadata(None, left().min(FIRST_LOOKS))
+        };
+        let Err(mut error) = ask() else {
+            return Ok(());
+        };
+        let probe: BaseProducer<Telling> =
+            BaseProducer::from_config_and_context(config, Telling::default())
+                .map_err(|e| LogError::Config(format!("kafka: {e}")))?;
+        let brokers = &self.options.brokers;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let error = match client.fetch_metadata(None, left.min(FIRST_LOOKS)) {
-                Ok(_) => return Ok(()),
-                Err(error) => error,
-            };
-            let told = lock(&client.context().failure).clone();
-            let brokers = &self.options.brokers;
+            probe.poll(left().min(FIRST_LOOKS));
+            let told = lock(&probe.context().failure).clone();
             match told {
                 Some(told) if is_refusal(&told) => {
                     return Err(LogError::Config(format!(
                         "the brokers at `{brokers}` cannot be used with these settings, see `log.kafka.security`: {told}"
                     )));
                 }
-                told if left.is_zero() => {
+                told if left().is_zero() => {
                     let told = told.unwrap_or_else(|| error.to_string());
                     return Err(LogError::Storage(format!(
-                        "kafka: no answer from `{brokers}`: {told}"
+                        "kafka: no answer from `{brokers}`: {told}; if it runs there, it may want TLS or a password, see `log.kafka.security`"
                     )));
                 }
                 _ => {}
+            }
+            match ask() {
+                Ok(_) => return Ok(()),
+                Err(again) => error = again,
             }
         }
     }
@@ -411,19 +421,24 @@ pub(super) struct Telling {
 
 impl ClientContext for Telling {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        if facility == "FAIL" {
-            // In front of it is the name of librdkafka's thread.
-            let message = message.split_once("]: ").map_or(message, |(_, said)| said);
-            *lock(&self.failure) = Some(message.to_owned());
-        }
         Quiet.log(level, facility, message);
     }
 
     fn stats_raw(&self, _: &[u8]) {}
 
     fn error(&self, error: KafkaError, reason: &str) {
+        // Behind a failure comes the word that now all brokers are down, which says less.
+        if error.rdkafka_error_code() != Some(Code::AllBrokersDown) {
+            *lock(&self.failure) = Some(reason.to_owned());
+        }
         Quiet.error(error, reason);
     }
+}
+
+impl ProducerContext for Telling {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, _: &rdkafka::message::DeliveryResult<'_>, (): Self::DeliveryOpaque) {}
 }
 
 /// Whether a connection failed for what only other settings change. A broker that just starts says other things.

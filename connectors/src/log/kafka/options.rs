@@ -236,8 +236,9 @@ impl KafkaOptions {
         config.set("enable.idempotence", "true");
         config.set("acks", "all");
         config.set("compression.type", self.compression.name());
-        // While a commit hands over its records they gather to large batches; its flush ends the waiting.
-        config.set("linger.ms", "100");
+        // While a commit hands over its records they gather to larger batches. The flush behind them does not end this
+        // waiting (rust-rdkafka flushes in steps of no time), so it is short.
+        config.set("linger.ms", "2");
         config.set("message.max.bytes", self.record_bytes_max.to_string());
         config.set(
             "transaction.timeout.ms",

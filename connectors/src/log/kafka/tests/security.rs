@@ -137,7 +137,7 @@ async fn encrypted_connections_with_passwords_work_or_say_why_not() {
     open.request_timeout_ms = 2_000;
     let said = KafkaLog::connect(open).await.unwrap_err().to_string();
     assert!(
-        said.contains(&secured.address) && said.contains("security.protocol"),
+        said.contains(&secured.address) && said.contains("log.kafka.security"),
         "{said}"
     );
 }
