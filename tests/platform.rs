@@ -18,6 +18,8 @@ mod crash;
 mod dlq;
 #[path = "platform/examples.rs"]
 mod examples;
+#[path = "platform/golden.rs"]
+mod golden;
 #[path = "platform/help_corpus.rs"]
 mod help_corpus;
 #[path = "platform/http.rs"]

@@ -8,6 +8,7 @@ mod embed;
 mod fulltext;
 mod gemm;
 mod kafka;
+mod keyed;
 mod log;
 
 use std::io::{BufRead, Write};
@@ -30,6 +31,10 @@ enum Command {
     FileBatches(log::Batches),
     /// The peer of `log_commits`: small synced writes to a plain file.
     FileCommits(log::Commits),
+    /// Count rows by key through a pipeline.
+    KeyedCount(keyed::Count),
+    /// Restore the state of a group from Kafka.
+    StateRestore(keyed::Restore),
     /// Embed texts from a file.
     Embed(embed::Embed),
     /// One matrix product of bytes on every thread.
@@ -67,6 +72,8 @@ fn main() -> Result<(), Failure> {
                 Command::LogCommits(commits) => runtime.block_on(log::commits(&commits)),
                 Command::FileBatches(batches) => log::file_batches(&batches),
                 Command::FileCommits(commits) => log::file_commits(&commits),
+                Command::KeyedCount(count) => runtime.block_on(keyed::count(&count)),
+                Command::StateRestore(restore) => runtime.block_on(keyed::restore(&restore)),
                 Command::Embed(embed) => models.embed(&embed),
                 Command::Gemm(gemm) => gemm::run(&gemm),
                 Command::Fulltext(rows) => runtime.block_on(fulltext::run(&rows)),

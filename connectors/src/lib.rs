@@ -7,3 +7,7 @@ pub mod log;
 pub mod objects;
 pub mod schema;
 pub mod tls;
+
+#[cfg(test)]
+#[path = "../../deploy/dev/server.rs"]
+mod servers;

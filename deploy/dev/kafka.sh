@@ -9,10 +9,12 @@
 #   deploy/dev/kafka.sh stop FOLDER           ends the brokers of that folder and removes it
 #   deploy/dev/kafka.sh run                   starts, prints HOST:PORT[,...], and stops when its input ends; answers
 #                                             each line of it: `kill N` and `resume N` (a broker, by number), `doors`
-#                                             (LISTENS:TOLD for each broker)
+#                                             (LISTENS:TOLD for each broker), `secured` (HOST:PORT FOLDER: see --secure)
 #
 #   --brokers 1|3       how many (1)
 #   --version VERSION   which Kafka (KAFKA_VERSION, else 4.3.1); the oldest supported is 3.7.2
+#   --secure            a third door, with TLS and SASL: user `tester`, password `not a secret`, by PLAIN or SCRAM-SHA-256.
+#                       FOLDER has the authority, ca.pem, and a certificate for clients, client.pem and client.key
 #
 # Maven fetches by coordinates, because there is no package of the whole distribution: the server's main class is
 # started on its class path instead of through the distribution's scripts. Data, logs and process ids are in FOLDER
@@ -21,15 +23,17 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 die() { printf 'kafka: %s\n' "$*" >&2; exit 1; }
-usage() { sed -n '2,18s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,20s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 brokers=1
+secure=
 version="${KAFKA_VERSION:-4.3.1}"
 words=()
 while [ $# -gt 0 ]; do
     case $1 in
         --brokers) brokers=${2:?"--brokers needs a number"}; shift 2 ;;
         --version) version=${2:?"--version needs a version"}; shift 2 ;;
+        --secure) secure=1; shift ;;
         -h | --help) usage; exit ;;
         *) words+=("$1"); shift ;;
     esac
@@ -107,11 +111,11 @@ write_properties() { # NODE FOLDER
 process.roles=broker,controller
 node.id=$node
 controller.quorum.voters=$voters
-listeners=PLAINTEXT://127.0.0.1:${client_ports[at]},PROXIED://127.0.0.1:${proxied_ports[at]},CONTROLLER://127.0.0.1:${quorum_ports[at]}
-advertised.listeners=PLAINTEXT://127.0.0.1:${client_ports[at]},PROXIED://127.0.0.1:${told_ports[at]}
+listeners=PLAINTEXT://127.0.0.1:${client_ports[at]},PROXIED://127.0.0.1:${proxied_ports[at]},CONTROLLER://127.0.0.1:${quorum_ports[at]}${secure:+,SECURED://127.0.0.1:${secured_ports[at]}}
+advertised.listeners=PLAINTEXT://127.0.0.1:${client_ports[at]},PROXIED://127.0.0.1:${told_ports[at]}${secure:+,SECURED://127.0.0.1:${secured_ports[at]}}
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,SECURED:SASL_SSL
 log.dirs=$2/data
 offsets.topic.replication.factor=$replicas
 offsets.topic.num.partitions=4
@@ -127,6 +131,31 @@ num.network.threads=2
 num.io.threads=4
 log.cleaner.dedupe.buffer.size=16777216
 PROPERTIES
+    [ -z "$secure" ] || cat >>"$2/server.properties" <<PROPERTIES
+listener.name.secured.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256
+listener.name.secured.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_$user="$password";
+listener.name.secured.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.secured.ssl.keystore.type=PEM
+listener.name.secured.ssl.keystore.location=$certificates/server.pem
+listener.name.secured.ssl.truststore.type=PEM
+listener.name.secured.ssl.truststore.location=$certificates/ca.pem
+listener.name.secured.ssl.client.auth=requested
+PROPERTIES
+}
+
+user=tester password='not a secret'
+
+# An authority, and what it certifies: the brokers and one client. For one run, on loopback.
+certify() { # FOLDER
+    command -v openssl >/dev/null || die "--secure needs openssl: install it (Debian package openssl)"
+    local name key=(-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc) log=$1/log
+    openssl req -x509 "${key[@]}" -days 2 -subj "/CN=authority for tests" -keyout "$1/ca.key" -out "$1/ca.pem" 2>"$log"
+    for name in server client; do
+        openssl req "${key[@]}" -subj "/CN=$name" -keyout "$1/$name.key" -out "$1/$name.csr" 2>>"$log"
+        openssl x509 -req -in "$1/$name.csr" -CA "$1/ca.pem" -CAkey "$1/ca.key" -CAcreateserial -days 2 \
+            -extfile <(echo "subjectAltName=IP:127.0.0.1,DNS:localhost") -out "$1/$name.pem" 2>>"$log"
+    done
+    cat "$1/server.key" >>"$1/server.pem"
 }
 
 launch() { # FOLDER NODE
@@ -162,11 +191,19 @@ start() { # FOLDER
     # When the start fails or is interrupted, nothing stays behind.
     trap "stop $(printf %q "$folder")" EXIT
     trap 'exit 1' INT TERM
-    read -ra ports <<<"$(free_ports $((4 * brokers)))"
+    read -ra ports <<<"$(free_ports $((5 * brokers)))"
     client_ports=("${ports[@]:0:brokers}")
     quorum_ports=("${ports[@]:brokers:brokers}")
     proxied_ports=("${ports[@]:2 * brokers:brokers}")
     told_ports=("${ports[@]:3 * brokers:brokers}")
+    secured_ports=("${ports[@]:4 * brokers:brokers}")
+    certificates=$folder/certificates
+    local scram=()
+    if [ -n "$secure" ]; then
+        mkdir -p "$certificates"
+        certify "$certificates"
+        scram=(--add-scram "SCRAM-SHA-256=[name=$user,password=$password]")
+    fi
     voters=
     for node in $(seq "$brokers"); do voters+="${voters:+,}$node@127.0.0.1:${quorum_ports[$((node - 1))]}"; done
     cluster=$(python3 -c 'import base64, uuid; print(base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="))')
@@ -176,7 +213,7 @@ start() { # FOLDER
         mkdir -p "$folder/$node"
         write_properties "$node" "$folder/$node"
         "${java[@]}" kafka.tools.StorageTool format --cluster-id "$cluster" --config "$folder/$node/server.properties" \
-            >"$folder/$node/format.log" 2>&1 ||
+            "${scram[@]}" >"$folder/$node/format.log" 2>&1 ||
             { cat "$folder/$node/format.log" >&2; die "formatting the data of broker $node failed"; }
     done
     for node in $(seq "$brokers"); do launch "$folder" "$node"; done
@@ -189,6 +226,7 @@ start() { # FOLDER
     echo "bootstrap $bootstrap"
     echo "folder $folder"
     for node in $(seq "$brokers"); do echo "proxied ${proxied_ports[$((node - 1))]} ${told_ports[$((node - 1))]}"; done
+    [ -z "$secure" ] || echo "secured 127.0.0.1:${secured_ports[0]} $certificates"
 }
 
 stop() { # FOLDER
@@ -218,6 +256,7 @@ case ${words[0]:-} in
                 kill\ [1-3]) end "$(cat "$folder/$node/pid")"; echo killed ;;
                 resume\ [1-3]) launch "$folder" "$node"; await "$folder" "$node"; echo running ;;
                 "doors ") paste -sd, <(for at in $(seq 0 $((brokers - 1))); do echo "${proxied_ports[at]}:${told_ports[at]}"; done) ;;
+                "secured ") echo "127.0.0.1:${secured_ports[0]} $certificates" ;;
                 *) die "\`$command ${node:-}\`: use kill N, resume N or doors" ;;
             esac
         done

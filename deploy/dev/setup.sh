@@ -38,6 +38,8 @@ if [ "$stage" = test ]; then
     need psql postgresql-client # the PostgreSQL wire is tested with the real client
     # The catalog is tested on a real server, see postgres.sh.
     compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || need initdb postgresql
+    # Certificates of the servers that are tested with TLS.
+    need openssl openssl
     # Kafka is tested with real brokers, which Maven fetches.
     need mvn maven
     need java openjdk-17-jre-headless

@@ -1,7 +1,8 @@
 //! `aggregate`: running counts, sums, extremes and last values by key.
 //!
-//! Batch-wise: a batch is first reduced to one change per key, then each key's state is read, changed and written once.
-//! State is read through a bounded cache and committed with the checkpoint, so a replay after a crash begins from what
+//! Batch-wise: each row is given the place of its key in a table of what changed since the last checkpoint; keys that are
+//! not in it are read from state, all at once; then each aggregate goes over its column. State is read through a bounded
+//! cache and committed with the checkpoint, so a replay after a crash begins from what
 //! the last checkpoint held. What a key came to is emitted once per checkpoint, however many of its rows arrived.
 //!
 //! Relies on all rows of a key coming to one task. Where they do not, the graph cuts it in two (see [`ByKey`]): the first
@@ -17,6 +18,7 @@ use arrow::datatypes::{DataType, Field, Float64Type, Int64Type, Schema, SchemaRe
 use arrow::row::{RowConverter, SortField};
 use async_trait::async_trait;
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use va_connectors::flow::{FlowError, Names, Problem};
@@ -119,10 +121,9 @@ impl OperatorSpec for AggregateSpec {
             values,
             layout,
             form: self.form,
-            cache: HashMap::new(),
-            changed: HashMap::new(),
-            order: Vec::new(),
-            full: Vec::new(),
+            cache: HashMap::default(),
+            changed: Table::default(),
+            full: Table::default(),
         }))
     }
 }
@@ -419,6 +420,58 @@ impl Column {
         }
     }
 
+    /// Whether every sum can take what comes for it, and much more. False is no answer: then it is looked at row by row.
+    fn surely_fits(&self, places: &[u32], values: &[Value], at: usize, width: usize) -> bool {
+        let Self::Whole(column) = self else {
+            return true;
+        };
+        let largest = places
+            .iter()
+            .map(|&place| match values[place as usize * width + at] {
+                Value::Whole(Some(sum)) => sum.unsigned_abs(),
+                _ => 0,
+            });
+        // What is below a null counts too, which only makes the answer more careful.
+        let added = column
+            .values()
+            .iter()
+            .fold(0_u128, |all, value| all + u128::from(value.unsigned_abs()));
+        u128::from(largest.max().unwrap_or(0)) + added < i64::MAX as u128
+    }
+
+    /// Puts every row into the value of its place; all of them fit.
+    fn apply_all(
+        &self,
+        places: &[u32],
+        function: Function,
+        values: &mut [Value],
+        at: usize,
+        width: usize,
+    ) {
+        let rows = places.iter().map(|&place| place as usize * width + at);
+        match self {
+            Self::All => {
+                for place in rows {
+                    if let Value::Count(count) = &mut values[place] {
+                        *count += 1;
+                    }
+                }
+            }
+            Self::Whole(column) if column.null_count() == 0 => {
+                for (place, added) in rows.zip(column.values()) {
+                    if let Value::Whole(sum) = &mut values[place] {
+                        *sum = Some(sum.unwrap_or(0) + added);
+                    }
+                }
+            }
+            _ => {
+                for (row, place) in rows.enumerate() {
+                    self.apply(row, function, &mut values[place]);
+                }
+            }
+        }
+    }
+
     /// Puts row `row`, which [fits](Self::fits), into `value`.
     fn apply(&self, row: usize, function: Function, value: &mut Value) {
         match (self, value) {
@@ -454,20 +507,40 @@ impl Column {
     }
 }
 
+/// What the aggregates of keys have come to: for each key, a stretch of `values` as long as there are aggregates.
+#[derive(Default)]
+struct Table {
+    places: HashMap<Bytes, u32, RandomState>,
+    /// By place, in order of their first row.
+    keys: Vec<Bytes>,
+    values: Vec<Value>,
+}
+
+impl Table {
+    /// The place of a key. A new one is behind all others, and its values have to follow.
+    fn place_of(&mut self, key: &[u8]) -> u32 {
+        if let Some(&place) = self.places.get(key) {
+            return place;
+        }
+        let (key, place) = (Bytes::copy_from_slice(key), self.keys.len() as u32);
+        self.keys.push(key.clone());
+        self.places.insert(key, place);
+        place
+    }
+}
+
 struct AggregateTask {
     layout: Layout,
     keys: RowConverter,
     /// One for each aggregate that keeps a value.
     values: Vec<Option<RowConverter>>,
-    /// As of the last checkpoint; what state says, as long as no other task owned the key's partition in between.
-    cache: HashMap<Bytes, Vec<Value>>,
-    /// Changed since the last checkpoint.
-    changed: HashMap<Bytes, Vec<Value>>,
-    /// The keys of `changed`, in order of their first change.
-    order: Vec<Bytes>,
     form: Form,
+    /// As of the last checkpoint; what state says, as long as no other task owned the key's partition in between.
+    cache: HashMap<Bytes, Vec<Value>, RandomState>,
+    /// Since the last checkpoint.
+    changed: Table,
     /// Of the partial form: what had come for a key before a sum grew too large, to be emitted before what came after.
-    full: Vec<(Bytes, Vec<Value>)>,
+    full: Table,
 }
 
 #[async_trait]
@@ -487,41 +560,50 @@ impl Operator for AggregateTask {
             ));
         }
         let columns = self.columns(&batch)?;
-        let rows_by_key = self.rows_by_key(&batch)?;
-        for (key, rows) in rows_by_key {
-            let mut values = match self.changed.remove(&key) {
-                Some(values) => values,
-                None => {
-                    self.order.push(key.clone());
-                    self.known(&key, cx).await?
-                }
-            };
-            let mut good = 0;
-            for row in rows {
-                // All of a row or nothing: a sum that overflows must not leave a count behind.
-                let fits = columns
-                    .iter()
-                    .zip(&values)
-                    .all(|(column, value)| column.fits(row, value));
-                if !fits && self.form == Form::Partial {
-                    // Whether the total fits is decided where it is known. A row alone always does.
-                    self.full.push((
-                        key.clone(),
-                        std::mem::replace(&mut values, self.layout.nothing()),
-                    ));
-                } else if !fits {
-                    cx.dead_letter(&batch, row, "a sum would not fit into 64 bits");
-                    continue;
-                }
-                for ((column, aggregate), value) in
-                    columns.iter().zip(&self.layout.aggregates).zip(&mut values)
-                {
-                    column.apply(row, aggregate.function, value);
-                }
-                good += 1;
+        let places = self.places(&batch, cx).await?;
+        let width = self.layout.aggregates.len();
+        let surely_fits = columns
+            .iter()
+            .enumerate()
+            .all(|(at, column)| column.surely_fits(&places, &self.changed.values, at, width));
+        if surely_fits {
+            for (at, column) in columns.iter().enumerate() {
+                let function = self.layout.aggregates[at].function;
+                column.apply_all(&places, function, &mut self.changed.values, at, width);
             }
-            cx.passed(good);
-            self.changed.insert(key, values);
+            cx.passed(batch.num_rows());
+            return Ok(());
+        }
+        for (row, &place) in places.iter().enumerate() {
+            let start = place as usize * width;
+            let values = &mut self.changed.values[start..start + width];
+            // All of a row or nothing: a sum that overflows must not leave a count behind.
+            let fits = columns
+                .iter()
+                .zip(&*values)
+                .all(|(column, value)| column.fits(row, value));
+            if !fits && self.form != Form::Partial {
+                cx.dead_letter(&batch, row, "a sum would not fit into 64 bits");
+                continue;
+            }
+            if !fits {
+                // Whether the total fits is decided where it is known. A row alone always does.
+                self.full
+                    .keys
+                    .push(self.changed.keys[place as usize].clone());
+                let before = values.iter_mut().zip(&self.layout.aggregates);
+                self.full
+                    .values
+                    .extend(before.map(|(value, &aggregate)| {
+                        std::mem::replace(value, Value::new(aggregate))
+                    }));
+            }
+            for ((column, aggregate), value) in
+                columns.iter().zip(&self.layout.aggregates).zip(values)
+            {
+                column.apply(row, aggregate.function, value);
+            }
+            cx.passed(1);
         }
         Ok(())
     }
@@ -531,24 +613,27 @@ impl Operator for AggregateTask {
     }
 
     async fn on_barrier(&mut self, cx: &mut Cx) -> Result<(), FlowError> {
-        let mut changed = std::mem::take(&mut self.changed);
-        let order = std::mem::take(&mut self.order);
-        let mut entries = std::mem::take(&mut self.full);
-        entries.extend(
-            order
-                .into_iter()
-                .filter_map(|key| changed.remove_entry(&key)),
-        );
-        for part in entries.chunks(ROWS_MAX) {
-            cx.emit(self.rows_of(part)?).await?;
+        let full = std::mem::take(&mut self.full);
+        let changed = std::mem::take(&mut self.changed);
+        let width = self.layout.aggregates.len();
+        for table in [&full, &changed] {
+            for (keys, values) in table
+                .keys
+                .chunks(ROWS_MAX)
+                .zip(table.values.chunks(ROWS_MAX * width))
+            {
+                cx.emit(self.rows_of(keys, values)?).await?;
+            }
         }
         if self.form == Form::Partial {
             return Ok(());
         }
-        if self.cache.len() + entries.len() > CACHED_KEYS_MAX {
+        if self.cache.len() + changed.keys.len() > CACHED_KEYS_MAX {
             self.cache.clear();
         }
-        for (key, values) in entries {
+        let mut values = changed.values.into_iter();
+        for key in changed.keys {
+            let values: Vec<Value> = values.by_ref().take(width).collect();
             cx.state().put(key.clone(), encode(&values));
             self.cache.insert(key, values);
         }
@@ -589,56 +674,59 @@ impl AggregateTask {
         Ok(columns)
     }
 
-    /// The rows of each key, keys in order of their first row.
-    fn rows_by_key(&self, batch: &RecordBatch) -> Result<Vec<(Bytes, Vec<usize>)>, FlowError> {
-        let mut rows_by_key: Vec<(Bytes, Vec<usize>)> = Vec::new();
+    /// The place of each row's key among what has changed; keys that were not there are read from state, in one go.
+    async fn places(&mut self, batch: &RecordBatch, cx: &mut Cx) -> Result<Vec<u32>, FlowError> {
+        let mut places = Vec::with_capacity(batch.num_rows());
+        let first_new = self.changed.keys.len();
         if self.layout.keys.is_empty() {
-            rows_by_key.push((Bytes::new(), (0..batch.num_rows()).collect()));
-            return Ok(rows_by_key);
+            let place = self.changed.place_of(&[]);
+            places.resize(batch.num_rows(), place);
+        } else {
+            let columns: Vec<ArrayRef> = self
+                .layout
+                .keys
+                .iter()
+                .map(|&column| batch.column(column).clone())
+                .collect();
+            let keys = self.keys.convert_columns(&columns)?;
+            places.extend(keys.iter().map(|key| self.changed.place_of(key.data())));
         }
-        let columns: Vec<ArrayRef> = self
-            .layout
-            .keys
-            .iter()
-            .map(|&column| batch.column(column).clone())
-            .collect();
-        let keys = self.keys.convert_columns(&columns)?;
-        let mut places: HashMap<&[u8], usize> = HashMap::new();
-        for (row, key) in keys.iter().enumerate() {
-            let place = *places.entry(key.data()).or_insert_with(|| {
-                rows_by_key.push((Bytes::copy_from_slice(key.data()), Vec::new()));
-                rows_by_key.len() - 1
-            });
-            rows_by_key[place].1.push(row);
-        }
-        Ok(rows_by_key)
-    }
-
-    /// What a key had come to at the last checkpoint.
-    async fn known(&self, key: &Bytes, cx: &mut Cx) -> Result<Vec<Value>, FlowError> {
+        let new = &self.changed.keys[first_new..];
         if self.form == Form::Partial {
-            return Ok(self.layout.nothing());
+            for _ in new {
+                self.changed.values.extend(self.layout.nothing());
+            }
+            return Ok(places);
         }
-        if let Some(values) = self.cache.get(key) {
-            return Ok(values.clone());
+        let mut known: Vec<Option<Vec<Value>>> =
+            new.iter().map(|key| self.cache.remove(key)).collect();
+        let unknown: Vec<usize> = (0..new.len()).filter(|&at| known[at].is_none()).collect();
+        let asked: Vec<Bytes> = unknown.iter().map(|&at| new[at].clone()).collect();
+        for (at, stored) in unknown.into_iter().zip(cx.state().get_many(&asked).await?) {
+            known[at] = stored
+                .map(|stored| decode(&stored, &self.layout.aggregates))
+                .transpose()?;
         }
-        match cx.state().get(key).await? {
-            Some(stored) => decode(&stored, &self.layout.aggregates),
-            None => Ok(self.layout.nothing()),
+        for values in known {
+            let values = values.unwrap_or_else(|| self.layout.nothing());
+            self.changed.values.extend(values);
         }
+        Ok(places)
     }
 
-    fn rows_of(&self, entries: &[(Bytes, Vec<Value>)]) -> Result<RecordBatch, FlowError> {
+    /// `values` are those of each key, one after the other.
+    fn rows_of(&self, keys: &[Bytes], values: &[Value]) -> Result<RecordBatch, FlowError> {
+        let width = self.layout.aggregates.len();
         let mut columns: Vec<ArrayRef> = Vec::new();
         if !self.layout.keys.is_empty() {
             let parser = self.keys.parser();
             columns.extend(
                 self.keys
-                    .convert_rows(entries.iter().map(|(key, _)| parser.parse(key)))?,
+                    .convert_rows(keys.iter().map(|key| parser.parse(key)))?,
             );
         }
         for (at, converter) in self.values.iter().enumerate() {
-            let values = || entries.iter().map(|(_, values)| &values[at]);
+            let values = || values.iter().skip(at).step_by(width);
             let whole = |value: &Value| match value {
                 Value::Count(count) => Some(*count),
                 Value::Whole(sum) => *sum,

@@ -3,7 +3,7 @@
 //! An operator sees batches, barriers and its context. It never reads the clock, spawns tasks, or opens connections
 //! after `build`; the runtime in `va-pipelines` calls it, checks its row counts and commits its state.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,6 +11,7 @@ use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -412,10 +413,10 @@ pub struct State {
     group: GroupId,
     namespace: String,
     /// Changes since the last barrier ...
-    pending: BTreeMap<Bytes, Option<Bytes>>,
+    pending: HashMap<Bytes, Option<Bytes>, RandomState>,
     /// ... and those handed to the checkpoint that is being committed. The runtime begins a checkpoint only when the one
     /// before is committed, so two generations are enough.
-    committing: BTreeMap<Bytes, Option<Bytes>>,
+    committing: HashMap<Bytes, Option<Bytes>, RandomState>,
     /// The checkpoint of `committing`.
     handed_over: u64,
     /// The task's last committed checkpoint. What belongs to it is the log's business again: the partition may have
@@ -435,8 +436,8 @@ impl State {
             log,
             group,
             namespace,
-            pending: BTreeMap::new(),
-            committing: BTreeMap::new(),
+            pending: HashMap::default(),
+            committing: HashMap::default(),
             handed_over: 0,
             committed,
         }
@@ -453,6 +454,34 @@ impl State {
             .state_get(&self.key(Bytes::copy_from_slice(key)))
             .await
             .map_err(|error| FlowError::retriable("state", error))
+    }
+
+    /// [`State::get`] for several keys, in their order, in one go.
+    pub async fn get_many(&self, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, FlowError> {
+        let in_flight = self.handed_over > self.committed.load(Ordering::Acquire);
+        let here = |key: &Bytes| {
+            let committing = in_flight.then(|| self.committing.get(key)).flatten();
+            self.pending.get(key).or(committing).cloned()
+        };
+        let mut values: Vec<Option<Option<Bytes>>> = keys.iter().map(here).collect();
+        let asked: Vec<Bytes> = keys
+            .iter()
+            .zip(&values)
+            .filter(|(_, value)| value.is_none())
+            .map(|(key, _)| key.clone())
+            .collect();
+        if !asked.is_empty() {
+            let found = self
+                .log
+                .state_get_many(&self.group, &self.namespace, &asked)
+                .await
+                .map_err(|error| FlowError::retriable("state", error))?;
+            let open = values.iter_mut().filter(|value| value.is_none());
+            for (value, found) in open.zip(found) {
+                *value = Some(found);
+            }
+        }
+        Ok(values.into_iter().map(Option::flatten).collect())
     }
 
     /// Writes; becomes durable with the next checkpoint.

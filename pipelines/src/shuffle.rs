@@ -185,6 +185,13 @@ impl Plan {
             .collect()
     }
 
+    /// Whether an operator keeps state by key.
+    pub fn has_keyed_state(&self) -> bool {
+        self.nodes.iter().any(|node| {
+            operator(node).is_some_and(|operator| (operator.by_key)(&node.node.options).is_some())
+        })
+    }
+
     fn sources_of(&self, node: usize) -> Vec<TopicName> {
         let node = &self.nodes[node];
         match &node.source {

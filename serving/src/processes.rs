@@ -99,7 +99,12 @@ fn add(whole: &mut Value, part: &Value) {
         whole["state"] = part["state"].clone();
         whole["reason"] = part["reason"].clone();
     }
-    for key in ["tasks", "nodes", "conservation_violations"] {
+    for key in [
+        "tasks",
+        "nodes",
+        "conservation_violations",
+        "state_restoring",
+    ] {
         sum(&mut whole[key], &part[key]);
     }
     for key in ["last_checkpoint_at_ms", "last_checkpoint_seconds", "queues"] {

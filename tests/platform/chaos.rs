@@ -11,7 +11,7 @@
 //! `make chaos` plays hundreds and writes RELIABILITY.md.
 
 #[path = "chaos/faults.rs"]
-mod faults;
+pub mod faults;
 #[path = "chaos/oracle.rs"]
 mod oracle;
 #[path = "chaos/report.rs"]

@@ -4,16 +4,17 @@
 //! A worker is a `Runtime` on a tokio runtime of its own. It dies by that being shut down: its tasks end wherever they
 //! wait, and nothing is committed after that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 use va_catalog::settings::Settings;
 use va_catalog::{Offset, Partition, PipelineName, TopicName, TopicPartition};
 use va_connectors::log::embedded::{EmbeddedLog, Options};
-use va_connectors::log::{FetchLimit, Log, Target, TopicConfig};
+use va_connectors::log::{FetchLimit, GroupId, Log, Target, TopicConfig, partition_of};
 use va_parse_worker::InProcess;
 use va_pipelines::fixture::{batch_to_rows, rows_to_batch};
 use va_pipelines::plan::BuiltinNames;
@@ -40,13 +41,13 @@ sinks:
   cities: {type: topic, input: by_city, topic: cities, key: city}
   sizes: {type: topic, input: by_size, topic: sizes, key: size}
 "#;
-const PARTITIONS: u32 = 6;
+pub const PARTITIONS: u32 = 6;
 const CITIES: [&str; 5] = ["北京", "Paris", "上海", "Oslo", "Lima"];
 
 /// Where the workers' logs come from: one for each, as each is a process of its own.
-type Logs<'a> = &'a dyn Fn() -> Arc<dyn Log>;
+pub type Logs<'a> = &'a dyn Fn() -> Arc<dyn Log>;
 
-struct Worker {
+pub struct Worker {
     on: tokio::runtime::Runtime,
     pipelines: Arc<Runtime>,
     /// Holds the stores that the pipeline does not use.
@@ -55,7 +56,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(log: Arc<dyn Log>, plan: Plan) -> Self {
+    pub fn start(log: Arc<dyn Log>, plan: Plan) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let on = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -93,12 +94,12 @@ impl Worker {
         }
     }
 
-    fn status(&self) -> PipelineStatus {
+    pub fn status(&self) -> PipelineStatus {
         self.on.block_on(self.pipelines.status(&name())).unwrap()
     }
 
     /// Waits until the pipeline is as `is` wants it.
-    fn until(&self, is: impl Fn(&PipelineStatus) -> bool) -> PipelineStatus {
+    pub fn until(&self, is: impl Fn(&PipelineStatus) -> bool) -> PipelineStatus {
         let mut checkpoints = self.pipelines.checkpoints(&name()).unwrap();
         let deadline = std::time::Instant::now() + Duration::from_secs(120);
         loop {
@@ -114,21 +115,32 @@ impl Worker {
         }
     }
 
-    fn stop(self) {
+    pub fn stop(self) {
         self.on.block_on(self.pipelines.stop(&name())).unwrap();
     }
 
+    /// Waits until it has committed so many checkpoints.
+    pub fn after_checkpoints(&self, count: u64) {
+        let mut committed = self.pipelines.checkpoints(&name()).unwrap();
+        let enough = async {
+            let limit = Duration::from_secs(120);
+            tokio::time::timeout(limit, committed.wait_for(|now| *now >= count)).await
+        };
+        let waited = self.on.block_on(enough).map(|seen| seen.is_ok());
+        assert_eq!(waited, Ok(true), "{:?}", self.status());
+    }
+
     /// As a process that is killed.
-    fn die(self) {
+    pub fn die(self) {
         self.on.shutdown_background();
     }
 }
 
-fn name() -> PipelineName {
+pub fn name() -> PipelineName {
     PipelineName::new("totals").unwrap()
 }
 
-fn topic(name: &str) -> TopicName {
+pub fn topic(name: &str) -> TopicName {
     TopicName::new(name).unwrap()
 }
 
@@ -184,27 +196,36 @@ impl Orders {
 }
 
 /// All rows of a topic, those of a partition in order.
-async fn rows_of(log: &dyn Log, topic: &TopicName) -> Vec<Map<String, Value>> {
+pub async fn rows_of(log: &dyn Log, topic: &TopicName) -> Vec<Map<String, Value>> {
     let topics = log.topics().await.unwrap();
     let (_, config) = topics.iter().find(|(name, _)| name == topic).unwrap();
     let mut rows = Vec::new();
     for partition in (0..config.partitions).map(Partition) {
-        let place = TopicPartition {
-            topic: topic.clone(),
-            partition,
-        };
-        let high = log.watermarks(&place).await.unwrap().high;
-        let mut next = Offset(0);
-        while next < high {
-            let fetched = log
-                .fetch(&place, next, FetchLimit::default(), Duration::from_secs(30))
-                .await
-                .unwrap();
-            for stored in &fetched.batches {
-                rows.extend(batch_to_rows(&stored.batch).unwrap());
-            }
-            next = fetched.next;
+        rows.extend(rows_in(log, topic, partition).await);
+    }
+    rows
+}
+
+async fn rows_in(
+    log: &dyn Log,
+    topic: &TopicName,
+    partition: Partition,
+) -> Vec<Map<String, Value>> {
+    let place = TopicPartition {
+        topic: topic.clone(),
+        partition,
+    };
+    let high = log.watermarks(&place).await.unwrap().high;
+    let (mut rows, mut next) = (Vec::new(), Offset(0));
+    while next < high {
+        let fetched = log
+            .fetch(&place, next, FetchLimit::default(), Duration::from_secs(30))
+            .await
+            .unwrap();
+        for stored in &fetched.batches {
+            rows.extend(batch_to_rows(&stored.batch).unwrap());
         }
+        next = fetched.next;
     }
     rows
 }
@@ -284,11 +305,11 @@ fn totals_are_exact(on: &tokio::runtime::Runtime, logs: Logs<'_>) {
     on.block_on(judge(log.as_ref(), &orders));
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Runtime::new().unwrap()
 }
 
-fn embedded(dir: &TempDir) -> Arc<dyn Log> {
+pub fn embedded(dir: &TempDir) -> Arc<dyn Log> {
     EmbeddedLog::open(&dir.path().join("log"), Options::default()).unwrap()
 }
 
@@ -331,6 +352,26 @@ fn what_is_hidden_adds_up() {
             .any(|lag| lag.starts_with("totals.by_city.repartition")),
         "{lags:?}"
     );
+
+    // State and rows of a key are in partitions of one number: the topic's key is made of the bytes of the state's.
+    let group = GroupId(name());
+    let state = on
+        .block_on(log.state_scan(&group, "by_city", b"", 100))
+        .unwrap();
+    assert_eq!(state.len(), CITIES.len());
+    let hidden = topic("totals.by_city.repartition");
+    for partition in (0..PARTITIONS).map(Partition) {
+        let rows = on.block_on(rows_in(log.as_ref(), &hidden, partition));
+        let cities: BTreeSet<&str> = rows
+            .iter()
+            .map(|row| row["city"].as_str().unwrap())
+            .collect();
+        let here = |key: &Bytes| partition_of(key, PARTITIONS) == partition;
+        assert_eq!(
+            cities.len(),
+            state.iter().filter(|(key, _)| here(key)).count()
+        );
+    }
 
     // Another number of partitions is refused while the topic is there, and fine when the pipeline was deleted.
     let wider = TOTALS.replace("group_by: [city]", "group_by: [city]\n    partitions: 2");

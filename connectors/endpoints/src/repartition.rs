@@ -4,7 +4,6 @@
 //! The key is the key columns in arrow's row format: the bytes by which `aggregate` names its state, so that a partition
 //! of the topic and a partition of the state can hold the same keys.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, UInt32Array};
@@ -123,11 +122,11 @@ impl Repartition {
         &self,
         batch: &RecordBatch,
         partitions: u32,
-    ) -> Result<BTreeMap<Partition, Vec<u32>>, FlowError> {
+    ) -> Result<Vec<Vec<u32>>, FlowError> {
         let rows = 0..batch.num_rows() as u32;
-        let mut by_partition: BTreeMap<Partition, Vec<u32>> = BTreeMap::new();
+        let mut by_partition = vec![Vec::new(); partitions as usize];
         let Some(keys) = &self.keys else {
-            by_partition.insert(partition_of(&[], partitions), rows.collect());
+            by_partition[partition_of(&[], partitions).0 as usize].extend(rows);
             return Ok(by_partition);
         };
         let columns: Vec<ArrayRef> = self
@@ -136,10 +135,7 @@ impl Repartition {
             .map(|&column| batch.column(column).clone())
             .collect();
         for (row, key) in rows.zip(&keys.convert_columns(&columns)?) {
-            by_partition
-                .entry(partition_of(key.data(), partitions))
-                .or_default()
-                .push(row);
+            by_partition[partition_of(key.data(), partitions).0 as usize].push(row);
         }
         Ok(by_partition)
     }
@@ -162,10 +158,12 @@ impl Sink for Repartition {
         let appends = self
             .rows_by_partition(&batch, partitions)?
             .into_iter()
-            .map(|(partition, rows)| {
+            .zip(0..)
+            .filter(|(rows, _)| !rows.is_empty())
+            .map(|(rows, partition)| {
                 Ok(Append {
                     topic: self.topic.clone(),
-                    target: Target::Partition(partition),
+                    target: Target::Partition(Partition(partition)),
                     batch: take_record_batch(&batch, &UInt32Array::from(rows))?,
                 })
             })

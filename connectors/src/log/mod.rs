@@ -200,6 +200,42 @@ pub trait Log: Send + Sync + 'static {
     /// State as of the last commit.
     async fn state_get(&self, key: &StateKey) -> Result<Option<Bytes>, LogError>;
 
+    /// State of several keys of a namespace, in the order of the keys, each as of the last commit or a later one: as
+    /// [`Log::state_get`] for each, in one go.
+    async fn state_get_many(
+        &self,
+        group: &GroupId,
+        namespace: &str,
+        keys: &[Bytes],
+    ) -> Result<Vec<Option<Bytes>>, LogError> {
+        let mut values = Vec::with_capacity(keys.len());
+        for key in keys {
+            let key = StateKey {
+                group: group.clone(),
+                namespace: namespace.to_owned(),
+                key: key.clone(),
+            };
+            values.push(self.state_get(&key).await?);
+        }
+        Ok(values)
+    }
+
+    /// Makes room for the group's state, before its first commit: best where [`partition_of`] of a state's key is taken
+    /// modulo one of these numbers, which are those of the partitions that its rows come in. Changes nothing for state
+    /// that is there.
+    async fn create_state(&self, _group: &GroupId, _aligned: &[u32]) -> Result<(), LogError> {
+        Ok(())
+    }
+
+    /// The caller is about to ask for state whose keys [`partition_of`] puts into one of these of so many partitions. It
+    /// is brought near in the background; nothing depends on it but how soon answers come.
+    fn restore_state(&self, _group: &GroupId, _partitions: &[Partition], _of: u32) {}
+
+    /// How much of the group's state, in changes, is still to be brought near; 0 where state is always near.
+    fn state_restoring(&self, _group: &GroupId) -> u64 {
+        0
+    }
+
     /// All state of a namespace whose key begins with `prefix`, in key order, at most `limit` entries.
     async fn state_scan(
         &self,
@@ -208,6 +244,12 @@ pub trait Log: Send + Sync + 'static {
         prefix: &[u8],
         limit: usize,
     ) -> Result<Vec<(Bytes, Bytes)>, LogError>;
+
+    /// Removes rows before these positions, as far as whole batches go: their only reader has consumed them. A log may keep
+    /// them for as long as retention says.
+    async fn trim(&self, _before: &[(TopicPartition, Offset)]) -> Result<(), LogError> {
+        Ok(())
+    }
 
     /// Removes what retention allows, everywhere; returns the rows removed. Called by a background task. A log whose
     /// servers do this by themselves (Kafka) does nothing and returns 0.

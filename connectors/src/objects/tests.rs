@@ -12,10 +12,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-#[path = "../../../deploy/dev/server.rs"]
-mod server;
-
-use server::Server;
+use crate::servers::{self, Server};
 
 /// One kind of store, empty.
 struct Place {
@@ -73,7 +70,7 @@ fn s3_server() -> Option<&'static Server> {
     match SERVER.get_or_init(|| Server::start("s3.sh")) {
         Ok(server) => Some(server),
         Err(reason) => {
-            server::skip(reason);
+            servers::skip(reason);
             None
         }
     }

@@ -96,6 +96,8 @@ pub struct PipelineStatus {
     pub conservation_violations: u64,
     pub last_checkpoint_at_ms: Option<i64>,
     pub last_checkpoint_seconds: Option<f64>,
+    /// Changes of state that this process has still to restore; rows of their keys wait for it.
+    pub state_restoring: u64,
 }
 
 struct Running {
@@ -206,6 +208,11 @@ impl Runtime {
                 ..TopicConfig::default()
             };
             log.create_topic(&topic.name, config).await?;
+        }
+        if plan.has_keyed_state() {
+            let aligned: Vec<u32> = plan.internal.iter().map(|topic| topic.partitions).collect();
+            log.create_state(&GroupId(pipeline.clone()), &aligned)
+                .await?;
         }
         Ok(plan)
     }
@@ -347,6 +354,7 @@ impl Runtime {
             conservation_violations: stats.violations(),
             last_checkpoint_at_ms: last.map(|(at, _)| at),
             last_checkpoint_seconds: last.map(|(_, seconds)| seconds),
+            state_restoring: self.config.log.state_restoring(&GroupId(name.clone())),
         })
     }
 

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use va_catalog::{CollectionRef, Offset, Partition, Role, TopicPartition};
 use va_connectors::flow::FlowError;
 use va_connectors::log::{GroupId, Log, LogError, Member, Rebalance, Target, partition_of};
-use va_endpoints::StartAt;
+use va_endpoints::{SourcePlan, StartAt};
 use va_operators::{Cx, DeadLetter, Message, State};
 
 use super::checkpoint::{Ack, Pending, Progress, conservation, dead_letter_batch};
@@ -29,6 +29,8 @@ use crate::plan::Plan;
 const EDGE_MESSAGES: usize = 2;
 /// How long a stopping task waits for its last checkpoint; what is not in it is replayed at the next start.
 const STOP_WAIT: Duration = Duration::from_secs(10);
+/// Checkpoints between two removals of what was consumed of hidden topics.
+const TRIM_EVERY: u32 = 100;
 /// Pauses before a commit that did not happen is repeated.
 const COMMIT_PAUSES_MS: [u64; 3] = [1_000, 2_000, 4_000];
 
@@ -76,6 +78,7 @@ pub async fn run(setup: &Setup, stop: &CancellationToken) -> Result<(), FlowErro
                 begun: None,
                 progress: Progress::default(),
                 committed,
+                until_trim: TRIM_EVERY,
             };
             coordinator.run(reports, &mut tasks, stop).await
         }
@@ -204,6 +207,8 @@ struct Coordinator<'a> {
     progress: Progress,
     /// The last checkpoint that was committed, for the nodes' state.
     committed: Arc<AtomicU64>,
+    /// Checkpoints until the hidden topics are trimmed.
+    until_trim: u32,
 }
 
 impl Coordinator<'_> {
@@ -278,7 +283,9 @@ impl Coordinator<'_> {
                     return Ok(());
                 };
                 self.pending = None;
+                let consumed = self.consumed_of_hidden(&acks);
                 self.commit(acks).await?;
+                self.trim(consumed).await;
                 // Before partitions are released: from then on another task may change their keys.
                 self.committed.store(checkpoint, Ordering::Release);
                 let (released, next) = self.progress.committed();
@@ -324,6 +331,9 @@ impl Coordinator<'_> {
                     partition.clone(),
                     self.start_of(partition, *offset, start_at).await?,
                 ));
+            }
+            if let Some(source) = source {
+                self.restore(source, &assigned);
             }
             let revoked: Vec<_> = rebalance
                 .revoked
@@ -382,6 +392,55 @@ impl Coordinator<'_> {
                 .map_err(|_| FlowError::Cancelled)?;
         }
         Ok(())
+    }
+
+    /// Where hidden topics have been consumed to, when they are due to be trimmed.
+    fn consumed_of_hidden(&mut self, acks: &[Ack]) -> Vec<(TopicPartition, Offset)> {
+        let hidden = &self.setup.plan.internal;
+        self.until_trim -= 1;
+        if self.until_trim > 0 {
+            return Vec::new();
+        }
+        self.until_trim = TRIM_EVERY;
+        acks.iter()
+            .flat_map(|ack| &ack.offsets)
+            .filter(|(place, _)| hidden.iter().any(|topic| topic.name == place.topic))
+            .cloned()
+            .collect()
+    }
+
+    /// Retention does it where this cannot.
+    async fn trim(&self, consumed: Vec<(TopicPartition, Offset)>) {
+        if consumed.is_empty() {
+            return;
+        }
+        if let Err(error) = self.setup.log.trim(&consumed).await {
+            tracing::debug!(pipeline = %self.group, %error, "consumed rows stay for now");
+        }
+    }
+
+    /// Brings the state near that the rows of new partitions will need.
+    fn restore(&self, source: &SourcePlan, assigned: &[(TopicPartition, Offset)]) {
+        if assigned.is_empty() || !self.setup.plan.has_keyed_state() {
+            return;
+        }
+        let hidden = &self.setup.plan.internal;
+        match hidden.iter().find(|topic| topic.name == source.topic) {
+            Some(topic) => {
+                let partitions: Vec<Partition> =
+                    assigned.iter().map(|(place, _)| place.partition).collect();
+                self.setup
+                    .log
+                    .restore_state(&self.group, &partitions, topic.partitions);
+            }
+            // Rows come as the source has them: which keys they have nobody knows.
+            None if hidden.is_empty() => {
+                self.setup
+                    .log
+                    .restore_state(&self.group, &[Partition(0)], 1);
+            }
+            None => {}
+        }
     }
 
     /// Shows what the checkpoint changed in indexes, then the one commit: appends, dead letters, offsets, state.

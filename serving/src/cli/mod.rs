@@ -9,6 +9,7 @@ mod resources;
 mod search;
 mod sql;
 mod table;
+mod top;
 mod up;
 mod versions;
 

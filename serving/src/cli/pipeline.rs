@@ -33,7 +33,9 @@ pub enum PipelineCommand {
         files: Vec<PathBuf>,
     },
     /// What each node does and the columns between nodes. A file, or the name of a registered pipeline.
-    Explain { pipeline: String },
+    Explain {
+        pipeline: String,
+    },
     /// Draw a pipeline as Mermaid or Graphviz DOT. A file, or the name of a registered pipeline.
     Graph {
         pipeline: String,
@@ -56,12 +58,19 @@ pub enum PipelineCommand {
         #[arg(long)]
         json: bool,
     },
+    Top(super::top::Top),
     /// Register and start a pipeline file, or start a registered pipeline by name.
-    Run { pipeline: String },
+    Run {
+        pipeline: String,
+    },
     /// Stop a pipeline after a last checkpoint; `run` goes on where it was.
-    Stop { name: String },
+    Stop {
+        name: String,
+    },
     /// Remove a pipeline of yours.
-    Delete { name: String },
+    Delete {
+        name: String,
+    },
     /// Print live rows of a node until Ctrl-C.
     Tap {
         name: String,
@@ -276,6 +285,7 @@ pub async fn remote(client: &Client, command: &PipelineCommand) -> Outcome<()> {
             }
             Ok(())
         }
+        PipelineCommand::Top(top) => super::top::run(client, top).await,
         PipelineCommand::Run { pipeline } => {
             let status = if is_file(pipeline) {
                 let text = read(Path::new(pipeline))?;
@@ -369,6 +379,9 @@ fn print_status(status: &Value) {
             "  last checkpoint  {} UTC ({age} s ago), took {took:.3} s",
             time(&status["last_checkpoint_at_ms"])
         );
+    }
+    if let Some(left @ 1..) = status["state_restoring"].as_u64() {
+        println!("  state            being restored, {left} changes left");
     }
     if let Some(violations) = status["conservation_violations"].as_u64() {
         let verdict = match violations {

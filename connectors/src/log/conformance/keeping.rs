@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use va_catalog::Offset;
+use va_catalog::{Offset, Partition};
 
 use super::{
     assigned, create, end, group, high, part, produce, read, read_all, read_batches, state, topic,
@@ -176,4 +176,76 @@ pub async fn state_is_scanned_in_order(log: Arc<dyn Log>) {
     assert_eq!(scan("w1", usize::MAX).await, expected[10..]);
     assert_eq!(scan("w", 3).await, expected[..3]);
     assert_eq!(scan("nothing", usize::MAX).await, []);
+}
+
+pub async fn state_of_many_keys_comes_at_once(log: Arc<dyn Log>) {
+    let name = |i: usize| format!("键{i:03}");
+    let keys: Vec<Bytes> = (0..200).map(|i| name(i).into()).collect();
+    let ask = async |namespace: &str| {
+        log.state_get_many(&group("g"), namespace, &keys)
+            .await
+            .unwrap()
+    };
+    assert!(ask("node").await.iter().all(Option::is_none));
+    // Room that is made beforehand, also twice, changes nothing.
+    for aligned in [&[3][..], &[5]] {
+        log.create_state(&group("g"), aligned).await.unwrap();
+    }
+    assert_eq!(ask("node").await.len(), keys.len());
+    let mut commit = log.begin();
+    for i in (0..200).step_by(2) {
+        commit.put(state("g", "node", &name(i)), name(i).into());
+        commit.put(state("g", "other", &name(i + 1)), "other".into());
+        commit.put(state("h", "node", &name(i + 1)), "other".into());
+    }
+    commit.finish().await.unwrap();
+    let mut commit = log.begin();
+    commit.delete(state("g", "node", &name(0)));
+    commit.put(state("g", "node", &name(2)), Bytes::new());
+    commit.finish().await.unwrap();
+    log.restore_state(&group("g"), &[Partition(1)], 3);
+    let expected: Vec<Option<Bytes>> = (0..200)
+        .map(|i| match i {
+            0 => None,
+            2 => Some(Bytes::new()),
+            i if i % 2 == 0 => Some(name(i).into()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(ask("node").await, expected);
+    let all = log
+        .state_scan(&group("g"), "node", b"", usize::MAX)
+        .await
+        .unwrap();
+    assert_eq!(all.len(), expected.iter().flatten().count());
+    let none = log.state_get_many(&group("g"), "node", &[]).await.unwrap();
+    assert!(none.is_empty());
+}
+
+/// What is before the position may go, nothing behind it, and readers go on.
+pub async fn trimmed_rows_may_be_gone(log: Arc<dyn Log>) {
+    let name = create(&log, "t", 2).await;
+    produce(&log, &name, 0, 0..3).await;
+    produce(&log, &name, 0, 3..6).await;
+    let third = produce(&log, &name, 0, 6..8).await;
+    produce(&log, &name, 1, 0..3).await;
+    let suffix = |all: &[i64], at_least: &[i64]| {
+        assert!(all.ends_with(at_least), "{all:?}");
+    };
+    log.trim(&[(part(&name, 0), third)]).await.unwrap();
+    suffix(&read_all(&log, &name, 0).await, &[6, 7]);
+    let behind = end(&log, &name, 0).await;
+    log.trim(&[(part(&name, 0), behind), (part(&name, 1), Offset(0))])
+        .await
+        .unwrap();
+    assert_eq!(read_all(&log, &name, 1).await, [0, 1, 2]);
+    produce(&log, &name, 0, 8..9).await;
+    suffix(&read_all(&log, &name, 0).await, &[8]);
+    let member = log
+        .join(&group("g"), std::slice::from_ref(&name))
+        .await
+        .unwrap();
+    let from = assigned(&*member, 2).await[&part(&name, 0)];
+    suffix(&read(&log, &name, 0, from.0).await, &[8]);
+    log.trim(&[]).await.unwrap();
 }

@@ -165,6 +165,41 @@ impl Log for EmbeddedLog {
             .await
     }
 
+    async fn state_get_many(
+        &self,
+        group: &GroupId,
+        namespace: &str,
+        keys: &[Bytes],
+    ) -> Result<Vec<Option<Bytes>>, LogError> {
+        let place = format!("state of `{namespace}` in `{group}`");
+        let prefix = codec::state_prefix(group, namespace);
+        let keys: Vec<Vec<u8>> = keys
+            .iter()
+            .map(|key| [&prefix[..], &key[..]].concat())
+            .collect();
+        self.shared
+            .blocking(move |shared| {
+                keys.into_iter()
+                    .map(|key| {
+                        let value = shared.state.get(key).map_err(|e| at(&place, e))?;
+                        Ok(value.map(Bytes::from))
+                    })
+                    .collect()
+            })
+            .await
+    }
+
+    async fn trim(&self, before: &[(TopicPartition, Offset)]) -> Result<(), LogError> {
+        let before = before.to_vec();
+        self.shared
+            .blocking(move |shared| {
+                before
+                    .iter()
+                    .try_for_each(|(place, before)| shared.trim(place, *before))
+            })
+            .await
+    }
+
     async fn state_scan(
         &self,
         group: &GroupId,

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use fjall::PersistMode;
-use va_catalog::{Offset, Partition};
+use va_catalog::{Offset, Partition, TopicPartition};
 
 use super::codec::{BatchEntry, base_of, batch_key, marks_key};
 use super::store::{Shared, Topic, at};
@@ -27,18 +27,27 @@ impl Shared {
                 if partition >= topic.config.partitions {
                     break;
                 }
-                rows += self.retain(&topic, Partition(partition), now_ms)?;
+                rows += self.retain(&topic, Partition(partition), now_ms, Offset(0))?;
             }
         }
         Ok(rows)
     }
 
-    /// The caller holds the writer.
+    /// Whole batches that end before an offset go, whatever retention says.
+    pub(super) fn trim(&self, place: &TopicPartition, before: Offset) -> Result<(), LogError> {
+        let _writer = self.writer()?;
+        let topic = self.topic_of(place)?;
+        self.retain(&topic, place.partition, i64::MIN, before)?;
+        Ok(())
+    }
+
+    /// The caller holds the writer. Batches that end at `before` go in any case.
     fn retain(
         &self,
         topic: &Arc<Topic>,
         partition: Partition,
         now_ms: i64,
+        before: Offset,
     ) -> Result<u64, LogError> {
         let sender = topic.marks(partition)?;
         let mut marks = *sender.borrow();
@@ -64,7 +73,8 @@ impl Shared {
             let end = base.0 + u64::from(entry.rows);
             let expired = oldest_ms.is_some_and(|oldest| entry.appended_at_ms < oldest);
             let too_much = marks.bytes > bytes_max && end < marks.high;
-            if !expired && !too_much {
+            let consumed = end <= before.0;
+            if !expired && !too_much && !consumed {
                 break;
             }
             batch.remove(&self.index, key.clone());

@@ -5,13 +5,13 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rdkafka::ClientContext;
 use rdkafka::admin::AdminClient;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::ProducerContext;
+use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode as Code;
+use rdkafka::{ClientConfig, ClientContext};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use va_catalog::{Partition, TopicName, TopicPartition};
@@ -28,6 +28,9 @@ use crate::log::{LogError, Watermarks};
 
 /// Between two looks at what is about to become visible.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
+/// How long to wait at the start before looking whether waiting is of any use.
+const FIRST_LOOKS: Duration = Duration::from_millis(500);
 
 /// Between two questions to a partition that has no leader yet.
 const LEADER_PAUSE: Duration = Duration::from_millis(20);
@@ -78,8 +81,8 @@ impl fmt::Debug for Shared {
 }
 
 impl KafkaLog {
-    /// Connects, and waits until a broker answered. [`LogError::Config`] when the options are wrong,
-    /// [`LogError::Storage`] when no broker answers within `request_timeout_ms`.
+    /// Connects, and waits until a broker answered. [`LogError::Config`] when the options are wrong or the brokers refuse
+    /// who we are, [`LogError::Storage`] when no broker answers within `request_timeout_ms`.
     pub async fn connect(options: KafkaOptions) -> Result<Arc<Self>, LogError> {
         options.validate()?;
         let id = Uuid::now_v7().simple().to_string();
@@ -113,8 +116,49 @@ impl Shared {
             closed: CancellationToken::new(),
             options,
         };
+        shared.first_answer(&config)?;
         shared.refresh_counts()?;
         Ok(shared)
+    }
+
+    /// Waits for a broker. librdkafka tries again until the time is over, also where nothing but another password helps.
+    /// What it says meanwhile is the reason that a person needs; only a client that is polled tells it.
+    fn first_answer(&self, config: &ClientConfig) -> Result<(), LogError> {
+        let deadline = Instant::now() + self.timeout();
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let ask = || {
+            let client = self.admin.inner();
+            client.fetch_metadata(None, left().min(FIRST_LOOKS))
+        };
+        let Err(mut error) = ask() else {
+            return Ok(());
+        };
+        let probe: BaseProducer<Telling> =
+            BaseProducer::from_config_and_context(config, Telling::default())
+                .map_err(|e| LogError::Config(format!("kafka: {e}")))?;
+        let brokers = &self.options.brokers;
+        loop {
+            probe.poll(left().min(FIRST_LOOKS));
+            let told = lock(&probe.context().failure).clone();
+            match told {
+                Some(told) if is_refusal(&told) => {
+                    return Err(LogError::Config(format!(
+                        "the brokers at `{brokers}` cannot be used with these settings, see `log.kafka.security`: {told}"
+                    )));
+                }
+                told if left().is_zero() => {
+                    let told = told.unwrap_or_else(|| error.to_string());
+                    return Err(LogError::Storage(format!(
+                        "kafka: no answer from `{brokers}`: {told}; if it runs there, it may want TLS or a password, see `log.kafka.security`"
+                    )));
+                }
+                _ => {}
+            }
+            match ask() {
+                Ok(_) => return Ok(()),
+                Err(again) => error = again,
+            }
+        }
     }
 
     pub(super) fn timeout(&self) -> Duration {
@@ -368,6 +412,41 @@ pub(super) fn place(topic: TopicName, partition: i32) -> TopicPartition {
 /// again, so nothing of that is more than a warning.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Quiet;
+
+/// [`Quiet`], that remembers why the last connection failed.
+#[derive(Default)]
+pub(super) struct Telling {
+    failure: Mutex<Option<String>>,
+}
+
+impl ClientContext for Telling {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        Quiet.log(level, facility, message);
+    }
+
+    fn stats_raw(&self, _: &[u8]) {}
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        // Behind a failure comes the word that now all brokers are down, which says less.
+        if error.rdkafka_error_code() != Some(Code::AllBrokersDown) {
+            *lock(&self.failure) = Some(reason.to_owned());
+        }
+        Quiet.error(error, reason);
+    }
+}
+
+impl ProducerContext for Telling {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, _: &rdkafka::message::DeliveryResult<'_>, (): Self::DeliveryOpaque) {}
+}
+
+/// Whether a connection failed for what only other settings change. A broker that just starts says other things.
+fn is_refusal(failure: &str) -> bool {
+    ["SASL authentication error", "certificate verify failed"]
+        .iter()
+        .any(|refusal| failure.contains(refusal))
+}
 
 impl ClientContext for Quiet {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {

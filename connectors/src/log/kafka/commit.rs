@@ -1,6 +1,6 @@
 //! The commit: checked and encoded first, then one transaction. A commit that fails its check wrote nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,7 @@ pub(super) struct KafkaCommit {
     appends: Vec<(TopicName, Target, RecordBatch)>,
     consumed: Vec<Consumed>,
     /// By key, so that the last word counts.
-    state: BTreeMap<StateKey, Option<Bytes>>,
+    state: HashMap<StateKey, Option<Bytes>>,
 }
 
 impl KafkaCommit {
@@ -51,7 +51,7 @@ impl KafkaCommit {
             member,
             appends: Vec::new(),
             consumed: Vec::new(),
-            state: BTreeMap::new(),
+            state: HashMap::new(),
         }
     }
 }
@@ -99,11 +99,16 @@ impl Commit for KafkaCommit {
                 consumed.place
             )));
         }
-        let prepared = shared
+        let mut prepared = shared
             .blocking(move |shared| Prepared::of(shared, appends, state))
             .await?;
-        for group in &prepared.groups {
-            shared.ready_state(group).await?;
+        for (group, changes) in &prepared.state {
+            let partitions = shared.ready_state(group, &[]).await?;
+            for &(at, hash_of) in changes {
+                let outgoing = &mut prepared.writes.single[at];
+                let key = outgoing.key.as_deref().unwrap_or_default();
+                outgoing.partition = state::place(&key[hash_of..], partitions) as i32;
+            }
         }
         let result = if prepared.writes.is_empty() && consumed.is_empty() {
             prepared.bases(&shared, &[]).await
@@ -146,8 +151,9 @@ enum Placed {
 struct Prepared {
     writes: Writes,
     appends: Vec<Placed>,
-    /// Groups whose state changes.
-    groups: Vec<GroupId>,
+    /// Changes of each group's state: where they are among the single records, and where in the record's key that of the
+    /// state begins.
+    state: HashMap<GroupId, Vec<(usize, usize)>>,
 }
 
 impl Prepared {
@@ -155,13 +161,13 @@ impl Prepared {
     fn of(
         shared: &Shared,
         appends: Vec<(TopicName, Target, RecordBatch)>,
-        state: BTreeMap<StateKey, Option<Bytes>>,
+        state: HashMap<StateKey, Option<Bytes>>,
     ) -> Result<Self, LogError> {
         let record_bytes_max = shared.options.record_bytes_max as usize - FRAME_BYTES;
         let mut prepared = Self {
             writes: Writes::default(),
             appends: Vec::new(),
-            groups: Vec::new(),
+            state: HashMap::new(),
         };
         for (topic, target, batch) in appends {
             let partitions = shared.partitions(&topic)?;
@@ -209,9 +215,9 @@ impl Prepared {
                     key.namespace, key.group
                 )));
             }
-            if prepared.groups.last() != Some(&key.group) {
-                prepared.groups.push(key.group);
-            }
+            let begins = outgoing.key.as_ref().map_or(0, Vec::len) - key.key.len();
+            let at = (prepared.writes.single.len(), begins);
+            prepared.state.entry(key.group).or_default().push(at);
             prepared.writes.single.push(outgoing);
         }
         Ok(prepared)
@@ -220,8 +226,15 @@ impl Prepared {
     /// The base of each append, given where the records went.
     async fn bases(&self, shared: &Arc<Shared>, written: &[i64]) -> Result<Vec<Offset>, LogError> {
         let (single, mut rest) = written.split_at(self.writes.single.len().min(written.len()));
-        for (outgoing, record) in self.writes.single.iter().zip(single) {
-            shared.note_written(&outgoing.topic, outgoing.partition, *record);
+        let mut last: HashMap<(&str, i32), i64> = HashMap::new();
+        for (outgoing, &record) in self.writes.single.iter().zip(single) {
+            let last = last
+                .entry((&outgoing.topic, outgoing.partition))
+                .or_insert(record);
+            *last = record.max(*last);
+        }
+        for ((topic, partition), record) in last {
+            shared.note_written(topic, partition, record);
         }
         let mut firsts = Vec::with_capacity(self.writes.records.len());
         for part in &self.writes.records {

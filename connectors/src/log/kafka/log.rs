@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use va_catalog::{Offset, TopicName, TopicPartition};
+use va_catalog::{Offset, Partition, TopicName, TopicPartition};
 
 use super::client::KafkaLog;
 use super::commit::KafkaCommit;
@@ -106,7 +106,38 @@ impl Log for KafkaLog {
     }
 
     async fn state_get(&self, key: &StateKey) -> Result<Option<Bytes>, LogError> {
-        self.shared.state_get(key).await
+        let keys = std::slice::from_ref(&key.key);
+        let values = self
+            .shared
+            .state_get_many(&key.group, &key.namespace, keys)
+            .await?;
+        Ok(values.into_iter().next().flatten())
+    }
+
+    async fn state_get_many(
+        &self,
+        group: &GroupId,
+        namespace: &str,
+        keys: &[Bytes],
+    ) -> Result<Vec<Option<Bytes>>, LogError> {
+        self.shared.state_get_many(group, namespace, keys).await
+    }
+
+    async fn create_state(&self, group: &GroupId, aligned: &[u32]) -> Result<(), LogError> {
+        self.shared.ready_state(group, aligned).await.map(|_| ())
+    }
+
+    fn restore_state(&self, group: &GroupId, partitions: &[Partition], of: u32) {
+        let rows = partitions.iter().map(|partition| partition.0).collect();
+        self.shared.restore_state(group, rows, of);
+    }
+
+    fn state_restoring(&self, group: &GroupId) -> u64 {
+        self.shared.state.restoring(group)
+    }
+
+    async fn trim(&self, before: &[(TopicPartition, Offset)]) -> Result<(), LogError> {
+        self.shared.trim(before).await
     }
 
     async fn state_scan(

@@ -351,6 +351,9 @@ impl KafkaMember {
             leave: CancellationToken::new(),
         });
         lock(&shared.members.all).push(Arc::downgrade(&handle));
+        if shared.options.standby {
+            shared.stand_by(group, handle.leave.clone());
+        }
         hold_membership(Arc::clone(&consumer), Arc::clone(&handle))?;
         Ok(Self {
             membership: Arc::new(Membership {

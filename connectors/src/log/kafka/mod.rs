@@ -29,10 +29,10 @@
 //! and [`Indefinite`](super::LogError::Indefinite) asks the caller to replay from it. This does not need KIP-890 on the
 //! broker; brokers from 4.0 on have their own half of it, which helps only clients that speak it.
 //!
-//! **State** is written to one compacted topic for each group, `va.state.<group>`, with one partition, in the commit's
-//! transaction, and read from a local store that follows that topic up to its end before it answers. Limits: each
-//! instance that asks for a group's state holds all of it, restores it from the topic after a start, and asks the broker
-//! for the topic's end with each read.
+//! **State** is written to one compacted topic for each group, `va.state.<group>`, in the commit's transaction, each entry
+//! to the partition of its key, and read from a local store that follows the partitions of the keys that are asked for up
+//! to their ends before it answers (`state`). Limits: an instance restores what it needs from the topic after each start,
+//! and asks the broker for the partitions' ends with each read, of however many keys.
 //!
 //! **Records** of other programs ([`records`](super::records)) are Kafka's own: one row each, whose offset is the record's
 //! times 65,536. They are written in the same transactions, and read many at a time from the same readers. A fetch that

@@ -98,6 +98,12 @@ pub struct KafkaOptions {
     pub record_bytes_max: u32,
     /// Read ahead for each partition that is being read, in kibibytes.
     pub read_ahead_kib: u32,
+    /// Partitions of the topic that holds a group's state, where it is made: at least so many. Members restore only the
+    /// partitions whose keys they need.
+    pub state_partitions: u32,
+    /// Follow all state of the groups that this process is a member of, so that a member that takes over from another
+    /// has it already. Costs the disk and the reading of all of it, in each process.
+    pub standby: bool,
     /// Folder for the local copy of state. A temporary one when absent. It is a cache: emptied at each start.
     pub state_dir: Option<PathBuf>,
     /// Any property of librdkafka; wins over what this file sets.
@@ -120,6 +126,8 @@ impl Default for KafkaOptions {
             request_timeout_ms: 30_000,
             record_bytes_max: 16 << 20,
             read_ahead_kib: 16 << 10,
+            state_partitions: 8,
+            standby: false,
             state_dir: None,
             properties: BTreeMap::new(),
         }
@@ -156,6 +164,12 @@ impl KafkaOptions {
             problems.push(format!(
                 "`record_bytes_max` is {}; use 65536 to 1073741824",
                 self.record_bytes_max
+            ));
+        }
+        if !(1..=256).contains(&self.state_partitions) {
+            problems.push(format!(
+                "`state_partitions` is {}; use 1 to 256",
+                self.state_partitions
             ));
         }
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
@@ -222,8 +236,9 @@ impl KafkaOptions {
         config.set("enable.idempotence", "true");
         config.set("acks", "all");
         config.set("compression.type", self.compression.name());
-        // A commit flushes, so there is nothing to wait for.
-        config.set("linger.ms", "0");
+        // While a commit hands over its records they gather to larger batches. The flush behind them does not end this
+        // waiting (rust-rdkafka flushes in steps of no time), so it is short.
+        config.set("linger.ms", "2");
         config.set("message.max.bytes", self.record_bytes_max.to_string());
         config.set(
             "transaction.timeout.ms",

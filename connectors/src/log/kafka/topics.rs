@@ -6,10 +6,12 @@ use rdkafka::admin::{
     AdminOptions, AlterConfig, ConfigSource, NewTopic, ResourceSpecifier, TopicReplication,
 };
 use rdkafka::types::RDKafkaErrorCode as Code;
+use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 use tokio::time::Instant;
-use va_catalog::TopicName;
+use va_catalog::{Offset, TopicName, TopicPartition};
 
 use super::client::{Shared, storage, storage_code};
+use super::names::Position;
 use crate::log::{LogError, TopicConfig};
 
 const RETENTION_MS: &str = "retention.ms";
@@ -154,6 +156,30 @@ impl Shared {
             Some(Err((_, code))) => Err(storage_code(&what, code)),
             None => Err(LogError::Storage(format!("kafka: {what}: no answer"))),
         }
+    }
+
+    /// Removes the records before these positions.
+    pub(super) async fn trim(&self, before: &[(TopicPartition, Offset)]) -> Result<(), LogError> {
+        let what = "remove consumed records";
+        let mut list = TopicPartitionList::with_capacity(before.len());
+        for (place, before) in before {
+            let topic = self.kafka_topic(&place.topic)?;
+            let record = KafkaOffset::Offset(Position::of(*before).record);
+            list.add_partition_offset(&topic, place.partition.0 as i32, record)
+                .map_err(|e| storage(what, &e))?;
+        }
+        if list.count() == 0 {
+            return Ok(());
+        }
+        let trimmed = self
+            .admin
+            .delete_records(&list, &self.admin_options())
+            .await
+            .map_err(|e| storage(what, &e))?;
+        trimmed
+            .elements()
+            .iter()
+            .try_for_each(|one| one.error().map_err(|e| storage(what, &e)))
     }
 
     pub(super) async fn delete_topic(

@@ -8,6 +8,8 @@ mod faults;
 #[path = "../../../../../deploy/dev/kafka_proxy.rs"]
 mod proxy;
 mod records;
+mod security;
+mod state;
 
 use std::sync::Arc;
 
