@@ -17,7 +17,7 @@ use va_connectors::log::{GroupId, Log, StateKey, Target, TopicConfig};
 use va_parse_worker::InProcess;
 use va_pipelines::plan::BuiltinNames;
 use va_pipelines::{Runtime, RuntimeConfig};
-use va_serving::platform::{Platform, now_ms};
+use va_serving::platform::{Platform, Role, now_ms};
 
 use crate::Failure;
 
@@ -114,11 +114,11 @@ pub async fn count(asked: &Count) -> Result<Value, Failure> {
         asked.tasks, asked.checkpoint_ms, asked.checkpoint_rows
     );
     let plan = va_pipelines::load("count.yaml", &text, &BuiltinNames)?.plan;
-    let platform = Platform::open(Settings {
+    let settings = Settings {
         data: dir.path().join("data"),
         ..Settings::default()
-    })
-    .await?;
+    };
+    let platform = Platform::open(settings, Role::Up).await?;
     let runtime = Runtime::new(RuntimeConfig {
         log: log.clone(),
         operators: va_operators::Resources {
@@ -132,6 +132,7 @@ pub async fn count(asked: &Count) -> Result<Value, Failure> {
             indexes: platform.indexes.clone(),
         },
         clock: Arc::new(now_ms),
+        patience: Duration::ZERO,
     });
     let name = PipelineName::new("count")?;
     let started = Instant::now();
