@@ -27,6 +27,10 @@ use crate::Failure;
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two looks at a group's offsets.
 const LOOK: Duration = Duration::from_millis(5);
+/// Silence of a partition that is worth telling.
+const GAP: Duration = Duration::from_millis(200);
+/// So many of them at most.
+const GAPS: usize = 10_000;
 /// How long a contender may make no step.
 const STUCK: Duration = Duration::from_secs(120);
 
@@ -547,6 +551,9 @@ pub fn latency(asked: &Latency) -> Result<Value, Failure> {
         let mut seen = 0_u64;
         let mut before: Option<BTreeMap<String, f64>> = None;
         let mut moved = Instant::now();
+        // When each partition was heard of last, and how long it had been silent until then.
+        let mut heard: HashMap<i32, i64> = HashMap::new();
+        let mut gaps: Vec<(i64, i64)> = Vec::new();
         while seen < events {
             if before.is_none() && now_us() >= counted_from {
                 before = Some(processor(&asked.pids)?);
@@ -562,6 +569,12 @@ pub fn latency(asked: &Latency) -> Result<Value, Failure> {
             };
             moved = Instant::now();
             let now = now_us();
+            if let Some(last) = heard.insert(message.partition(), now)
+                && now - last >= GAP.as_micros() as i64
+                && gaps.len() < GAPS
+            {
+                gaps.push((last / 1_000, (now - last) / 1_000));
+            }
             let payload = message.payload().unwrap_or_default();
             let mut take = |created: i64| {
                 seen += 1;
@@ -602,7 +615,7 @@ pub fn latency(asked: &Latency) -> Result<Value, Failure> {
             .collect();
         Ok(json!({
             "events": latencies.len(), "p50_ms": at(0.5), "p99_ms": at(0.99), "p999_ms": at(0.999), "max_ms": at(1.0),
-            "sender_late_ms": late_us as f64 / 1e3, "cpu_us_per_event": used,
+            "sender_late_ms": late_us as f64 / 1e3, "cpu_us_per_event": used, "gaps_ms": gaps,
         }))
     })
 }

@@ -1,7 +1,7 @@
 //! The configuration of the program: `va.yaml`, typed, with the environment over the file over the defaults.
 //!
 //! The environment variable of a key is `VA_`, then the key in capitals, with `__` between section and key:
-//! `search.k_max` is `VA_SEARCH__K_MAX`, `listen` is `VA_LISTEN`. Variables that begin with `VA_` and hold no `__` are
+//! `search.k_max` is `VA_SEARCH__K_MAX`, `log.kafka.prefix` is `VA_LOG__KAFKA__PREFIX`, `listen` is `VA_LISTEN`. Variables that begin with `VA_` and hold no `__` are
 //! looked at only when they name a key, because others (`VA_SERVER`, `VA_TOKEN`) are the command line's.
 
 use std::collections::BTreeMap;
@@ -617,6 +617,13 @@ fn overlay(settings: Settings, variable: &str, value: &str) -> Result<Settings, 
             })?,
         None => &tree,
     };
+    // `VA_LOG__KAFKA__COMPRESSION`: behind a key that holds a group of options, one of them.
+    let (key, inner) = match key.split_once("__") {
+        Some((group, inner)) if known.get(group).is_some_and(Value::is_object) => {
+            (group, inner.split("__").collect())
+        }
+        _ => (key, Vec::new()),
+    };
     if !known.contains_key(key) {
         return Err(invalid(format!(
             "there is no key `{key}` in section `{}`: use {}",
@@ -631,14 +638,37 @@ fn overlay(settings: Settings, variable: &str, value: &str) -> Result<Settings, 
     let candidates = [number, flag, Some(text)].into_iter().flatten();
     let mut first_error = None;
     for candidate in candidates {
+        let candidate = match inner.as_slice() {
+            [] => candidate,
+            inner => within(
+                known.get(key).cloned().unwrap_or_default(),
+                inner,
+                candidate,
+            ),
+        };
         match serde_json::from_value(Value::Object(with(&tree, section, key, candidate))) {
             Ok(settings) => return Ok(settings),
             Err(error) => first_error = first_error.or(Some(error)),
         }
     }
     let problem = first_error.map_or_else(String::new, |error| error.to_string());
-    let path = section.map_or_else(|| key.to_owned(), |section| format!("{section}.{key}"));
+    let path: Vec<&str> = section.into_iter().chain([key]).chain(inner).collect();
+    let path = path.join(".");
     Err(invalid(format!("`{path}`: {problem}")))
+}
+
+/// A group of options with one of them, however deep, set.
+fn within(group: Value, path: &[&str], value: Value) -> Value {
+    let [key, rest @ ..] = path else {
+        return value;
+    };
+    let mut options = match group {
+        Value::Object(options) => options,
+        _ => Map::new(),
+    };
+    let inner = options.remove(*key).unwrap_or_default();
+    options.insert((*key).to_owned(), within(inner, rest, value));
+    Value::Object(options)
 }
 
 fn with(
@@ -716,6 +746,9 @@ mod tests {
                 ("VA_LISTEN", "0.0.0.0:80"),
                 ("VA_MODELS__DIR", "2026"),
                 ("VA_TELEMETRY__LOG_FORMAT", "text"),
+                ("VA_LOG__KAFKA__REPLICATION_FACTOR", "1"),
+                ("VA_LOG__KAFKA__SECURITY__SASL__USERNAME", "va"),
+                ("VA_LOG__KAFKA__SECURITY__TLS", "true"),
                 ("VA_TOKEN", "va_secret"),
                 ("VA_LOG", "debug"),
                 ("HOME", "elsewhere"),
@@ -723,6 +756,8 @@ mod tests {
         )
         .expect("settings");
         assert_eq!(settings.data, Path::new("数据"));
+        let kafka = serde_json::json!({"replication_factor": 1, "security": {"sasl": {"username": "va"}, "tls": true}});
+        assert_eq!(Value::Object(settings.log.kafka.0.clone()), kafka);
         assert_eq!(settings.log.durability, Durability::Interval);
         // Variables over the file leave the list as it is.
         assert_eq!(settings.folders[0].path, Path::new("./手册"));

@@ -47,18 +47,23 @@ export VA_BENCH_METER VA_BENCH_VA="$CARGO_TARGET_DIR/$folder/va"
 
 case $name in
     embed) corpora=(sample) ;;
-    log | freshness | kafka) corpora=() ;;
+    log | freshness | kafka | scale) corpora=() ;;
     *) corpora=(labels) ;;
 esac
 if [ ${#corpora[@]} -gt 0 ]; then deploy/dev/fetch-corpora.sh "${corpora[@]}"; fi
-if [ "$name" = kafka ]; then
+if [ "$name" = kafka ] || [ "$name" = scale ]; then
     deploy/dev/setup.sh streams
     deploy/dev/kafka.sh fetch
+fi
+if [ "$name" = kafka ]; then
     # The peer, out of the work tree; Maven looks whether anything changed.
     export VA_BENCH_STREAMS="$VA_BENCH_CACHE/kafka-streams"
     mvn -q -B -f benches/kafka-streams/pom.xml -Dpeer.target="$VA_BENCH_STREAMS" compile dependency:build-classpath
 fi
-if [ "$name" != log ] && [ "$name" != kafka ]; then "$VA_BENCH_VA" model pull multilingual-e5-small >/dev/null; fi
+case $name in
+    log | kafka | scale) ;;
+    *) "$VA_BENCH_VA" model pull multilingual-e5-small >/dev/null ;;
+esac
 
 python=python3
 if [ "$name" = embed ]; then

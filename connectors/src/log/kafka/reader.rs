@@ -7,7 +7,8 @@
 //! Kafka does not tell how many offsets at the end hold no row (ends of transactions, aborted records). A fetch that
 //! finds nothing below the high watermark positions the reader anew and waits for a row or for the end of the partition,
 //! whichever comes: since the reader was positioned after the watermark was asked for, an end means that nothing below
-//! that watermark was missed, and the fetch goes on there.
+//! that watermark was missed, and the fetch goes on there. A reader that already stands where the fetch begins is listened
+//! to first: while rows come in, nothing is asked.
 //!
 //! A record is looked into only when its rows are handed over: a topic of single records ([`crate::log::records`]) is
 //! read through the same readers.
@@ -39,6 +40,13 @@ const IDLE_MAX: usize = 32;
 /// Until the brokers have told each other of a new topic.
 const NEWS: Duration = Duration::from_millis(20);
 
+/// How long a reader that stands where a fetch begins is listened to before the cluster is asked. A little longer than a
+/// broker holds back an answer that says that there is nothing.
+const LISTEN: Duration = Duration::from_millis(75);
+/// How long a fetch that had to wait for its first record lets others gather. At the end of a topic that grows, records
+/// would otherwise be handed over in twos and threes, and each handing over has its price in everything that follows.
+const GATHER: Duration = Duration::from_millis(5);
+
 /// A consumer of one partition.
 pub(super) struct Reader {
     place: TopicPartition,
@@ -48,8 +56,9 @@ pub(super) struct Reader {
     at: Option<i64>,
     /// A record that was received and did not fit into the last fetch.
     held: Option<Record>,
-    /// One past the last record as last asked.
+    /// One past the last record as last asked, and when that was.
     high: i64,
+    asked: Option<Instant>,
 }
 
 /// A record as it is stored.
@@ -306,6 +315,7 @@ impl Shared {
                     at: None,
                     held: None,
                     high: 0,
+                    asked: None,
                 }
             }
         };
@@ -318,6 +328,18 @@ impl Shared {
     async fn ask_records(self: &Arc<Self>, place: &TopicPartition) -> Result<(i64, i64), LogError> {
         let place = place.clone();
         self.blocking(move |shared| shared.records(&place)).await
+    }
+
+    /// Brings the high watermark behind the position `next`, unless it was asked for a moment ago: then what was read since
+    /// is the best that is known.
+    async fn look_ahead(self: &Arc<Self>, reader: &mut Reader, next: i64) -> Result<(), LogError> {
+        let fresh = |asked: Instant| asked.elapsed() < LISTEN;
+        if reader.high > next || reader.asked.is_some_and(fresh) {
+            return Ok(());
+        }
+        reader.high = self.ask_records(&reader.place.clone()).await?.1;
+        reader.asked = Some(Instant::now());
+        Ok(())
     }
 
     /// See [`crate::log::Log::fetch`].
@@ -414,8 +436,28 @@ impl Shared {
             });
         }
 
+        // It reads on from there by itself. To ask the cluster and to position the reader anew for every few records that
+        // come in would cost more than the records.
+        if reader.at == Some(start.record) && !wait.is_zero() {
+            let event = tokio::select! {
+                event = reader.next() => Some(event),
+                () = tokio::time::sleep(wait.min(LISTEN)) => None,
+                () = self.closed.cancelled() => return Err(LogError::Closed),
+            };
+            // Whatever else it is, the cluster is asked.
+            if let Some(Ok(Event::Record(first))) = event {
+                tokio::time::sleep(GATHER).await;
+                return Ok(Begun::Rows {
+                    reader,
+                    start,
+                    first,
+                    skipped: 0,
+                });
+            }
+        }
+
         let (low, high) = self.ask_records(place).await?;
-        reader.high = high;
+        (reader.high, reader.asked) = (high, Some(Instant::now()));
         let (from, start, skipped) = if start.record < low {
             let low_start = Position::start_of(low);
             (low_start.offset(), low_start, (low - start.record) as u64)
@@ -476,6 +518,7 @@ impl Shared {
             };
             match event {
                 Event::Record(first) => {
+                    tokio::time::sleep(GATHER).await;
                     return Ok(Begun::Rows {
                         reader,
                         start,
@@ -589,9 +632,7 @@ impl Shared {
             next = reader.next_now();
         }
         let next = Position::of(fetched.next).record;
-        if reader.high <= next {
-            reader.high = self.ask_records(&reader.place.clone()).await?.1;
-        }
+        self.look_ahead(reader, next).await?;
         fetched.high = Position::start_of(reader.high.max(next)).offset();
         let topic = reader.place.topic.to_string();
         let returned: usize = fetched.batches.iter().map(|b| b.batch.num_rows()).sum();
@@ -655,9 +696,7 @@ impl Shared {
             }
         }
         let next = last + 1;
-        if reader.high <= next {
-            reader.high = self.ask_records(&reader.place.clone()).await?.1;
-        }
+        self.look_ahead(reader, next).await?;
         let topic = reader.place.topic.to_string();
         metrics::counter!("va_log_fetch_rows_total", "topic" => topic)
             .increment(builder.len() as u64);
