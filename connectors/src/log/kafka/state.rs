@@ -278,20 +278,25 @@ impl Shared {
         Ok(true)
     }
 
-    /// `None` when the cluster does not have the topic, or not all of it yet. Blocks.
+    /// `None` when the cluster does not have the topic. An error while a partition has no leader: it is there, and to take
+    /// it for empty would be to start from nothing. Blocks.
     fn partitions_of_state(&self, topic: &str) -> Result<Option<usize>, LogError> {
         let metadata = self
             .admin
             .inner()
             .fetch_metadata(None, self.timeout())
             .map_err(|e| storage("ask for the topics", &e))?;
-        Ok(metadata
-            .topics()
-            .iter()
-            .find(|found| found.name() == topic && found.error().is_none())
-            .filter(|found| found.partitions().iter().all(|p| p.leader() >= 0))
-            .map(|found| found.partitions().len())
-            .filter(|count| *count > 0))
+        let Some(found) = metadata.topics().iter().find(|t| t.name() == topic) else {
+            return Ok(None);
+        };
+        let partitions = found.partitions();
+        let led = partitions.iter().all(|p| p.leader() >= 0);
+        if found.error().is_some() || partitions.is_empty() || !led {
+            return Err(LogError::Storage(format!(
+                "kafka: not every partition of `{topic}` has a leader now"
+            )));
+        }
+        Ok(Some(partitions.len()))
     }
 
     /// Creates the group's topic for state when it is not there; returns how many partitions it has.
@@ -439,12 +444,18 @@ impl Shared {
                 }
                 Some(Ok(message)) => message,
             };
-            heard = Instant::now();
             let partition = message.partition() as usize;
             let Some(&high) = behind.get(&partition) else {
-                // Behind the end that was asked for.
+                // Behind the end that was asked for. It says nothing about those that are still waited for, which a
+                // dead leader may hold up for ever while others go on.
+                if heard.elapsed() >= self.timeout() {
+                    return Err(LogError::Storage(format!(
+                        "kafka: no answer for the records of `{topic}`"
+                    )));
+                }
                 continue;
             };
+            heard = Instant::now();
             let damaged = |what: &str| {
                 let (partition, record) = (message.partition(), message.offset());
                 LogError::Corrupt(format!("record {record} of `{topic}-{partition}`: {what}"))
