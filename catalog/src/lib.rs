@@ -7,6 +7,7 @@ pub mod chunk;
 pub mod event;
 pub mod graph;
 pub mod ids;
+pub mod permission;
 pub mod settings;
 pub mod store;
 
@@ -16,5 +17,6 @@ pub use ids::{
     ChunkId, CollectionName, CollectionRef, ContentHash, DocumentId, InvalidName, NodeName, Offset,
     Partition, PipelineName, TenantId, TopicName, TopicPartition, Version,
 };
+pub use permission::{BuiltInRole, Permission, Permissions};
 pub use settings::{Settings, SettingsError};
 pub use store::{Catalog, CatalogError, DocumentInfo, DocumentState};

@@ -4,6 +4,8 @@
 //! `search.k_max` is `VA_SEARCH__K_MAX`, `log.kafka.prefix` is `VA_LOG__KAFKA__PREFIX`, `listen` is `VA_LISTEN`. Variables that begin with `VA_` and hold no `__` are
 //! looked at only when they name a key, because others (`VA_SERVER`, `VA_TOKEN`) are the command line's.
 
+mod identity;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -16,6 +18,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::ids::CollectionName;
+
+pub use identity::{IdentitySettings, Registration};
 
 /// The configuration. Every key has a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -39,6 +43,7 @@ pub struct Settings {
     pub parse: ParseSettings,
     pub search: SearchSettings,
     pub telemetry: TelemetrySettings,
+    pub identity: IdentitySettings,
     /// Folders that the server keeps in collections. Only in the file, not in the environment.
     pub folders: Vec<FolderSettings>,
 }
@@ -332,6 +337,7 @@ impl Default for Settings {
             parse: ParseSettings::default(),
             search: SearchSettings::default(),
             telemetry: TelemetrySettings::default(),
+            identity: IdentitySettings::default(),
             folders: Vec::new(),
         }
     }

@@ -10,6 +10,7 @@ pub mod deployment;
 pub mod disk;
 pub mod folder;
 pub mod http;
+pub mod identity;
 pub mod ingest;
 pub mod platform;
 pub mod processes;

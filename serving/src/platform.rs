@@ -3,7 +3,7 @@
 //! [`Role`] says what of it a process does: all of it, the pipelines only, or everything but the pipelines. What only one
 //! of several processes has to do is done under a lease of the catalog.
 //!
-//! Layout of the data directory: `catalog.db` and `objects/` (unless the settings name servers for them), `log/`, `vectors/` and `texts/` (`splits/` where the indexes are shared), `admin.key`, `server.json`
+//! Layout of the data directory: `catalog.db` and `objects/` (unless the settings name servers for them), `log/`, `vectors/` and `texts/` (`splits/` where the indexes are shared), `admin.key`, `master.key`, `server.json`
 //! (where the process that holds it listens) and `lock`.
 
 use std::collections::HashMap;
@@ -33,6 +33,7 @@ use va_splits::{SplitOptions, SplitStore};
 use va_vector::{LanceStore, VectorStore};
 
 use crate::disk::Disk;
+use crate::identity::Identity;
 
 /// How long a parser process without work is kept.
 const PARSER_IDLE: Duration = Duration::from_secs(60);
@@ -81,6 +82,7 @@ pub struct Platform {
     pub data: PathBuf,
     pub tenant: TenantId,
     pub catalog: Catalog,
+    pub identity: Identity,
     pub log: Arc<dyn Log>,
     pub objects: Objects,
     pub indexes: Arc<Indexes>,
@@ -236,6 +238,14 @@ impl Platform {
         let catalog = Catalog::open(settings.catalog.location(&data))
             .await
             .map_err(part("catalog"))?;
+        // A worker answers nobody, so it needs nobody's data.
+        let (catalog, locked) = match role {
+            Role::Worker => (catalog, None),
+            _ => crate::identity::unlock(catalog, &settings.identity, &data)
+                .await
+                .map_err(part("catalog"))?,
+        };
+        let identity = Identity::new(catalog.clone(), settings.identity.clone(), locked);
         let admin_key = if role == Role::Worker {
             // It answers nobody.
             data.join("admin.key")
@@ -300,6 +310,7 @@ impl Platform {
             data,
             tenant: TenantId::default_tenant(),
             catalog,
+            identity,
             log,
             objects,
             indexes,
@@ -674,6 +685,13 @@ async fn upkeep(platform: Arc<Platform>) {
             Ok(0) | Err(_) => {}
             Ok(models) => tracing::info!(models, "idle models left memory"),
         }
+        if platform.role != Role::Worker && platform.leads("identity").await {
+            match platform.identity.tidy().await {
+                Ok(0) => {}
+                Ok(rows) => tracing::debug!(rows, "ended sessions and old audit events are gone"),
+                Err(error) => tracing::warn!(%error, "remove ended sessions; it is tried again"),
+            }
+        }
         // Searches are not to compete with merges.
         if platform.role.runs_pipelines() && platform.leads("optimize").await {
             optimize(&platform, &mut optimized).await;
@@ -703,7 +721,8 @@ async fn optimize(platform: &Platform, optimized: &mut HashMap<CollectionRef, u6
         }
         match vectors.optimize(&collection).await {
             Ok(report) => {
-                let name = collection.collection.to_string();
+                // Metrics are read without a credential, so they name no tenant's collection.
+                let name = blind(&collection);
                 metrics::gauge!("va_vector_fragments", "collection" => name)
                     .set(report.fragments_after as f64);
                 if !report.indexes.is_empty() {
@@ -719,6 +738,16 @@ async fn optimize(platform: &Platform, optimized: &mut HashMap<CollectionRef, u6
             }
         }
     }
+}
+
+/// Tells collections apart without naming them.
+fn blind(collection: &CollectionRef) -> String {
+    use sha2::{Digest, Sha256};
+    let digest = Sha256::digest(format!("va metrics {collection}"));
+    digest[..6]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// Whether a pipeline is one of ours, which users cannot change.

@@ -1,7 +1,7 @@
 //! The handle on the catalog database: opening it, and taking turns at writing.
 //!
-//! Every query names its tenant; the few that do not end in `_all_tenants`, besides looking up a key, which is how a
-//! tenant is found. What a connection is and how a statement runs is `query.rs`'s business.
+//! Every query names its tenant; the few that do not end in `_all_tenants`, besides looking up a key, an
+//! invite or a refresh token, which is how a tenant is found. What a connection is and how a statement runs is `query.rs`'s business.
 //!
 //! What must hold when two processes write at once:
 //!
@@ -15,6 +15,8 @@
 //! - The states of a shared index are made one after the other, and each is whole (`publish_split`, `merge_splits`,
 //!   `drop_splits`, `forget_splits`).
 //! - A data directory has one admin key (`ensure_admin_key`).
+//! - A tenant that has an owner keeps one (`update_user`, `delete_user`); an invite is taken once (`create_user`), a refresh
+//!   token is exchanged once (`refresh_session`), and one key signs at a time (`signing_key`).
 //!
 //! Each spans several rows or several statements, so its writers take turns: [`Catalog::begin`] waits for the lock of the
 //! [`Part`] they write. SQLite has one lock for all. On PostgreSQL it is an advisory lock that ends with the transaction;
@@ -29,6 +31,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 
 use super::error::CatalogError;
 use super::query::{Pool, Transaction};
+use super::seal::MasterKey;
 use super::{postgres, sqlite};
 use crate::ids::{CollectionRef, TenantId};
 
@@ -42,6 +45,8 @@ pub struct Catalog {
     pub(crate) write: Pool,
     pub(crate) read: Pool,
     clock: Clock,
+    /// What opens people's data; see [`Catalog::unlocked`].
+    pub(super) master: Option<Arc<MasterKey>>,
 }
 
 /// What a transaction writes. Writers of the same part take turns.
@@ -49,7 +54,7 @@ pub struct Catalog {
 pub(crate) enum Part<'a> {
     /// A collection with its documents.
     Collection(&'a CollectionRef),
-    /// Keys, pipelines and topics of a tenant.
+    /// Keys, users, sessions, pipelines and topics of a tenant.
     Tenant(&'a TenantId),
     /// Tenants, and what every tenant has.
     Tenants,
@@ -102,7 +107,12 @@ impl Catalog {
                 (Pool::Sqlite(write), Pool::Sqlite(read))
             }
         };
-        let catalog = Self { write, read, clock };
+        let catalog = Self {
+            write,
+            read,
+            clock,
+            master: None,
+        };
         catalog.register_built_ins().await?;
         Ok(catalog)
     }

@@ -26,6 +26,9 @@ pub enum CatalogError {
     /// The input is wrong: change it.
     #[error("{0}")]
     Invalid(String),
+    /// What was asked for is sealed, and this process does not have the key: give it the key, or ask another process.
+    #[error("{0}")]
+    Locked(String),
     /// The database was written by a newer `va`: install that version or use another data directory.
     #[error(
         "the catalog `{path}` was written by a newer version (it has migration {found}, this program knows up to {known}); \

@@ -1,8 +1,10 @@
-//! API keys: who may call, for which tenant, to do what.
+//! API keys: who may call, for which tenant, to do what; and [`Principal`], which is what every credential comes to.
 //!
 //! A key is `va_` and 32 random bytes in base64url. Only its SHA-256 is stored: with 256 random bits there is nothing to
 //! guess, so a slow password hash would only slow every call. A key is looked up by that hash, so how long the look-up
 //! takes tells nothing about the key.
+//!
+//! A key that a user made is that user's: it dies with the user and never permits more than the user's roles do by then.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -19,18 +21,33 @@ use super::database::{Catalog, Part};
 use super::error::CatalogError;
 use super::page::{Listing, Page};
 use super::query::{Row, Transaction, query};
+use super::seal::random;
+use super::sessions::SessionId;
+use super::users::{UserId, UserState};
 use crate::ids::TenantId;
+use crate::permission::{BuiltInRole, Permissions};
 
-/// What a key permits.
+/// A rough word for what a key permits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
-    /// Search, list and read.
+    /// Search, list and read: what the role `viewer` permits.
     Read,
-    /// Upload and delete documents, run pipelines.
+    /// Upload and delete documents, call models: what the role `editor` permits.
     Write,
-    /// Everything, keys and tenants too.
+    /// Everything, keys and tenants too: what the role `owner` permits.
     Admin,
+}
+
+impl Scope {
+    pub fn permissions(self) -> Permissions {
+        match self {
+            Self::Read => BuiltInRole::Viewer,
+            Self::Write => BuiltInRole::Editor,
+            Self::Admin => BuiltInRole::Owner,
+        }
+        .permissions()
+    }
 }
 
 /// The public name of a key: safe to show and to log.
@@ -73,19 +90,116 @@ impl fmt::Debug for SecretKey {
     }
 }
 
-/// Who calls.
+/// Who calls, and what the call may do. It comes from a credential and from nothing else; above all the tenant does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Principal {
     pub tenant: TenantId,
-    pub key_id: KeyId,
-    pub scopes: BTreeSet<Scope>,
+    pub caller: Caller,
+    pub permissions: Permissions,
+    pub limits: KeyLimits,
+}
+
+/// The credential that was shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Caller {
+    /// An API key, of a user or of nobody in particular.
+    Key { id: KeyId, user: Option<UserId> },
+    /// An access token of a user's session.
+    User {
+        id: UserId,
+        session: SessionId,
+        roles: Vec<String>,
+    },
 }
 
 impl Principal {
-    /// Whether the scopes include `scope`; `admin` includes all, `write` includes `read`.
+    /// Whether everything that the scope stands for is permitted.
     pub fn allows(&self, scope: Scope) -> bool {
-        self.scopes.iter().any(|granted| *granted >= scope)
+        self.permissions.includes(scope.permissions())
     }
+
+    /// The key that was shown, if it was one.
+    pub fn key(&self) -> Option<&KeyId> {
+        match &self.caller {
+            Caller::Key { id, .. } => Some(id),
+            Caller::User { .. } => None,
+        }
+    }
+
+    /// The user behind the credential, if there is one.
+    pub fn user(&self) -> Option<&UserId> {
+        match &self.caller {
+            Caller::Key { user, .. } => user.as_ref(),
+            Caller::User { id, .. } => Some(id),
+        }
+    }
+
+    /// The id of the credential's holder, for the audit trail and the log.
+    pub fn actor(&self) -> &str {
+        match &self.caller {
+            Caller::Key { id, .. } => id.as_str(),
+            Caller::User { id, .. } => id.as_str(),
+        }
+    }
+}
+
+/// What a key may spend and on which models. A session has no limits of its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyLimits {
+    /// Names of models; `None`: all.
+    pub models: Option<Vec<String>>,
+    pub budget: Option<Budget>,
+}
+
+/// An amount of money for a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Budget {
+    /// Millionths of a US dollar.
+    pub micros: i64,
+    pub window: BudgetWindow,
+}
+
+/// When a budget begins anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BudgetWindow {
+    Day,
+    Week,
+    Month,
+    /// Never.
+    Total,
+}
+
+impl BudgetWindow {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Day => "day",
+            Self::Week => "week",
+            Self::Month => "month",
+            Self::Total => "total",
+        }
+    }
+
+    fn read(text: &str) -> Result<Self, CatalogError> {
+        [Self::Day, Self::Week, Self::Month, Self::Total]
+            .into_iter()
+            .find(|window| window.as_str() == text)
+            .ok_or_else(|| CatalogError::corrupt("budget_window", text))
+    }
+}
+
+/// A key that is to be made.
+#[derive(Debug, Clone, Default)]
+pub struct NewKey<'a> {
+    pub name: &'a str,
+    pub scopes: BTreeSet<Scope>,
+    /// Beside the scopes.
+    pub permissions: Permissions,
+    /// Whose it is; `None`: the tenant's.
+    pub user: Option<&'a UserId>,
+    pub limits: KeyLimits,
+    /// UTC milliseconds.
+    pub expires_at: Option<i64>,
 }
 
 /// A key without its secret.
@@ -93,9 +207,17 @@ impl Principal {
 pub struct ApiKey {
     pub id: KeyId,
     pub name: String,
+    /// The beginning of the key; `None` for keys from before it was kept.
+    pub prefix: Option<String>,
     pub scopes: BTreeSet<Scope>,
+    /// Beside those of the scopes.
+    pub permissions: Permissions,
+    pub user: Option<UserId>,
+    #[serde(flatten)]
+    pub limits: KeyLimits,
     /// UTC milliseconds.
     pub created_at: i64,
+    pub expires_at: Option<i64>,
     /// To the minute.
     pub last_used_at: Option<i64>,
     pub revoked_at: Option<i64>,
@@ -108,62 +230,87 @@ const KEY_CHARS: usize = PREFIX.len() + 43;
 /// The use of a key is noted at most this often, so that calls do not become writes.
 const LAST_USED_STEP_MS: i64 = 60_000;
 const ADMIN_FILE: &str = "admin.key";
+/// Of the key's beginning, which is kept to recognise it by: `va_` and 48 of its 256 bits.
+const SHOWN_CHARS: usize = PREFIX.len() + 8;
+const NAME_CHARS_MAX: usize = 200;
+const MODELS_MAX: usize = 200;
+const COLUMNS: &str = "id, name, prefix, scopes, permissions, user_id, models, budget_micros, budget_window, created_at, \
+    expires_at, last_used_at, revoked_at";
 
 impl Catalog {
-    /// Makes a key. The secret is returned this once and cannot be had again.
+    /// Makes a key of the tenant with these scopes and no limits. The secret is returned this once.
     pub async fn create_key(
         &self,
         tenant: &TenantId,
         name: &str,
         scopes: &BTreeSet<Scope>,
     ) -> Result<(KeyId, SecretKey), CatalogError> {
-        if name.trim().is_empty() {
-            return Err(CatalogError::Invalid(
-                "a key needs a name that tells what uses it".to_owned(),
-            ));
-        }
-        if scopes.is_empty() {
-            return Err(CatalogError::Invalid(
-                "a key needs scopes: `read`, `write` or `admin`".to_owned(),
-            ));
-        }
+        let new = NewKey {
+            name,
+            scopes: scopes.clone(),
+            ..NewKey::default()
+        };
+        self.create_key_with(tenant, &new).await
+    }
+
+    /// Makes a key. The secret is returned this once and cannot be had again.
+    pub async fn create_key_with(
+        &self,
+        tenant: &TenantId,
+        new: &NewKey<'_>,
+    ) -> Result<(KeyId, SecretKey), CatalogError> {
+        check_new(new, self.now_ms())?;
         self.tenant(tenant).await?;
         let mut transaction = self.begin(Part::Tenant(tenant)).await?;
-        let made = insert_key(
-            &mut transaction,
-            tenant,
-            name,
-            scopes,
-            "user",
-            self.now_ms(),
-        )
-        .await?;
+        let made = insert_key(&mut transaction, tenant, new, "user", self.now_ms()).await?;
         transaction.commit().await?;
         Ok(made)
     }
 
-    /// Who holds the key; `None` when it is unknown or revoked. The tenant is what this finds out, so there is none to ask for.
+    /// Who holds the key; `None` when it is unknown, expired or revoked, or its user may not log in. The tenant is what
+    /// this finds out, so there is none to ask for.
     pub async fn check_key(&self, secret: &str) -> Result<Option<Principal>, CatalogError> {
         if secret.len() != KEY_CHARS || !secret.starts_with(PREFIX) {
             return Ok(None);
         }
         let row = query(
-            "SELECT id, tenant_id, scopes, last_used_at FROM api_keys WHERE key_hash = $1 AND revoked_at IS NULL",
+            "SELECT k.id, k.tenant_id, k.scopes, k.permissions, k.user_id, k.models, k.budget_micros, k.budget_window, \
+             k.last_used_at, u.state FROM api_keys k LEFT JOIN users u ON u.tenant_id = k.tenant_id AND u.id = k.user_id \
+             WHERE k.key_hash = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > $2)",
         )
         .bind(hash(secret))
+        .bind(self.now_ms())
         .fetch_optional(&self.read)
         .await?;
         let Some(row) = row else { return Ok(None) };
+        let tenant = TenantId::new(row.try_get::<String>("tenant_id")?)?;
+        let id = KeyId(row.try_get("id")?);
+        let mut permissions = read_scopes(&row)?
+            .into_iter()
+            .map(Scope::permissions)
+            .fold(read_permissions(&row)?, Permissions::union);
+        let user: Option<String> = row.try_get("user_id")?;
+        let user = user.as_deref().map(UserId::from);
+        if let Some(user) = &user {
+            let state: Option<String> = row.try_get("state")?;
+            let state = state.as_deref().map(UserState::read).transpose()?;
+            if state != Some(UserState::Active) {
+                return Ok(None);
+            }
+            let (_, rights) = self.rights_of(&tenant, user).await?;
+            permissions = permissions.intersection(rights);
+        }
         let principal = Principal {
-            tenant: TenantId::new(row.try_get::<String>("tenant_id")?)?,
-            key_id: KeyId(row.try_get("id")?),
-            scopes: read_scopes(&row)?,
+            tenant,
+            caller: Caller::Key { id, user },
+            permissions,
+            limits: read_limits(&row)?,
         };
         let now = self.now_ms();
         let last_used_at: Option<i64> = row.try_get("last_used_at")?;
         if last_used_at.is_none_or(|at| at + LAST_USED_STEP_MS <= now) {
             let noted = query("UPDATE api_keys SET last_used_at = $2 WHERE id = $1")
-                .bind(principal.key_id.as_str())
+                .bind(principal.actor())
                 .bind(now)
                 .execute(&self.write)
                 .await;
@@ -173,6 +320,18 @@ impl Catalog {
             }
         }
         Ok(Some(principal))
+    }
+
+    /// The key of that id, without its secret.
+    pub async fn key(&self, tenant: &TenantId, id: &KeyId) -> Result<ApiKey, CatalogError> {
+        let text = format!("SELECT {COLUMNS} FROM api_keys WHERE tenant_id = $1 AND id = $2");
+        let row = query(&text)
+            .bind(tenant.as_str())
+            .bind(id.as_str())
+            .fetch_optional(&self.read)
+            .await?
+            .ok_or_else(|| CatalogError::not_found("key", id))?;
+        read_key(&row)
     }
 
     /// Makes the key useless from now on. Repeating it is no error.
@@ -198,15 +357,15 @@ impl Catalog {
         page: &Page,
     ) -> Result<Listing<ApiKey>, CatalogError> {
         // Ids begin with their time, so their order is that of creation.
-        let rows = query(
-            "SELECT id, name, scopes, created_at, last_used_at, revoked_at FROM api_keys \
-             WHERE tenant_id = $1 AND id > $2 ORDER BY id LIMIT $3",
-        )
-        .bind(tenant.as_str())
-        .bind(page.after()?)
-        .bind(page.rows()?)
-        .fetch_all(&self.read)
-        .await?;
+        let text = format!(
+            "SELECT {COLUMNS} FROM api_keys WHERE tenant_id = $1 AND id > $2 ORDER BY id LIMIT $3"
+        );
+        let rows = query(&text)
+            .bind(tenant.as_str())
+            .bind(page.after()?)
+            .bind(page.rows()?)
+            .fetch_all(&self.read)
+            .await?;
         let keys = rows.iter().map(read_key).collect::<Result<_, _>>()?;
         Ok(page.listing(keys, |key: &ApiKey| key.id.as_str()))
     }
@@ -251,9 +410,12 @@ impl Catalog {
         .bind(&name)
         .execute(&mut transaction)
         .await?;
-        let scopes = BTreeSet::from([Scope::Admin]);
-        let (_, secret) =
-            insert_key(&mut transaction, &tenant, &name, &scopes, "admin_file", now).await?;
+        let new = NewKey {
+            name: &name,
+            scopes: BTreeSet::from([Scope::Admin]),
+            ..NewKey::default()
+        };
+        let (_, secret) = insert_key(&mut transaction, &tenant, &new, "admin_file", now).await?;
         transaction.commit().await?;
         // The file comes last: a crash before it leaves no file, and the next start makes a new key.
         write_private(&path, secret.expose()).map_err(|error| {
@@ -263,34 +425,75 @@ impl Catalog {
     }
 }
 
+fn check_new(new: &NewKey<'_>, now: i64) -> Result<(), CatalogError> {
+    let problem = if new.name.trim().is_empty() {
+        "a key needs a name that tells what uses it"
+    } else if new.name.chars().count() > NAME_CHARS_MAX {
+        "the name of a key has at most 200 characters"
+    } else if new.scopes.is_empty() && new.permissions.is_empty() {
+        "a key needs scopes (`read`, `write` or `admin`) or permissions"
+    } else if new.expires_at.is_some_and(|at| at <= now) {
+        "`expires_at` is in the past"
+    } else if new
+        .limits
+        .models
+        .as_ref()
+        .is_some_and(|m| m.len() > MODELS_MAX)
+    {
+        "a key lists at most 200 models"
+    } else if new.limits.budget.is_some_and(|budget| budget.micros < 0) {
+        "a budget cannot be below 0"
+    } else {
+        return Ok(());
+    };
+    Err(CatalogError::Invalid(problem.to_owned()))
+}
+
 async fn insert_key(
     transaction: &mut Transaction,
     tenant: &TenantId,
-    name: &str,
-    scopes: &BTreeSet<Scope>,
+    new: &NewKey<'_>,
     purpose: &str,
     now: i64,
 ) -> Result<(KeyId, SecretKey), CatalogError> {
-    let mut random = [0; KEY_BYTES];
-    getrandom::fill(&mut random)
-        .map_err(|error| CatalogError::storage("ask the system for random bytes", error))?;
-    let secret = SecretKey(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(random)));
+    let secret = new_secret(PREFIX)?;
     let id = KeyId(format!("key_{}", Uuid::now_v7().simple()));
-    let scopes = serde_json::to_string(scopes)
-        .map_err(|error| CatalogError::storage("write the scopes", error))?;
+    let budget = new.limits.budget;
     query(
-        "INSERT INTO api_keys (id, tenant_id, name, key_hash, scopes, purpose, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        "INSERT INTO api_keys (id, tenant_id, name, key_hash, scopes, purpose, created_at, prefix, permissions, user_id, \
+         models, budget_micros, budget_window, expires_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
     )
     .bind(id.as_str())
     .bind(tenant.as_str())
-    .bind(name)
+    .bind(new.name)
     .bind(hash(secret.expose()))
-    .bind(scopes)
+    .bind(json(&new.scopes)?)
     .bind(purpose)
     .bind(now)
+    .bind(&secret.expose()[..SHOWN_CHARS])
+    .bind(json(&new.permissions)?)
+    .bind(new.user.map(UserId::as_str))
+    .bind(new.limits.models.as_ref().map(json).transpose()?)
+    .bind(budget.map(|budget| budget.micros))
+    .bind(budget.map(|budget| budget.window.as_str()))
+    .bind(new.expires_at)
     .execute(&mut *transaction)
     .await?;
     Ok((id, secret))
+}
+
+fn json<T: Serialize>(value: &T) -> Result<String, CatalogError> {
+    serde_json::to_string(value).map_err(|error| CatalogError::storage("write a list", error))
+}
+
+/// A new secret: the prefix and 32 random bytes in base64url.
+pub(super) fn new_secret(prefix: &str) -> Result<SecretKey, CatalogError> {
+    let random: [u8; KEY_BYTES] = random()?;
+    Ok(SecretKey(format!(
+        "{prefix}{}",
+        URL_SAFE_NO_PAD.encode(random)
+    )))
 }
 
 /// The name of this machine, by which equal paths on different ones are told apart.
@@ -301,13 +504,14 @@ pub fn host_name() -> String {
         .map_or_else(|| "localhost".to_owned(), |name| name.trim().to_owned())
 }
 
-fn hash(secret: &str) -> String {
+/// What is stored of a secret.
+pub(super) fn hash(secret: &str) -> String {
     let digest = Sha256::digest(secret.as_bytes());
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Writes a file that only its owner can read, whole or not at all.
-fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+pub(super) fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
     let partial = path.with_extension("key.partial");
     // What an earlier crash left would keep its own permissions.
     match std::fs::remove_file(&partial) {
@@ -329,22 +533,18 @@ fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
 }
 
 /// Takes the file from everyone but its owner.
-fn restrict(path: &Path) -> Result<(), CatalogError> {
+pub(super) fn restrict(path: &Path) -> Result<(), CatalogError> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        let failed = |error| {
-            CatalogError::storage(
-                format!("restrict the admin key `{}`", path.display()),
-                error,
-            )
-        };
+        let failed =
+            |error| CatalogError::storage(format!("restrict the key `{}`", path.display()), error);
         let mode = std::fs::metadata(path)
             .map_err(failed)?
             .permissions()
             .mode();
         if mode & 0o077 != 0 {
-            tracing::warn!(path = %path.display(), "others could read the admin key, now only its owner can");
+            tracing::warn!(path = %path.display(), "others could read the key, now only its owner can");
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
                 .map_err(failed)?;
         }
@@ -357,12 +557,43 @@ fn read_scopes(row: &Row) -> Result<BTreeSet<Scope>, CatalogError> {
     serde_json::from_str(&scopes).map_err(|_| CatalogError::corrupt("scopes", &scopes))
 }
 
+/// Keys from before there were permissions have scopes only.
+fn read_permissions(row: &Row) -> Result<Permissions, CatalogError> {
+    let permissions: Option<String> = row.try_get("permissions")?;
+    permissions.map_or(Ok(Permissions::NONE), |text| {
+        serde_json::from_str(&text).map_err(|_| CatalogError::corrupt("permissions", &text))
+    })
+}
+
+fn read_limits(row: &Row) -> Result<KeyLimits, CatalogError> {
+    let models: Option<String> = row.try_get("models")?;
+    let micros: Option<i64> = row.try_get("budget_micros")?;
+    let window: Option<String> = row.try_get("budget_window")?;
+    let window = window.as_deref().map(BudgetWindow::read).transpose()?;
+    Ok(KeyLimits {
+        models: models
+            .map(|text| {
+                serde_json::from_str(&text).map_err(|_| CatalogError::corrupt("models", &text))
+            })
+            .transpose()?,
+        budget: micros
+            .zip(window)
+            .map(|(micros, window)| Budget { micros, window }),
+    })
+}
+
 fn read_key(row: &Row) -> Result<ApiKey, CatalogError> {
+    let user: Option<String> = row.try_get("user_id")?;
     Ok(ApiKey {
         id: KeyId(row.try_get("id")?),
         name: row.try_get("name")?,
+        prefix: row.try_get("prefix")?,
         scopes: read_scopes(row)?,
+        permissions: read_permissions(row)?,
+        user: user.as_deref().map(UserId::from),
+        limits: read_limits(row)?,
         created_at: row.try_get("created_at")?,
+        expires_at: row.try_get("expires_at")?,
         last_used_at: row.try_get("last_used_at")?,
         revoked_at: row.try_get("revoked_at")?,
     })

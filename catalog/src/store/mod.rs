@@ -1,13 +1,15 @@
-//! The catalog store: tenants, collections, documents, topics, pipelines, models, keys and settings in a database.
+//! The catalog store: tenants, users, collections, documents, topics, pipelines, models, keys and settings in a database.
 //!
 //! [`Catalog`] is the handle; each file adds the methods of one idea to it. Every statement runs on SQLite and on
 //! PostgreSQL alike (`query.rs`); what differs between the two is in `sqlite.rs` and `postgres.rs`, and `migrations/` has
 //! the tables for both.
 
+mod audit;
 mod collections;
 mod database;
 mod documents;
 mod error;
+mod invites;
 mod keys;
 mod models;
 mod news;
@@ -17,6 +19,10 @@ mod pipelines;
 mod postgres;
 mod processes;
 mod query;
+mod roles;
+mod seal;
+mod sessions;
+mod signing;
 mod splits;
 mod sqlite;
 mod state;
@@ -24,19 +30,29 @@ mod tenant_settings;
 mod tenants;
 mod topic_schema;
 mod topics;
+mod users;
 mod versions;
 
+pub use audit::{AuditEvent, NewAuditEvent};
 pub use collections::{Collection, CollectionConfig, CollectionCounts};
 pub use database::{Catalog, Clock};
 pub use documents::{
     DocumentFilter, DocumentInfo, ExpectedInIndex, LiveContent, Unchanged, VersionInfo,
 };
 pub use error::CatalogError;
-pub use keys::{ApiKey, KeyId, Principal, Scope, SecretKey, host_name};
+pub use invites::Invite;
+pub use keys::{
+    ApiKey, Budget, BudgetWindow, Caller, KeyId, KeyLimits, NewKey, Principal, Scope, SecretKey,
+    host_name,
+};
 pub use models::Model;
 pub use page::{Listing, PAGE_LIMIT_MAX, Page};
 pub use pipelines::{DesiredState, Pipeline, PipelineVersion};
 pub use processes::Process;
+pub use roles::Role;
+pub use seal::MasterKey;
+pub use sessions::{Refreshed, Session, SessionId};
+pub use signing::{SigningKey, SigningTimes, VerifyingKey};
 pub use splits::{NewSplit, Published, SplitDocument, SplitInfo, SplitSeq, SplitState};
 pub use state::{Applied, DocumentState, News};
 pub use tenants::Tenant;
@@ -44,4 +60,5 @@ pub use topic_schema::{
     SchemaChange, SchemaMismatch, check_batch, evolve, schema_from_json, schema_to_json,
 };
 pub use topics::{Retention, Topic, WireFormat, built_in_topics};
+pub use users::{LoginRecord, NewUser, User, UserChange, UserId, UserState, check_email};
 pub use versions::{BeginOutcome, Begun, NewVersion, VERSIONS_PER_CALL_MAX};

@@ -43,6 +43,20 @@ impl Catalog {
             .ok_or_else(|| CatalogError::not_found("tenant", name))
     }
 
+    /// Changes the description.
+    pub async fn describe_tenant(
+        &self,
+        name: &TenantId,
+        description: &str,
+    ) -> Result<Tenant, CatalogError> {
+        query("UPDATE tenants SET description = $2 WHERE name = $1")
+            .bind(name.as_str())
+            .bind(description)
+            .execute(&self.write)
+            .await?;
+        self.tenant(name).await
+    }
+
     /// Every tenant, by name.
     pub async fn tenants_all_tenants(&self, page: &Page) -> Result<Listing<Tenant>, CatalogError> {
         let rows = query(

@@ -4,6 +4,7 @@ use crate::*;
 
 on_both!(
     keys_open_what_they_should,
+    keys_have_limits_owners_and_an_end,
     the_admin_key_is_made_kept_and_replaced
 );
 
@@ -23,7 +24,7 @@ async fn keys_open_what_they_should(on: On) {
         .await
         .expect("a check")
         .expect("a principal");
-    assert_eq!((&principal.tenant, &principal.key_id), (&default, &id));
+    assert_eq!((&principal.tenant, principal.key()), (&default, Some(&id)));
     assert!(
         principal.allows(Scope::Read)
             && principal.allows(Scope::Write)
@@ -89,6 +90,87 @@ async fn keys_open_what_they_should(on: On) {
         let needle = &secret.expose().as_bytes()[3..];
         assert!(!bytes.windows(needle.len()).any(|window| window == needle));
     }
+}
+
+async fn keys_have_limits_owners_and_an_end(on: On) {
+    let bench = Bench::unlocked(on).await;
+    let (catalog, default) = (&bench.catalog, TenantId::default_tenant());
+    let limits = KeyLimits {
+        models: Some(vec!["qwen".to_owned()]),
+        budget: Some(Budget {
+            micros: 2_500_000,
+            window: BudgetWindow::Month,
+        }),
+    };
+    let mut new = NewKey {
+        name: "gateway",
+        permissions: [Permission::ModelsUse].into_iter().collect(),
+        limits: limits.clone(),
+        expires_at: Some(5_000),
+        ..NewKey::default()
+    };
+    let (id, secret) = catalog
+        .create_key_with(&default, &new)
+        .await
+        .expect("a key");
+    let secret = secret.expose();
+    let principal = catalog
+        .check_key(secret)
+        .await
+        .expect("a check")
+        .expect("one");
+    assert_eq!(principal.limits, limits);
+    assert_eq!(principal.permissions, new.permissions);
+    assert!(!principal.allows(Scope::Read));
+    let shown = catalog.key(&default, &id).await.expect("a key");
+    assert_eq!(shown.prefix.as_deref(), Some(&secret[..11]));
+    assert_eq!((shown.limits, shown.expires_at), (limits, Some(5_000)));
+    bench.clock.store(5_000, Ordering::SeqCst);
+    assert_eq!(catalog.check_key(secret).await.expect("a check"), None);
+    assert!(
+        catalog.create_key_with(&default, &new).await.is_err(),
+        "it has ended already"
+    );
+
+    // A key of a user does what the user may do by now, and dies with the user.
+    let roles = ["editor".to_owned()];
+    let user = NewUser {
+        email: "ann@example.com",
+        roles: &roles,
+        ..NewUser::default()
+    };
+    let user = catalog.create_user(&default, &user).await.expect("a user");
+    new.user = Some(&user.id);
+    (new.expires_at, new.scopes) = (None, BTreeSet::from([Scope::Admin]));
+    let (_, secret) = catalog
+        .create_key_with(&default, &new)
+        .await
+        .expect("a key");
+    let may = async || {
+        let principal = catalog.check_key(secret.expose()).await.expect("a check");
+        principal.map(|principal| {
+            assert_eq!(principal.user(), Some(&user.id));
+            principal.permissions
+        })
+    };
+    assert_eq!(may().await, Some(BuiltInRole::Editor.permissions()));
+    let change = |roles| UserChange {
+        roles,
+        ..UserChange::default()
+    };
+    let viewer = ["viewer".to_owned()];
+    let changed = catalog.update_user(&default, &user.id, &change(Some(&viewer)));
+    changed.await.expect("changed");
+    assert_eq!(may().await, Some(BuiltInRole::Viewer.permissions()));
+    let disabled = UserChange {
+        state: Some(UserState::Disabled),
+        ..change(None)
+    };
+    let changed = catalog.update_user(&default, &user.id, &disabled).await;
+    changed.expect("changed");
+    assert_eq!(may().await, None);
+    catalog.delete_user(&default, &user.id).await.expect("gone");
+    assert_eq!(may().await, None);
 }
 
 async fn the_admin_key_is_made_kept_and_replaced(on: On) {

@@ -29,6 +29,7 @@ macro_rules! on_both {
 
 mod database;
 mod documents;
+mod identity;
 mod keys;
 mod objects;
 mod processes;
@@ -115,6 +116,17 @@ impl Bench {
         }
     }
 
+    /// With a master key, as people's data needs it.
+    async fn unlocked(on: On) -> Self {
+        let bench = Self::new(on).await;
+        let catalog = bench
+            .catalog
+            .unlocked(master(1))
+            .await
+            .expect("the key fits");
+        Self { catalog, ..bench }
+    }
+
     async fn with_collection(on: On) -> (Self, CollectionRef) {
         let bench = Self::new(on).await;
         let collection = collection("default", "帮助-2026");
@@ -136,6 +148,13 @@ impl Bench {
     async fn second(&self) -> Catalog {
         open(&self.location, &self.clock).await
     }
+}
+
+/// A master key that is `byte` 32 times.
+fn master(byte: u8) -> MasterKey {
+    let text = ["AQEB", "AgIC"][usize::from(byte) - 1].repeat(10);
+    let last = ["AQE=", "AgI="][usize::from(byte) - 1];
+    MasterKey::parse(&format!("{text}{last}")).expect("a key")
 }
 
 async fn open(location: &str, clock: &Arc<AtomicI64>) -> Catalog {

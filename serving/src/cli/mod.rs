@@ -2,6 +2,7 @@
 
 mod client;
 mod dlq;
+mod identity;
 mod index;
 mod model;
 pub mod pipeline;
@@ -97,6 +98,15 @@ enum Command {
     /// List, create, fill and read topics of the log.
     #[command(subcommand)]
     Topic(resources::TopicCommand),
+    /// List, make, invite and remove users.
+    #[command(subcommand)]
+    User(identity::UserCommand),
+    /// List and make tenants.
+    #[command(subcommand)]
+    Tenant(identity::TenantCommand),
+    /// List, make and revoke API keys.
+    #[command(subcommand)]
+    Key(identity::KeyCommand),
     /// List, fetch and check local models.
     #[command(subcommand)]
     Model(model::ModelCommand),
@@ -223,6 +233,9 @@ async fn run(cli: Cli) -> Outcome<()> {
         Command::Pipeline(command) => pipeline::remote(&client, command).await,
         Command::Dlq(command) => dlq::dlq(&client, command).await,
         Command::Topic(command) => resources::topic(&client, command).await,
+        Command::User(command) => identity::user(&client, command).await,
+        Command::Tenant(command) => identity::tenant(&client, command).await,
+        Command::Key(command) => identity::key(&client, command).await,
         Command::Doctor { json } => resources::doctor(&client, *json).await,
         Command::Up { .. }
         | Command::Worker { .. }

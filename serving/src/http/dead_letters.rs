@@ -1,26 +1,39 @@
 //! Dead letters of a pipeline: list, show, retry.
 
-use axum::Router;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
-use axum::routing::{get as get_of, post};
+use axum::http::{Method, StatusCode};
 use axum::{Extension, Json};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use va_catalog::PipelineName;
 use va_catalog::store::Principal;
+use va_catalog::{Permission, PipelineName};
 
 use super::problem::{Body, Params};
+use super::routes::{Access, Routes};
 use super::{App, Problem};
 use crate::dead_letters::{self, DeadLetterError, Filter, Letter, LetterId, Wanted};
 
-pub fn routes() -> Router<App> {
-    Router::new()
-        .route("/api/v1/pipelines/{pipeline}/dlq", get_of(list))
-        .route("/api/v1/pipelines/{pipeline}/dlq/retry", post(retry))
-        .route("/api/v1/pipelines/{pipeline}/dlq/{id}", get_of(get))
+pub fn routes() -> Routes {
+    let (read, retries) = (
+        Access::Needs(Permission::DeadLettersRead),
+        Access::Needs(Permission::DeadLettersRetry),
+    );
+    Routes::new()
+        .add(Method::GET, "/api/v1/pipelines/{pipeline}/dlq", read, list)
+        .add(
+            Method::POST,
+            "/api/v1/pipelines/{pipeline}/dlq/retry",
+            retries,
+            retry,
+        )
+        .add(
+            Method::GET,
+            "/api/v1/pipelines/{pipeline}/dlq/{id}",
+            read,
+            get,
+        )
 }
 
 #[derive(Deserialize)]

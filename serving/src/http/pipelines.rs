@@ -1,5 +1,7 @@
 //! Pipelines: list, create, start, stop, tap.
 
+use arrow::array::{AsArray, BooleanArray};
+use arrow::datatypes::DataType;
 use arrow::record_batch::RecordBatch;
 use axum::body::Body as RawBody;
 use axum::extract::{Path, State};
@@ -10,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 use va_catalog::store::{CatalogError, DesiredState, Page, Principal};
-use va_catalog::{NodeName, PipelineName};
+use va_catalog::{NodeName, PipelineName, TenantId};
 use va_pipelines::fixture::batch_to_rows;
 
 use super::problem::Params;
@@ -158,6 +160,7 @@ pub struct Tap {
 /// Live rows of a node, one JSON object a line.
 pub async fn tap(
     State(app): State<App>,
+    Extension(principal): Extension<Principal>,
     Path(name): Path<String>,
     Params(tap): Params<Tap>,
 ) -> Result<Response, Problem> {
@@ -166,6 +169,7 @@ pub async fn tap(
     let mut batches = app.platform.runtime.tap(&name, &tap.node)?;
     let stopping = app.platform.stopping().clone();
     let mut left = tap.limit.unwrap_or(u64::MAX);
+    let (tenant, built_in) = (principal.tenant, is_built_in(&name));
     let lines = async_stream(move |lines| async move {
         while left > 0 {
             let batch = tokio::select! {
@@ -175,6 +179,17 @@ pub async fn tap(
             };
             let text = match batch {
                 Ok(batch) => {
+                    let batch = match of_tenant(&batch, &tenant, built_in) {
+                        Ok(batch) => batch,
+                        Err(error) => {
+                            let line = format!("{}\n", json!({"_error": error}));
+                            let _ = lines.send(Ok(line)).await;
+                            return;
+                        }
+                    };
+                    if batch.num_rows() == 0 {
+                        continue;
+                    }
                     let batch = batch.slice(
                         0,
                         batch
@@ -195,6 +210,28 @@ pub async fn tap(
         }
     });
     Ok(lines)
+}
+
+/// The rows of a batch that say they are the tenant's. Of a pipeline of the operators' own, rows may not say whose they are
+/// and are shown; the built-in ones carry every tenant's.
+fn of_tenant(
+    batch: &RecordBatch,
+    tenant: &TenantId,
+    built_in: bool,
+) -> Result<RecordBatch, String> {
+    let owners = batch
+        .column_by_name("tenant_id")
+        .and_then(|column| arrow::compute::cast(column, &DataType::Utf8).ok());
+    let Some(owners) = owners else {
+        let shown = if built_in { 0 } else { batch.num_rows() };
+        return Ok(batch.slice(0, shown));
+    };
+    let own: BooleanArray = owners
+        .as_string::<i32>()
+        .iter()
+        .map(|owner| Some(owner == Some(tenant.as_str())))
+        .collect();
+    arrow::compute::filter_record_batch(batch, &own).map_err(|error| error.to_string())
 }
 
 /// A reply that is written line by line by a task, which ends when the client goes.

@@ -86,6 +86,13 @@ impl Problem {
         Self::new(StatusCode::INSUFFICIENT_STORAGE, "disk_full", detail)
     }
 
+    /// It is worth to try again after that time.
+    #[must_use]
+    pub fn after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+
     #[must_use]
     pub fn with(mut self, field: &'static str, value: Value) -> Self {
         self.extra = Some((field, value));
@@ -135,6 +142,11 @@ impl From<CatalogError> for Problem {
                 Self::new(StatusCode::CONFLICT, "conflict", error.to_string())
             }
             CatalogError::Invalid(_) => Self::invalid(error.to_string()),
+            CatalogError::Locked(_) => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "identity_locked",
+                error.to_string(),
+            ),
             error if error.is_retriable() => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "catalog_unavailable",

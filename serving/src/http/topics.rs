@@ -14,7 +14,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use va_catalog::store::{Page, Principal, Topic, WireFormat, check_batch};
-use va_catalog::{Offset, Partition, TopicName, TopicPartition};
+use va_catalog::{Offset, Partition, TenantId, TopicName, TopicPartition};
 use va_connectors::log::records::{self, Records};
 use va_connectors::log::{FetchLimit, Log, Target, TopicConfig, partition_of};
 use va_connectors::schema::{parse_schema, schema_lines};
@@ -27,6 +27,8 @@ use super::problem::{Body, Params};
 use super::{App, Problem};
 use crate::platform::new_topic;
 
+/// Says whose a row is.
+const TENANT_COLUMN: &str = "tenant_id";
 /// Largest body of one produce call.
 const PRODUCE_BYTES_MAX: usize = 16 << 20;
 
@@ -204,6 +206,13 @@ pub async fn produce(
     let rows = json_rows(&body)?;
     // Row by row first, so that the error can name the line.
     for (line, row) in &rows {
+        if !is_of(row, &principal.tenant) {
+            return Err(Problem::new(
+                StatusCode::FORBIDDEN,
+                "forbidden",
+                format!("line {line}: `{TENANT_COLUMN}` is not your own tenant"),
+            ));
+        }
         rows_to_batch(&schema, std::slice::from_ref(row)).map_err(|error| {
             let hint = misfit(&schema, row).map_or(error, |column| {
                 format!("{column}; send what the topic has, or write the new type under a new name to a topic that has it")
@@ -377,7 +386,7 @@ pub async fn consume(
         let left = Arc::new(tokio::sync::Mutex::new(limit));
         let readers = positions.into_iter().map(|(partition, mut from, high)| {
             let (log, lines, left) = (log.clone(), lines.clone(), left.clone());
-            let messages = messages.clone();
+            let (messages, tenant) = (messages.clone(), principal.tenant.clone());
             async move {
                 let mut messages = match messages.map(|spec| spec.reader()).transpose() {
                     Ok(reader) => reader,
@@ -392,10 +401,11 @@ pub async fn consume(
                     } else {
                         Duration::ZERO
                     };
+                    let at = (&partition, from);
                     let read = match &mut messages {
-                        None => batch_lines(log.as_ref(), &partition, from, wait).await,
+                        None => batch_lines(log.as_ref(), at, wait, &tenant).await,
                         Some(reader) => {
-                            message_lines(log.as_ref(), &partition, from, wait, reader).await
+                            message_lines(log.as_ref(), at, wait, reader, &tenant).await
                         }
                     };
                     let (next, rows) = match read {
@@ -438,9 +448,9 @@ type Lines = Result<(Offset, Vec<String>), String>;
 /// The next rows of a topic of batches, and where to go on.
 async fn batch_lines(
     log: &dyn Log,
-    partition: &TopicPartition,
-    from: Offset,
+    (partition, from): (&TopicPartition, Offset),
     wait: Duration,
+    tenant: &TenantId,
 ) -> Lines {
     let fetched = log
         .fetch(partition, from, FetchLimit::default(), wait)
@@ -450,7 +460,9 @@ async fn batch_lines(
     for stored in fetched.batches {
         for (i, row) in batch_to_rows(&stored.batch)?.into_iter().enumerate() {
             let offset = stored.base.0 + i as u64;
-            lines.push(numbered(row, partition.partition, offset));
+            if is_of(&row, tenant) {
+                lines.push(numbered(row, partition.partition, offset));
+            }
         }
     }
     Ok((fetched.next, lines))
@@ -459,10 +471,10 @@ async fn batch_lines(
 /// The next messages of a topic, decoded; one that cannot be read is shown with the reason.
 async fn message_lines(
     log: &dyn Log,
-    partition: &TopicPartition,
-    from: Offset,
+    (partition, from): (&TopicPartition, Offset),
     wait: Duration,
     reader: &mut RecordsReader,
+    tenant: &TenantId,
 ) -> Lines {
     let fetched = log
         .fetch_records(partition, from, FetchLimit::default(), wait)
@@ -476,8 +488,10 @@ async fn message_lines(
     let mut lines: Vec<(usize, String)> = Vec::with_capacity(fetched.offsets.len());
     for (i, row) in batch_to_rows(&read.batch)?.into_iter().enumerate() {
         let record = read.records.as_ref().map_or(i, |of| of[i] as usize);
-        let line = numbered(row, partition.partition, fetched.offsets[record].0);
-        lines.push((record, line));
+        if is_of(&row, tenant) {
+            let line = numbered(row, partition.partition, fetched.offsets[record].0);
+            lines.push((record, line));
+        }
     }
     let records = Records::of(&fetched.batch).ok_or("the log returned no records")?;
     for failure in read.failures {
@@ -492,6 +506,14 @@ async fn message_lines(
     lines.sort_by_key(|(record, _)| *record);
     let lines = lines.into_iter().map(|(_, line)| line).collect();
     Ok((fetched.next, lines))
+}
+
+/// Whether a row is the tenant's: with a column `tenant_id`, what it says; without, it is the operators', who alone come
+/// here. SQL has the same rule.
+fn is_of(row: &Map<String, Value>, tenant: &TenantId) -> bool {
+    row.get(TENANT_COLUMN)
+        .and_then(Value::as_str)
+        .is_none_or(|owner| owner == tenant.as_str())
 }
 
 fn numbered(mut row: Map<String, Value>, partition: Partition, offset: u64) -> String {

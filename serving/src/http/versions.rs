@@ -3,17 +3,17 @@
 use std::time::Duration;
 
 use axum::extract::{Path, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get as get_of, post};
-use axum::{Extension, Json, Router};
+use axum::{Extension, Json};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use va_catalog::store::{BeginOutcome, DocumentState, Principal};
-use va_catalog::{CollectionRef, DocumentId, Version};
+use va_catalog::{CollectionRef, DocumentId, Permission, Version};
 
 use super::collections::scoped;
 use super::problem::{Body, Params};
+use super::routes::{Access, Routes};
 use super::{App, Problem};
 use crate::ingest::{self, outcome_word};
 use crate::versions::{self, VersionError};
@@ -21,16 +21,36 @@ use crate::versions::{self, VersionError};
 /// How long `wait=ready` waits; the document goes on being indexed after it.
 const WAIT_MAX: Duration = Duration::from_secs(120);
 
-pub fn routes() -> Router<App> {
-    let base = "/api/v1/collections/{collection}/documents/{id}";
-    Router::new()
-        .route(&format!("{base}/versions/{{version}}"), get_of(get))
-        .route(
-            &format!("{base}/versions/{{version}}/content"),
-            get_of(content),
+pub fn routes() -> Routes {
+    let (read, write) = (
+        Access::Needs(Permission::DocumentsRead),
+        Access::Needs(Permission::DocumentsWrite),
+    );
+    Routes::new()
+        .add(
+            Method::GET,
+            "/api/v1/collections/{collection}/documents/{id}/versions/{version}",
+            read,
+            get,
         )
-        .route(&format!("{base}/diff"), get_of(diff))
-        .route(&format!("{base}/rollback"), post(rollback))
+        .add(
+            Method::GET,
+            "/api/v1/collections/{collection}/documents/{id}/versions/{version}/content",
+            read,
+            content,
+        )
+        .add(
+            Method::GET,
+            "/api/v1/collections/{collection}/documents/{id}/diff",
+            read,
+            diff,
+        )
+        .add(
+            Method::POST,
+            "/api/v1/collections/{collection}/documents/{id}/rollback",
+            write,
+            rollback,
+        )
 }
 
 type Place = Path<(String, String, u32)>;

@@ -17,8 +17,7 @@ use datafusion_postgres::pgwire::error::{PgWireError, PgWireResult};
 use datafusion_postgres::pgwire::messages::startup::Authentication;
 use datafusion_postgres::pgwire::messages::{PgWireBackendMessage, PgWireFrontendMessage};
 use futures::{Sink, SinkExt};
-use va_catalog::store::Scope;
-use va_catalog::{Catalog, TenantId};
+use va_catalog::{Catalog, Permission, TenantId};
 
 use super::connection::{Connection, Login};
 use super::statements::fatal;
@@ -39,7 +38,7 @@ impl KeyCheck for Catalog {
             .await
             .map_err(|error| error.to_string())?;
         Ok(principal
-            .filter(|principal| principal.allows(Scope::Read))
+            .filter(|principal| principal.permissions.contains(Permission::SqlRead))
             .map(|principal| principal.tenant))
     }
 }
