@@ -24,8 +24,12 @@ mod golden;
 mod help_corpus;
 #[path = "platform/http.rs"]
 mod http;
+#[path = "platform/identity.rs"]
+mod identity;
 #[path = "platform/incremental.rs"]
 mod incremental;
+#[path = "platform/isolation.rs"]
+mod isolation;
 #[path = "platform/messages.rs"]
 mod messages;
 #[path = "platform/on_servers.rs"]

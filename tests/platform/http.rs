@@ -25,6 +25,11 @@ impl Client {
         )
     }
 
+    /// A request of any method.
+    pub fn request(&self, method: &str, url: &str) -> RequestBuilder {
+        RequestBuilder(self.0.request(method.parse().unwrap(), url))
+    }
+
     pub fn get(&self, url: &str) -> RequestBuilder {
         RequestBuilder(self.0.get(url))
     }
@@ -99,6 +104,12 @@ impl Response {
     /// A header that must be there.
     pub fn header(&self, name: &str) -> String {
         self.0.headers()[name].to_str().unwrap().to_owned()
+    }
+
+    /// A header, if it is there.
+    pub fn find_header(&self, name: &str) -> Option<String> {
+        let value = self.0.headers().get(name)?;
+        Some(value.to_str().unwrap().to_owned())
     }
 
     pub fn text(self) -> reqwest::Result<String> {

@@ -1,4 +1,4 @@
-//! API keys: who may call, for which tenant, to do what; and [`Principal`], which is what every credential comes to.
+//! API keys: who may call, for which tenant, to do what.
 //!
 //! A key is `va_` and 32 random bytes in base64url. Only its SHA-256 is stored: with 256 random bits there is nothing to
 //! guess, so a slow password hash would only slow every call. A key is looked up by that hash, so how long the look-up
@@ -20,9 +20,9 @@ use uuid::Uuid;
 use super::database::{Catalog, Part};
 use super::error::CatalogError;
 use super::page::{Listing, Page};
+use super::principal::{Budget, BudgetWindow, Caller, KeyLimits, Principal};
 use super::query::{Row, Transaction, query};
 use super::seal::random;
-use super::sessions::SessionId;
 use super::users::{UserId, UserState};
 use crate::ids::TenantId;
 use crate::permission::{BuiltInRole, Permissions};
@@ -87,104 +87,6 @@ impl SecretKey {
 impl fmt::Debug for SecretKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("va_***")
-    }
-}
-
-/// Who calls, and what the call may do. It comes from a credential and from nothing else; above all the tenant does.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Principal {
-    pub tenant: TenantId,
-    pub caller: Caller,
-    pub permissions: Permissions,
-    pub limits: KeyLimits,
-}
-
-/// The credential that was shown.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Caller {
-    /// An API key, of a user or of nobody in particular.
-    Key { id: KeyId, user: Option<UserId> },
-    /// An access token of a user's session.
-    User {
-        id: UserId,
-        session: SessionId,
-        roles: Vec<String>,
-    },
-}
-
-impl Principal {
-    /// Whether everything that the scope stands for is permitted.
-    pub fn allows(&self, scope: Scope) -> bool {
-        self.permissions.includes(scope.permissions())
-    }
-
-    /// The key that was shown, if it was one.
-    pub fn key(&self) -> Option<&KeyId> {
-        match &self.caller {
-            Caller::Key { id, .. } => Some(id),
-            Caller::User { .. } => None,
-        }
-    }
-
-    /// The user behind the credential, if there is one.
-    pub fn user(&self) -> Option<&UserId> {
-        match &self.caller {
-            Caller::Key { user, .. } => user.as_ref(),
-            Caller::User { id, .. } => Some(id),
-        }
-    }
-
-    /// The id of the credential's holder, for the audit trail and the log.
-    pub fn actor(&self) -> &str {
-        match &self.caller {
-            Caller::Key { id, .. } => id.as_str(),
-            Caller::User { id, .. } => id.as_str(),
-        }
-    }
-}
-
-/// What a key may spend and on which models. A session has no limits of its own.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeyLimits {
-    /// Names of models; `None`: all.
-    pub models: Option<Vec<String>>,
-    pub budget: Option<Budget>,
-}
-
-/// An amount of money for a time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Budget {
-    /// Millionths of a US dollar.
-    pub micros: i64,
-    pub window: BudgetWindow,
-}
-
-/// When a budget begins anew.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BudgetWindow {
-    Day,
-    Week,
-    Month,
-    /// Never.
-    Total,
-}
-
-impl BudgetWindow {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Day => "day",
-            Self::Week => "week",
-            Self::Month => "month",
-            Self::Total => "total",
-        }
-    }
-
-    fn read(text: &str) -> Result<Self, CatalogError> {
-        [Self::Day, Self::Week, Self::Month, Self::Total]
-            .into_iter()
-            .find(|window| window.as_str() == text)
-            .ok_or_else(|| CatalogError::corrupt("budget_window", text))
     }
 }
 

@@ -15,8 +15,10 @@ mod models;
 mod news;
 mod objects;
 mod page;
+mod passwords;
 mod pipelines;
 mod postgres;
+mod principal;
 mod processes;
 mod query;
 mod roles;
@@ -41,15 +43,14 @@ pub use documents::{
 };
 pub use error::CatalogError;
 pub use invites::Invite;
-pub use keys::{
-    ApiKey, Budget, BudgetWindow, Caller, KeyId, KeyLimits, NewKey, Principal, Scope, SecretKey,
-    host_name,
-};
+pub use keys::{ApiKey, KeyId, NewKey, Scope, SecretKey, host_name};
 pub use models::Model;
 pub use page::{Listing, PAGE_LIMIT_MAX, Page};
+pub use passwords::LoginRecord;
 pub use pipelines::{DesiredState, Pipeline, PipelineVersion};
+pub use principal::{Budget, BudgetWindow, Caller, KeyLimits, Principal};
 pub use processes::Process;
-pub use roles::Role;
+pub use roles::UserRole;
 pub use seal::MasterKey;
 pub use sessions::{Refreshed, Session, SessionId};
 pub use signing::{SigningKey, SigningTimes, VerifyingKey};
@@ -60,5 +61,5 @@ pub use topic_schema::{
     SchemaChange, SchemaMismatch, check_batch, evolve, schema_from_json, schema_to_json,
 };
 pub use topics::{Retention, Topic, WireFormat, built_in_topics};
-pub use users::{LoginRecord, NewUser, User, UserChange, UserId, UserState, check_email};
+pub use users::{NewUser, User, UserChange, UserId, UserState, check_email};
 pub use versions::{BeginOutcome, Begun, NewVersion, VERSIONS_PER_CALL_MAX};

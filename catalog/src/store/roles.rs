@@ -10,7 +10,7 @@ use crate::permission::{BuiltInRole, Permissions};
 
 /// A role: a name for a set of permissions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Role {
+pub struct UserRole {
     pub name: String,
     pub description: String,
     pub permissions: Permissions,
@@ -18,7 +18,7 @@ pub struct Role {
     pub built_in: bool,
 }
 
-impl From<BuiltInRole> for Role {
+impl From<BuiltInRole> for UserRole {
     fn from(role: BuiltInRole) -> Self {
         Self {
             name: role.as_str().to_owned(),
@@ -36,14 +36,14 @@ const ROLES_MAX: usize = 200;
 
 impl Catalog {
     /// The built-in roles, then the tenant's own by name.
-    pub async fn roles(&self, tenant: &TenantId) -> Result<Vec<Role>, CatalogError> {
+    pub async fn roles(&self, tenant: &TenantId) -> Result<Vec<UserRole>, CatalogError> {
         let rows = query(
             "SELECT name, description, permissions FROM roles WHERE tenant_id = $1 ORDER BY name",
         )
         .bind(tenant.as_str())
         .fetch_all(&self.read)
         .await?;
-        let mut roles: Vec<Role> = BuiltInRole::ALL.map(Role::from).to_vec();
+        let mut roles: Vec<UserRole> = BuiltInRole::ALL.map(UserRole::from).to_vec();
         for row in &rows {
             roles.push(read_role(row)?);
         }
@@ -51,7 +51,7 @@ impl Catalog {
     }
 
     /// The role of that name.
-    pub async fn role(&self, tenant: &TenantId, name: &str) -> Result<Role, CatalogError> {
+    pub async fn role(&self, tenant: &TenantId, name: &str) -> Result<UserRole, CatalogError> {
         if let Some(role) = BuiltInRole::named(name) {
             return Ok(role.into());
         }
@@ -70,7 +70,7 @@ impl Catalog {
     pub async fn put_role(
         &self,
         tenant: &TenantId,
-        role: &Role,
+        role: &UserRole,
         replace: bool,
     ) -> Result<(), CatalogError> {
         check(role)?;
@@ -187,8 +187,8 @@ fn built_in(name: &str) -> CatalogError {
     ))
 }
 
-fn check(role: &Role) -> Result<(), CatalogError> {
-    let Role {
+fn check(role: &UserRole) -> Result<(), CatalogError> {
+    let UserRole {
         name, description, ..
     } = role;
     if BuiltInRole::named(name).is_some() {
@@ -211,9 +211,9 @@ fn check(role: &Role) -> Result<(), CatalogError> {
     Ok(())
 }
 
-fn read_role(row: &Row) -> Result<Role, CatalogError> {
+fn read_role(row: &Row) -> Result<UserRole, CatalogError> {
     let permissions: String = row.try_get("permissions")?;
-    Ok(Role {
+    Ok(UserRole {
         name: row.try_get("name")?,
         description: row.try_get("description")?,
         permissions: serde_json::from_str(&permissions)

@@ -1,7 +1,7 @@
 //! Users of a tenant. E-mail address, name and phone number are sealed (`seal.rs`); an address is found by its blind index.
 //!
-//! Passwords come here hashed; how, and when a login is refused, is the serving layer's business. What this file sees to
-//! is that counting failures, and never losing the last owner, hold when several processes write at once.
+//! What this file sees to is that never losing the last owner holds when several processes write at once. Passwords and
+//! failed logins are `passwords.rs`'s.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -113,16 +113,6 @@ pub struct UserChange<'a> {
     pub preferences: Option<&'a Map<String, Value>>,
     /// Ends a lockout.
     pub unlock: bool,
-}
-
-/// What a login has to be checked against.
-#[derive(Clone)]
-pub struct LoginRecord {
-    pub id: UserId,
-    pub password_hash: Option<String>,
-    pub state: UserState,
-    pub failed_logins: i64,
-    pub locked_until: Option<i64>,
 }
 
 const EMAIL_CHARS_MAX: usize = 254;
@@ -317,124 +307,6 @@ impl Catalog {
         transaction.commit().await
     }
 
-    /// What a login with that address is checked against; `None` when the tenant has no such user, or there is no such
-    /// tenant.
-    pub async fn login_record(
-        &self,
-        tenant: &TenantId,
-        email: &str,
-    ) -> Result<Option<LoginRecord>, CatalogError> {
-        let Ok(email) = normalise_email(email) else {
-            return Ok(None);
-        };
-        let index = self.master()?.blind(tenant, &email);
-        self.login_where(tenant, "email_index", &index).await
-    }
-
-    /// The same of a user whose id is known.
-    pub async fn login_record_of(
-        &self,
-        tenant: &TenantId,
-        id: &UserId,
-    ) -> Result<Option<LoginRecord>, CatalogError> {
-        self.login_where(tenant, "id", id.as_str()).await
-    }
-
-    async fn login_where(
-        &self,
-        tenant: &TenantId,
-        column: &str,
-        value: &str,
-    ) -> Result<Option<LoginRecord>, CatalogError> {
-        let text = format!(
-            "SELECT id, password_hash, state, failed_logins, locked_until FROM users \
-             WHERE tenant_id = $1 AND {column} = $2"
-        );
-        let row = query(&text)
-            .bind(tenant.as_str())
-            .bind(value)
-            .fetch_optional(&self.read)
-            .await?;
-        let Some(row) = row else { return Ok(None) };
-        Ok(Some(LoginRecord {
-            id: UserId(row.try_get("id")?),
-            password_hash: row.try_get("password_hash")?,
-            state: UserState::read(&row.try_get::<String>("state")?)?,
-            failed_logins: row.try_get("failed_logins")?,
-            locked_until: row.try_get("locked_until")?,
-        }))
-    }
-
-    /// Counts a wrong password; at the `failures_max`th in a row the account is locked for `lock_ms`. Returns until when.
-    pub async fn login_failed(
-        &self,
-        tenant: &TenantId,
-        id: &UserId,
-        failures_max: u32,
-        lock_ms: i64,
-    ) -> Result<Option<i64>, CatalogError> {
-        // One statement, so that guesses that come at once are all counted.
-        query(
-            "UPDATE users SET failed_logins = CASE WHEN failed_logins + 1 >= $3 THEN 0 ELSE failed_logins + 1 END, \
-             locked_until = CASE WHEN failed_logins + 1 >= $3 THEN $4 ELSE locked_until END \
-             WHERE tenant_id = $1 AND id = $2",
-        )
-        .bind(tenant.as_str())
-        .bind(id.as_str())
-        .bind(i64::from(failures_max))
-        .bind(self.now_ms().saturating_add(lock_ms))
-        .execute(&self.write)
-        .await?;
-        let record = self.login_record_of(tenant, id).await?;
-        let now = self.now_ms();
-        Ok(record
-            .and_then(|record| record.locked_until)
-            .filter(|until| *until > now))
-    }
-
-    /// Notes a login that succeeded.
-    pub async fn login_succeeded(
-        &self,
-        tenant: &TenantId,
-        id: &UserId,
-    ) -> Result<(), CatalogError> {
-        query(
-            "UPDATE users SET failed_logins = 0, locked_until = NULL, last_login_at = $3 WHERE tenant_id = $1 AND id = $2",
-        )
-        .bind(tenant.as_str())
-        .bind(id.as_str())
-        .bind(self.now_ms())
-        .execute(&self.write)
-        .await?;
-        Ok(())
-    }
-
-    /// Replaces the password and ends every session but `keep`.
-    pub async fn set_password(
-        &self,
-        tenant: &TenantId,
-        id: &UserId,
-        password_hash: &str,
-        keep: Option<&str>,
-    ) -> Result<(), CatalogError> {
-        let now = self.now_ms();
-        let mut transaction = self.begin(Part::Tenant(tenant)).await?;
-        let updated = query(
-            "UPDATE users SET password_hash = $3, updated_at = $4 WHERE tenant_id = $1 AND id = $2",
-        )
-        .bind(tenant.as_str())
-        .bind(id.as_str())
-        .bind(password_hash)
-        .bind(now)
-        .execute(&mut transaction)
-        .await?;
-        if updated == 0 {
-            return Err(CatalogError::not_found("user", id));
-        }
-        super::sessions::end_all(&mut transaction, tenant, id, "password", keep, now).await?;
-        transaction.commit().await
-    }
-
     /// The roles of the users whose ids are in the range.
     async fn roles_between(
         &self,
@@ -569,7 +441,7 @@ pub fn check_email(email: &str) -> Result<(), CatalogError> {
 }
 
 /// The form of an address that is compared: without space around it, in lower case.
-fn normalise_email(email: &str) -> Result<String, CatalogError> {
+pub(super) fn normalise_email(email: &str) -> Result<String, CatalogError> {
     let email = email.trim();
     let good = email.chars().count() <= EMAIL_CHARS_MAX
         && !email.chars().any(|c| c.is_whitespace() || c.is_control())

@@ -416,7 +416,7 @@ async fn roles_permit_what_they_say(on: On) {
     let permissions: Permissions = [Permission::Search, Permission::AuditRead]
         .into_iter()
         .collect();
-    let mut role = Role {
+    let mut role = UserRole {
         name: "审计".to_owned(),
         description: "looks".to_owned(),
         permissions,

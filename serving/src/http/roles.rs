@@ -6,7 +6,7 @@ use axum::{Extension, Json};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use va_catalog::Permissions;
-use va_catalog::store::{Principal, Role};
+use va_catalog::store::{Principal, UserRole};
 
 use super::auth::require_all;
 use super::problem::Body;
@@ -46,7 +46,7 @@ pub async fn create(
     origin: Origin,
     Body(create): Body<Create>,
 ) -> Result<(StatusCode, Json<Value>), Problem> {
-    let role = Role {
+    let role = UserRole {
         name: create.name,
         description: create.description,
         permissions: create.permissions,
@@ -71,7 +71,7 @@ pub async fn replace(
     Path(name): Path<String>,
     Body(replace): Body<Replace>,
 ) -> Result<Json<Value>, Problem> {
-    let role = Role {
+    let role = UserRole {
         name,
         description: replace.description,
         permissions: replace.permissions,
@@ -110,7 +110,7 @@ async fn put(
     app: &App,
     principal: &Principal,
     origin: &Origin,
-    role: &Role,
+    role: &UserRole,
     replace: bool,
 ) -> Result<(), Problem> {
     require_all(
