@@ -88,8 +88,12 @@ impl Catalog {
         .bind(user.as_str())
         .fetch_all(&mut transaction)
         .await?;
-        for row in open.iter().skip(SESSIONS_MAX - 1) {
-            let oldest: String = row.try_get("id")?;
+        let surplus = open
+            .iter()
+            .skip(SESSIONS_MAX - 1)
+            .map(|row| row.try_get("id"))
+            .collect::<Result<Vec<String>, _>>()?;
+        for oldest in surplus {
             end(&mut transaction, &oldest, "too many", now).await?;
         }
         query(

@@ -1,7 +1,7 @@
 //! Dead letters of a pipeline: list, show, retry.
 
 use axum::extract::{Path, State};
-use axum::http::{Method, StatusCode};
+use axum::http::StatusCode;
 use axum::{Extension, Json};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -21,19 +21,9 @@ pub fn routes() -> Routes {
         Access::Needs(Permission::DeadLettersRetry),
     );
     Routes::new()
-        .add(Method::GET, "/api/v1/pipelines/{pipeline}/dlq", read, list)
-        .add(
-            Method::POST,
-            "/api/v1/pipelines/{pipeline}/dlq/retry",
-            retries,
-            retry,
-        )
-        .add(
-            Method::GET,
-            "/api/v1/pipelines/{pipeline}/dlq/{id}",
-            read,
-            get,
-        )
+        .get("/api/v1/pipelines/{pipeline}/dlq", read, list)
+        .post("/api/v1/pipelines/{pipeline}/dlq/retry", retries, retry)
+        .get("/api/v1/pipelines/{pipeline}/dlq/{id}", read, get)
 }
 
 #[derive(Deserialize)]

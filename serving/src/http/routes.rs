@@ -106,6 +106,56 @@ impl Routes {
         self
     }
 
+    /// [`Routes::add`] of GET.
+    #[must_use]
+    pub fn get<H, T>(self, path: &'static str, access: Access, handler: H) -> Self
+    where
+        H: Handler<T, App>,
+        T: 'static,
+    {
+        self.add(Method::GET, path, access, handler)
+    }
+
+    /// [`Routes::add`] of POST.
+    #[must_use]
+    pub fn post<H, T>(self, path: &'static str, access: Access, handler: H) -> Self
+    where
+        H: Handler<T, App>,
+        T: 'static,
+    {
+        self.add(Method::POST, path, access, handler)
+    }
+
+    /// [`Routes::add`] of PUT.
+    #[must_use]
+    pub fn put<H, T>(self, path: &'static str, access: Access, handler: H) -> Self
+    where
+        H: Handler<T, App>,
+        T: 'static,
+    {
+        self.add(Method::PUT, path, access, handler)
+    }
+
+    /// [`Routes::add`] of PATCH.
+    #[must_use]
+    pub fn patch<H, T>(self, path: &'static str, access: Access, handler: H) -> Self
+    where
+        H: Handler<T, App>,
+        T: 'static,
+    {
+        self.add(Method::PATCH, path, access, handler)
+    }
+
+    /// [`Routes::add`] of DELETE.
+    #[must_use]
+    pub fn delete<H, T>(self, path: &'static str, access: Access, handler: H) -> Self
+    where
+        H: Handler<T, App>,
+        T: 'static,
+    {
+        self.add(Method::DELETE, path, access, handler)
+    }
+
     /// The routes of another table, too.
     #[must_use]
     pub fn merge(mut self, other: Self) -> Self {
@@ -134,9 +184,9 @@ impl Routes {
 pub fn operations() -> Routes {
     use Access::Public;
     Routes::new()
-        .add(Method::GET, "/healthz", Public, operations::healthz)
-        .add(Method::GET, "/readyz", Public, operations::readyz)
-        .add(Method::GET, "/metrics", Public, operations::metrics)
+        .get("/healthz", Public, operations::healthz)
+        .get("/readyz", Public, operations::readyz)
+        .get("/metrics", Public, operations::metrics)
 }
 
 /// The API.
@@ -154,42 +204,40 @@ pub fn api() -> Routes {
 fn identity() -> Routes {
     use Access::{Needs, Operator, Public, SignedIn};
     use Permission::*;
-    let (get, post, put) = (Method::GET, Method::POST, Method::PUT);
-    let (patch, delete) = (Method::PATCH, Method::DELETE);
     Routes::new()
-        .add(get.clone(), "/openapi.json", Public, operations::openapi)
-        .add(get.clone(), "/.well-known/jwks.json", Public, logins::key_set)
-        .add(post.clone(), "/api/v1/auth/register", Public, logins::register)
-        .add(post.clone(), "/api/v1/auth/login", Public, logins::login)
-        .add(post.clone(), "/api/v1/auth/refresh", Public, logins::refresh)
-        .add(post.clone(), "/api/v1/auth/verify", SignedIn, logins::verify)
-        .add(post.clone(), "/api/v1/auth/logout", SignedIn, logins::logout)
-        .add(post.clone(), "/api/v1/auth/password", SignedIn, logins::password)
-        .add(post.clone(), "/api/v1/auth/check", SignedIn, auth::check)
-        .add(post.clone(), "/api/v1/auth/rotate", Operator(PlatformManage), logins::rotate)
-        .add(get.clone(), "/api/v1/users", Needs(UsersRead), users::list)
-        .add(post.clone(), "/api/v1/users", Needs(UsersManage), users::create)
-        .add(post.clone(), "/api/v1/users/invites", Needs(UsersManage), users::invite)
-        .add(get.clone(), "/api/v1/users/me", SignedIn, users::me)
-        .add(patch.clone(), "/api/v1/users/me", SignedIn, users::update_me)
-        .add(put.clone(), "/api/v1/users/me/preferences", SignedIn, users::preferences)
-        .add(get.clone(), "/api/v1/users/{id}", Needs(UsersRead), users::get)
-        .add(patch.clone(), "/api/v1/users/{id}", Needs(UsersManage), users::update)
-        .add(delete.clone(), "/api/v1/users/{id}", Needs(UsersManage), users::delete)
-        .add(get.clone(), "/api/v1/roles", Needs(UsersRead), roles::list)
-        .add(post.clone(), "/api/v1/roles", Needs(RolesManage), roles::create)
-        .add(get.clone(), "/api/v1/roles/{role}", Needs(UsersRead), roles::get)
-        .add(put, "/api/v1/roles/{role}", Needs(RolesManage), roles::replace)
-        .add(delete.clone(), "/api/v1/roles/{role}", Needs(RolesManage), roles::delete)
-        .add(get.clone(), "/api/v1/keys", Needs(KeysRead), keys::list)
-        .add(post.clone(), "/api/v1/keys", Needs(KeysManage), keys::create)
-        .add(get.clone(), "/api/v1/keys/{id}", Needs(KeysRead), keys::get)
-        .add(delete, "/api/v1/keys/{id}", Needs(KeysManage), keys::revoke)
-        .add(get.clone(), "/api/v1/tenants", Needs(TenantRead), tenants::list)
-        .add(post, "/api/v1/tenants", Operator(PlatformManage), tenants::create)
-        .add(get.clone(), "/api/v1/tenants/{tenant}", Needs(TenantRead), tenants::get)
-        .add(patch, "/api/v1/tenants/{tenant}", Needs(TenantManage), tenants::update)
-        .add(get, "/api/v1/audit", Needs(AuditRead), audit::list)
+        .get("/openapi.json", Public, operations::openapi)
+        .get("/.well-known/jwks.json", Public, logins::key_set)
+        .post("/api/v1/auth/register", Public, logins::register)
+        .post("/api/v1/auth/login", Public, logins::login)
+        .post("/api/v1/auth/refresh", Public, logins::refresh)
+        .post("/api/v1/auth/verify", SignedIn, logins::verify)
+        .post("/api/v1/auth/logout", SignedIn, logins::logout)
+        .post("/api/v1/auth/password", SignedIn, logins::password)
+        .post("/api/v1/auth/check", SignedIn, auth::check)
+        .post("/api/v1/auth/rotate", Operator(PlatformManage), logins::rotate)
+        .get("/api/v1/users", Needs(UsersRead), users::list)
+        .post("/api/v1/users", Needs(UsersManage), users::create)
+        .post("/api/v1/users/invites", Needs(UsersManage), users::invite)
+        .get("/api/v1/users/me", SignedIn, users::me)
+        .patch("/api/v1/users/me", SignedIn, users::update_me)
+        .put("/api/v1/users/me/preferences", SignedIn, users::preferences)
+        .get("/api/v1/users/{id}", Needs(UsersRead), users::get)
+        .patch("/api/v1/users/{id}", Needs(UsersManage), users::update)
+        .delete("/api/v1/users/{id}", Needs(UsersManage), users::delete)
+        .get("/api/v1/roles", Needs(UsersRead), roles::list)
+        .post("/api/v1/roles", Needs(RolesManage), roles::create)
+        .get("/api/v1/roles/{role}", Needs(UsersRead), roles::get)
+        .put("/api/v1/roles/{role}", Needs(RolesManage), roles::replace)
+        .delete("/api/v1/roles/{role}", Needs(RolesManage), roles::delete)
+        .get("/api/v1/keys", Needs(KeysRead), keys::list)
+        .post("/api/v1/keys", Needs(KeysManage), keys::create)
+        .get("/api/v1/keys/{id}", Needs(KeysRead), keys::get)
+        .delete("/api/v1/keys/{id}", Needs(KeysManage), keys::revoke)
+        .get("/api/v1/tenants", Needs(TenantRead), tenants::list)
+        .post("/api/v1/tenants", Operator(PlatformManage), tenants::create)
+        .get("/api/v1/tenants/{tenant}", Needs(TenantRead), tenants::get)
+        .patch("/api/v1/tenants/{tenant}", Needs(TenantManage), tenants::update)
+        .get("/api/v1/audit", Needs(AuditRead), audit::list)
 }
 
 /// Collections, documents and what is asked of them.
@@ -197,27 +245,26 @@ fn identity() -> Routes {
 fn content() -> Routes {
     use Access::Needs;
     use Permission::*;
-    let (get, post, delete) = (Method::GET, Method::POST, Method::DELETE);
     let read = Needs(DocumentsRead);
     let write = Needs(DocumentsWrite);
     Routes::new()
-        .add(get.clone(), "/api/v1/collections", Needs(CollectionsRead), collections::list)
-        .add(post.clone(), "/api/v1/collections", Needs(CollectionsWrite), collections::create)
-        .add(get.clone(), "/api/v1/collections/{collection}", Needs(CollectionsRead), collections::get)
-        .add(delete.clone(), "/api/v1/collections/{collection}", Needs(CollectionsWrite), collections::delete)
-        .add(get.clone(), "/api/v1/collections/{collection}/verify", read, collections::verify)
-        .add(get.clone(), "/api/v1/collections/{collection}/documents", read, documents::list)
-        .add(post.clone(), "/api/v1/collections/{collection}/documents", write, documents::upload)
-        .add(post.clone(), "/api/v1/collections/{collection}/documents/bulk", write, bulk::upload)
-        .add(post.clone(), "/api/v1/collections/{collection}/documents/check", read, bulk::check)
-        .add(post.clone(), "/api/v1/collections/{collection}/documents/delete", write, bulk::delete)
-        .add(post.clone(), "/api/v1/collections/{collection}/documents/states", read, bulk::states)
-        .add(get.clone(), "/api/v1/collections/{collection}/documents/under", read, bulk::under)
-        .add(get.clone(), "/api/v1/collections/{collection}/documents/{id}", read, documents::get)
-        .add(delete, "/api/v1/collections/{collection}/documents/{id}", write, documents::delete)
-        .add(get, "/api/v1/collections/{collection}/documents/{id}/versions", read, documents::versions)
-        .add(post.clone(), "/api/v1/retrieval/hybrid_search", Needs(Search), search::hybrid_search)
-        .add(post, "/api/v1/sql", Needs(SqlRead), sql::query)
+        .get("/api/v1/collections", Needs(CollectionsRead), collections::list)
+        .post("/api/v1/collections", Needs(CollectionsWrite), collections::create)
+        .get("/api/v1/collections/{collection}", Needs(CollectionsRead), collections::get)
+        .delete("/api/v1/collections/{collection}", Needs(CollectionsWrite), collections::delete)
+        .get("/api/v1/collections/{collection}/verify", read, collections::verify)
+        .get("/api/v1/collections/{collection}/documents", read, documents::list)
+        .post("/api/v1/collections/{collection}/documents", write, documents::upload)
+        .post("/api/v1/collections/{collection}/documents/bulk", write, bulk::upload)
+        .post("/api/v1/collections/{collection}/documents/check", read, bulk::check)
+        .post("/api/v1/collections/{collection}/documents/delete", write, bulk::delete)
+        .post("/api/v1/collections/{collection}/documents/states", read, bulk::states)
+        .get("/api/v1/collections/{collection}/documents/under", read, bulk::under)
+        .get("/api/v1/collections/{collection}/documents/{id}", read, documents::get)
+        .delete("/api/v1/collections/{collection}/documents/{id}", write, documents::delete)
+        .get("/api/v1/collections/{collection}/documents/{id}/versions", read, documents::versions)
+        .post("/api/v1/retrieval/hybrid_search", Needs(Search), search::hybrid_search)
+        .post("/api/v1/sql", Needs(SqlRead), sql::query)
 }
 
 /// Pipelines and topics. There is one log, and pipelines see all of it, so they are the operators'.
@@ -225,24 +272,23 @@ fn content() -> Routes {
 fn flows() -> Routes {
     use Access::Operator;
     use Permission::*;
-    let (get, post, delete) = (Method::GET, Method::POST, Method::DELETE);
     let (read, manage) = (Operator(PipelinesRead), Operator(PipelinesManage));
     Routes::new()
-        .add(get.clone(), "/api/v1/status", Operator(PlatformRead), operations::status)
-        .add(get.clone(), "/api/v1/pipelines", read, pipelines::list)
-        .add(post.clone(), "/api/v1/pipelines", manage, pipelines::create)
-        .add(get.clone(), "/api/v1/pipelines/{pipeline}", read, pipelines::get)
-        .add(delete.clone(), "/api/v1/pipelines/{pipeline}", manage, pipelines::delete)
-        .add(post.clone(), "/api/v1/pipelines/{pipeline}/start", manage, pipelines::start)
-        .add(post.clone(), "/api/v1/pipelines/{pipeline}/stop", manage, pipelines::stop)
+        .get("/api/v1/status", Operator(PlatformRead), operations::status)
+        .get("/api/v1/pipelines", read, pipelines::list)
+        .post("/api/v1/pipelines", manage, pipelines::create)
+        .get("/api/v1/pipelines/{pipeline}", read, pipelines::get)
+        .delete("/api/v1/pipelines/{pipeline}", manage, pipelines::delete)
+        .post("/api/v1/pipelines/{pipeline}/start", manage, pipelines::start)
+        .post("/api/v1/pipelines/{pipeline}/stop", manage, pipelines::stop)
         // Of a pipeline that drops the column of the tenant, nobody can tell whose the rows are.
-        .add(get.clone(), "/api/v1/pipelines/{pipeline}/tap", manage, pipelines::tap)
-        .add(get.clone(), "/api/v1/topics", Operator(TopicsRead), topics::list)
-        .add(post.clone(), "/api/v1/topics", Operator(TopicsManage), topics::create)
-        .add(get.clone(), "/api/v1/topics/{topic}", Operator(TopicsRead), topics::get)
-        .add(delete, "/api/v1/topics/{topic}", Operator(TopicsManage), topics::delete)
-        .add(get, "/api/v1/topics/{topic}/records", Operator(TopicsRead), topics::consume)
-        .add(post, "/api/v1/topics/{topic}/records", Operator(TopicsWrite), topics::produce)
+        .get("/api/v1/pipelines/{pipeline}/tap", manage, pipelines::tap)
+        .get("/api/v1/topics", Operator(TopicsRead), topics::list)
+        .post("/api/v1/topics", Operator(TopicsManage), topics::create)
+        .get("/api/v1/topics/{topic}", Operator(TopicsRead), topics::get)
+        .delete("/api/v1/topics/{topic}", Operator(TopicsManage), topics::delete)
+        .get("/api/v1/topics/{topic}/records", Operator(TopicsRead), topics::consume)
+        .post("/api/v1/topics/{topic}/records", Operator(TopicsWrite), topics::produce)
 }
 
 #[cfg(test)]

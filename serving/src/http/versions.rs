@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::extract::{Path, State};
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::Deserialize;
@@ -27,26 +27,22 @@ pub fn routes() -> Routes {
         Access::Needs(Permission::DocumentsWrite),
     );
     Routes::new()
-        .add(
-            Method::GET,
+        .get(
             "/api/v1/collections/{collection}/documents/{id}/versions/{version}",
             read,
             get,
         )
-        .add(
-            Method::GET,
+        .get(
             "/api/v1/collections/{collection}/documents/{id}/versions/{version}/content",
             read,
             content,
         )
-        .add(
-            Method::GET,
+        .get(
             "/api/v1/collections/{collection}/documents/{id}/diff",
             read,
             diff,
         )
-        .add(
-            Method::POST,
+        .post(
             "/api/v1/collections/{collection}/documents/{id}/rollback",
             write,
             rollback,

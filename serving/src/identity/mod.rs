@@ -106,7 +106,12 @@ impl Identity {
                 .await?
                 .ok_or(Refusal::Key);
         }
-        let claims = self.tokens.verify(credential).await?;
+        let claims = match self.tokens.verify(credential).await {
+            Ok(claims) => claims,
+            // Not the token's fault.
+            Err(TokenError::Catalog(error)) => return Err(error.into()),
+            Err(error) => return Err(error.into()),
+        };
         let tenant = TenantId::new(claims.tenant.as_str()).map_err(|_| TokenError::Malformed)?;
         let id = SessionId::from(claims.sid.as_str());
         let session = self.session(&tenant, &id).await?.ok_or(Refusal::Ended)?;
