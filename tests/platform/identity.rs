@@ -124,6 +124,17 @@ fn a_user_logs_in_refreshes_changes_and_leaves() {
     good(call(&server, "PUT", "/api/v1/users/me/preferences", Some(&token)).json(&preferences));
     let me = good(call(&server, "GET", "/api/v1/users/me", Some(&token)));
     assert_eq!(me["preferences"], preferences);
+    let export = good(call(
+        &server,
+        "GET",
+        "/api/v1/users/me/export",
+        Some(&token),
+    ));
+    assert_eq!(export["user"]["email"], json!("Ann@Example.com"));
+    assert!(
+        export["sessions"].as_array().unwrap().len() == 1 && !export.to_string().contains("argon2"),
+        "{export}"
+    );
     let no_user = call(&server, "GET", "/api/v1/users/me", Some(&admin));
     assert_eq!(refused(no_user), (409, "no_user".to_owned()));
 

@@ -7,6 +7,7 @@ use super::database::Catalog;
 use super::error::CatalogError;
 use super::page::{Listing, Page};
 use super::query::{Row, query};
+use super::users::UserId;
 use crate::ids::TenantId;
 
 /// What is to be noted.
@@ -89,6 +90,27 @@ impl Catalog {
         .await?;
         let events = rows.iter().map(read_event).collect::<Result<_, _>>()?;
         Ok(page.listing(events, |event: &AuditEvent| event.id.as_str()))
+    }
+}
+
+impl Catalog {
+    /// What a user did and what was done to it, newest first, at most `limit`.
+    pub async fn audit_of(
+        &self,
+        tenant: &TenantId,
+        user: &UserId,
+        limit: u32,
+    ) -> Result<Vec<AuditEvent>, CatalogError> {
+        let rows = query(
+            "SELECT id, happened_at, actor, action, target, succeeded, address, request_id, detail FROM audit_events \
+             WHERE tenant_id = $1 AND (actor = $2 OR target = $2) ORDER BY id DESC LIMIT $3",
+        )
+        .bind(tenant.as_str())
+        .bind(user.as_str())
+        .bind(i64::from(limit))
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter().map(read_event).collect()
     }
 }
 

@@ -272,6 +272,25 @@ impl Catalog {
         Ok(page.listing(keys, |key: &ApiKey| key.id.as_str()))
     }
 
+    /// The keys of one user, oldest first, at most `limit`, revoked ones too.
+    pub async fn keys_of(
+        &self,
+        tenant: &TenantId,
+        user: &UserId,
+        limit: u32,
+    ) -> Result<Vec<ApiKey>, CatalogError> {
+        let text = format!(
+            "SELECT {COLUMNS} FROM api_keys WHERE tenant_id = $1 AND user_id = $2 ORDER BY id LIMIT $3"
+        );
+        let rows = query(&text)
+            .bind(tenant.as_str())
+            .bind(user.as_str())
+            .bind(i64::from(limit))
+            .fetch_all(&self.read)
+            .await?;
+        rows.iter().map(read_key).collect()
+    }
+
     /// Sees to it that `data_dir/admin.key` (mode 0600) holds a working admin key of the default tenant, and returns its
     /// path. When the file is missing or its key does not work, a new key is made and the old one revoked; in a catalog
     /// that several data directories share, those of the others stay.

@@ -52,7 +52,7 @@ pub use principal::{Budget, BudgetWindow, Caller, KeyLimits, Principal};
 pub use processes::Process;
 pub use roles::UserRole;
 pub use seal::MasterKey;
-pub use sessions::{Refreshed, Session, SessionId};
+pub use sessions::{Refreshed, Session, SessionId, SessionInfo};
 pub use signing::{SigningKey, SigningTimes, VerifyingKey};
 pub use splits::{NewSplit, Published, SplitDocument, SplitInfo, SplitSeq, SplitState};
 pub use state::{Applied, DocumentState, News};

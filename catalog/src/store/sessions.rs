@@ -54,6 +54,17 @@ pub struct Session {
     pub permissions: Permissions,
 }
 
+/// What is remembered of a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SessionInfo {
+    pub id: SessionId,
+    /// UTC milliseconds.
+    pub created_at: i64,
+    pub expires_at: i64,
+    pub ended_at: Option<i64>,
+    pub end_reason: Option<String>,
+}
+
 /// What became of a refresh token that was shown.
 #[derive(Debug)]
 pub enum Refreshed {
@@ -220,6 +231,35 @@ impl Catalog {
             .collect::<Result<Vec<String>, _>>()?;
         let permissions = self.permissions_of(tenant, &roles).await?;
         Ok((roles, permissions))
+    }
+
+    /// The user's sessions that are remembered, newest first, at most `limit`: when each began, and when it ended or will.
+    pub async fn sessions_of(
+        &self,
+        tenant: &TenantId,
+        user: &UserId,
+        limit: u32,
+    ) -> Result<Vec<SessionInfo>, CatalogError> {
+        let rows = query(
+            "SELECT id, created_at, expires_at, ended_at, end_reason FROM sessions \
+             WHERE tenant_id = $1 AND user_id = $2 ORDER BY id DESC LIMIT $3",
+        )
+        .bind(tenant.as_str())
+        .bind(user.as_str())
+        .bind(i64::from(limit))
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(SessionInfo {
+                    id: SessionId(row.try_get("id")?),
+                    created_at: row.try_get("created_at")?,
+                    expires_at: row.try_get("expires_at")?,
+                    ended_at: row.try_get("ended_at")?,
+                    end_reason: row.try_get("end_reason")?,
+                })
+            })
+            .collect()
     }
 
     /// Ends a session. Repeating it is no error.

@@ -271,7 +271,8 @@ impl Catalog {
         self.user(tenant, id).await
     }
 
-    /// Removes a user with sessions and roles; its keys are revoked. The last active owner of a tenant stays.
+    /// Erases a user with sessions and roles; its keys are revoked, and the audit trail forgets its network addresses. The
+    /// last active owner of a tenant stays.
     pub async fn delete_user(&self, tenant: &TenantId, id: &UserId) -> Result<(), CatalogError> {
         let now = self.now_ms();
         let mut transaction = self.begin(Part::Tenant(tenant)).await?;
@@ -296,6 +297,14 @@ impl Catalog {
                 .execute(&mut transaction)
                 .await?;
         }
+        // The trail keeps what happened; where the person was is the person's.
+        query(
+            "UPDATE audit_events SET address = NULL WHERE tenant_id = $1 AND (actor = $2 OR target = $2)",
+        )
+        .bind(tenant.as_str())
+        .bind(id.as_str())
+        .execute(&mut transaction)
+        .await?;
         let deleted = query("DELETE FROM users WHERE tenant_id = $1 AND id = $2")
             .bind(tenant.as_str())
             .bind(id.as_str())

@@ -13,7 +13,8 @@ on_both!(
     signing_keys_take_turns,
     the_audit_trail_is_read_from_its_end,
     another_master_key_opens_nothing,
-    what_has_ended_is_forgotten
+    what_has_ended_is_forgotten,
+    what_is_kept_of_a_user_is_told_and_erased
 );
 
 /// Both at once, each in a task of its own.
@@ -773,4 +774,49 @@ async fn what_has_ended_is_forgotten(on: On) {
             .expect("a session");
     }
     assert_eq!(catalog.session(&t, &lives).await.expect("a look"), None);
+}
+
+async fn what_is_kept_of_a_user_is_told_and_erased(on: On) {
+    let bench = Bench::unlocked(on).await;
+    let (catalog, t, b) = (&bench.catalog, TenantId::default_tenant(), tenant("b"));
+    catalog.create_tenant(&b, "").await.expect("a tenant");
+    let ann = user(catalog, &t, "ann@x", &["viewer"]).await.id;
+    let ben = user(catalog, &t, "ben@x", &["viewer"]).await.id;
+    for (id, action) in [(&ann, "auth.login"), (&ben, "auth.login")] {
+        catalog.begin_session(&t, id, DAY).await.expect("a session");
+        let key = NewKey {
+            name: "mine",
+            scopes: BTreeSet::from([Scope::Read]),
+            user: Some(id),
+            ..NewKey::default()
+        };
+        catalog.create_key_with(&t, &key).await.expect("a key");
+        let event = NewAuditEvent {
+            actor: "nobody",
+            action,
+            target: Some(id.as_str()),
+            succeeded: true,
+            address: Some("203.0.113.7"),
+            ..NewAuditEvent::default()
+        };
+        catalog.note_audit(&t, &event).await.expect("noted");
+    }
+    let told = async |tenant: &TenantId, id: &UserId| {
+        let sessions = catalog.sessions_of(tenant, id, 10).await.expect("a list");
+        let keys = catalog.keys_of(tenant, id, 10).await.expect("a list");
+        let events = catalog.audit_of(tenant, id, 10).await.expect("a list");
+        let places = events
+            .iter()
+            .filter(|event| event.address.is_some())
+            .count();
+        (sessions.len(), keys.len(), events.len(), places)
+    };
+    assert_eq!(told(&t, &ann).await, (1, 1, 1, 1));
+    assert_eq!(told(&b, &ann).await, (0, 0, 0, 0));
+    catalog.delete_user(&t, &ann).await.expect("erased");
+    // What happened stays, without where; the key stays as one that is revoked.
+    assert_eq!(told(&t, &ann).await, (0, 1, 1, 0));
+    let keys = catalog.keys_of(&t, &ann, 10).await.expect("a list");
+    assert_eq!(keys[0].revoked_at, Some(1_000));
+    assert_eq!(told(&t, &ben).await, (1, 1, 1, 1));
 }

@@ -173,6 +173,45 @@ pub async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Entries of each list in an export.
+const EXPORTED_MAX: u32 = 10_000;
+
+/// Everything that is kept about a user.
+pub async fn export(
+    State(app): State<App>,
+    Extension(principal): Extension<Principal>,
+    origin: Origin,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Problem> {
+    let id = UserId::from(id.as_str());
+    let exported = exported(&app, &principal, &id).await?;
+    note(&app, &principal, &origin, "user.export", id.as_str(), None).await;
+    Ok(Json(exported))
+}
+
+/// The same of the user behind the credential.
+pub async fn export_me(
+    State(app): State<App>,
+    Extension(principal): Extension<Principal>,
+    origin: Origin,
+) -> Result<Json<Value>, Problem> {
+    let id = own(&principal)?;
+    let exported = exported(&app, &principal, id).await?;
+    note(&app, &principal, &origin, "user.export", id.as_str(), None).await;
+    Ok(Json(exported))
+}
+
+async fn exported(app: &App, principal: &Principal, id: &UserId) -> Result<Value, Problem> {
+    let (catalog, tenant) = (&app.platform.catalog, &principal.tenant);
+    Ok(json!({
+        "tenant": tenant,
+        "user": catalog.user(tenant, id).await?,
+        "sessions": catalog.sessions_of(tenant, id, EXPORTED_MAX).await?,
+        "keys": catalog.keys_of(tenant, id, EXPORTED_MAX).await?,
+        "audit": catalog.audit_of(tenant, id, EXPORTED_MAX).await?,
+    }))
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Invite {
