@@ -19,7 +19,7 @@ use serde_json::{Map, Value};
 
 use crate::ids::CollectionName;
 
-pub use identity::{IdentitySettings, Registration};
+pub use identity::{IdentitySettings, OidcSettings, Registration};
 
 /// The configuration. Every key has a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

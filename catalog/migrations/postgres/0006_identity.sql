@@ -30,6 +30,17 @@ CREATE TABLE users (
 
 CREATE UNIQUE INDEX users_by_email ON users (tenant_id, email_index);
 
+-- Which account of another provider (OIDC) is which user. subject_index: keyed hash of issuer and subject.
+CREATE TABLE linked_logins (
+    tenant_id TEXT COLLATE "C" NOT NULL,
+    subject_index TEXT COLLATE "C" NOT NULL,
+    user_id TEXT COLLATE "C" NOT NULL,
+    issuer TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    PRIMARY KEY (tenant_id, subject_index),
+    FOREIGN KEY (tenant_id, user_id) REFERENCES users (tenant_id, id)
+);
+
 -- A tenant's own roles; owner, admin, editor and viewer are the program's. permissions: a JSON list.
 CREATE TABLE roles (
     tenant_id TEXT COLLATE "C" NOT NULL REFERENCES tenants (name),

@@ -57,6 +57,41 @@ pub struct IdentitySettings {
     #[serde(deserialize_with = "positive_u32")]
     #[schemars(range(min = 1))]
     pub audit_days: u32,
+    /// Logging in with an account of another provider.
+    pub oidc: OidcSettings,
+}
+
+/// Logging in with an account of another provider, by OpenID Connect (authorization code with PKCE).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct OidcSettings {
+    /// The provider, `https://...`, as it names itself. Without it there is no such login.
+    pub issuer: Option<String>,
+    /// What the provider knows this server as.
+    pub client_id: String,
+    pub client_secret: Option<Secret>,
+    /// This server's `/api/v1/auth/oidc/callback` as browsers reach it, which the provider must know.
+    pub redirect_url: Option<String>,
+    /// The tenant whose users log in so.
+    pub tenant: String,
+    /// Whether somebody who is no user becomes one. Otherwise only users log in whose address the provider has verified.
+    pub create_users: bool,
+    /// The roles of users that are made so.
+    pub roles: Vec<String>,
+}
+
+impl Default for OidcSettings {
+    fn default() -> Self {
+        Self {
+            issuer: None,
+            client_id: "voiceassistant".to_owned(),
+            client_secret: None,
+            redirect_url: None,
+            tenant: "default".to_owned(),
+            create_users: false,
+            roles: vec!["viewer".to_owned()],
+        }
+    }
 }
 
 /// Who may register.
@@ -89,6 +124,7 @@ impl Default for IdentitySettings {
             attempts_per_minute: 30,
             invite_hours: 72,
             audit_days: 365,
+            oidc: OidcSettings::default(),
         }
     }
 }

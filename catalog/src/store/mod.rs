@@ -11,6 +11,7 @@ mod documents;
 mod error;
 mod invites;
 mod keys;
+mod linked;
 mod models;
 mod news;
 mod objects;

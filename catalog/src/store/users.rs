@@ -290,6 +290,7 @@ impl Catalog {
              (SELECT id FROM sessions WHERE tenant_id = $1 AND user_id = $2)",
             "DELETE FROM sessions WHERE tenant_id = $1 AND user_id = $2",
             "DELETE FROM user_roles WHERE tenant_id = $1 AND user_id = $2",
+            "DELETE FROM linked_logins WHERE tenant_id = $1 AND user_id = $2",
         ] {
             query(statement)
                 .bind(tenant.as_str())

@@ -14,7 +14,8 @@ on_both!(
     the_audit_trail_is_read_from_its_end,
     another_master_key_opens_nothing,
     what_has_ended_is_forgotten,
-    what_is_kept_of_a_user_is_told_and_erased
+    what_is_kept_of_a_user_is_told_and_erased,
+    accounts_of_others_are_linked_once
 );
 
 /// Both at once, each in a task of its own.
@@ -155,7 +156,14 @@ async fn stored(bench: &Bench, needle: &str) -> bool {
             .await
             .expect("a connection");
         let mut found = false;
-        for table in ["tenants", "users", "audit_events", "data_keys", "sessions"] {
+        for table in [
+            "tenants",
+            "users",
+            "audit_events",
+            "data_keys",
+            "sessions",
+            "linked_logins",
+        ] {
             let text = format!("SELECT COUNT(*) FROM {table} t WHERE t::text LIKE $1");
             let count: i64 = sqlx::query_scalar(&text)
                 .bind(format!("%{needle}%"))
@@ -819,4 +827,33 @@ async fn what_is_kept_of_a_user_is_told_and_erased(on: On) {
     let keys = catalog.keys_of(&t, &ann, 10).await.expect("a list");
     assert_eq!(keys[0].revoked_at, Some(1_000));
     assert_eq!(told(&t, &ben).await, (1, 1, 1, 1));
+}
+
+async fn accounts_of_others_are_linked_once(on: On) {
+    let bench = Bench::unlocked(on).await;
+    let (catalog, t, b) = (&bench.catalog, TenantId::default_tenant(), tenant("b"));
+    catalog.create_tenant(&b, "").await.expect("a tenant");
+    let ann = user(catalog, &t, "ann@x", &[]).await.id;
+    let ben = user(catalog, &t, "ben@x", &[]).await.id;
+    let issuer = "https://id.example";
+    let linked = async |tenant: &TenantId, issuer: &str, subject: &str| {
+        let found = catalog.linked_user(tenant, issuer, subject).await;
+        found.expect("a look").map(|(id, _)| id)
+    };
+    assert_eq!(linked(&t, issuer, "sub-1").await, None);
+    catalog
+        .link_user(&t, &ann, issuer, "sub-1")
+        .await
+        .expect("linked");
+    let twice = catalog.link_user(&t, &ben, issuer, "sub-1").await;
+    assert!(matches!(twice, Err(CatalogError::Exists { .. })));
+    assert_eq!(linked(&t, issuer, "sub-1").await, Some(ann.clone()));
+    // Another tenant, issuer or subject is another account.
+    assert_eq!(linked(&b, issuer, "sub-1").await, None);
+    assert_eq!(linked(&t, "https://id.example sub-1", "").await, None);
+    assert_eq!(linked(&t, "https://other.example", "sub-1").await, None);
+    assert_eq!(linked(&t, issuer, "SUB-1").await, None);
+    assert!(!stored(&bench, "sub-1").await);
+    catalog.delete_user(&t, &ann).await.expect("erased");
+    assert_eq!(linked(&t, issuer, "sub-1").await, None);
 }
