@@ -82,7 +82,7 @@ pub async fn refresh(
 }
 
 /// Tokens are nobody's to keep but the client's.
-fn tokens(status: StatusCode, app: &App, logged_in: LoggedIn) -> Response {
+pub fn tokens(status: StatusCode, app: &App, logged_in: LoggedIn) -> Response {
     let body = json!({
         "access_token": logged_in.access,
         "refresh_token": logged_in.refresh.expose(),

@@ -9,6 +9,7 @@ mod dead_letters;
 mod documents;
 mod keys;
 mod logins;
+mod oidc;
 mod operations;
 mod pipelines;
 mod problem;

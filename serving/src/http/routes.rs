@@ -13,7 +13,7 @@ use axum::routing::{MethodFilter, MethodRouter, on};
 use va_catalog::Permission;
 
 use super::{
-    App, audit, auth, bulk, collections, dead_letters, documents, keys, logins, operations,
+    App, audit, auth, bulk, collections, dead_letters, documents, keys, logins, oidc, operations,
     pipelines, roles, search, sql, tenants, topics, users, versions,
 };
 
@@ -210,6 +210,8 @@ fn identity() -> Routes {
         .post("/api/v1/auth/register", Public, logins::register)
         .post("/api/v1/auth/login", Public, logins::login)
         .post("/api/v1/auth/refresh", Public, logins::refresh)
+        .get("/api/v1/auth/oidc/login", Public, oidc::begin)
+        .get("/api/v1/auth/oidc/callback", Public, oidc::callback)
         .post("/api/v1/auth/verify", SignedIn, logins::verify)
         .post("/api/v1/auth/logout", SignedIn, logins::logout)
         .post("/api/v1/auth/password", SignedIn, logins::password)

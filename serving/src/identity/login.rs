@@ -327,7 +327,11 @@ impl Identity {
         i64::from(self.settings.invite_hours) * 3_600_000
     }
 
-    async fn begin(&self, tenant: &TenantId, user: &UserId) -> Result<LoggedIn, CatalogError> {
+    pub(super) async fn begin(
+        &self,
+        tenant: &TenantId,
+        user: &UserId,
+    ) -> Result<LoggedIn, CatalogError> {
         let (id, token) = self
             .catalog
             .begin_session(tenant, user, self.session_ms())
@@ -354,14 +358,14 @@ impl Identity {
     }
 
     /// One try of an address; who has none (a test, a socket that is gone) shares one.
-    fn admit(&self, origin: &Origin) -> Result<(), LoginError> {
+    pub(super) fn admit(&self, origin: &Origin) -> Result<(), LoginError> {
         let address = origin.address.unwrap_or(IpAddr::from([0, 0, 0, 0]));
         self.attempts
             .admit(address, now_ms())
             .map_err(LoginError::TooMany)
     }
 
-    fn open_here(&self) -> Result<(), CatalogError> {
+    pub(super) fn open_here(&self) -> Result<(), CatalogError> {
         match &self.locked {
             Some(reason) => Err(CatalogError::Locked(reason.clone())),
             None => Ok(()),

@@ -12,6 +12,7 @@
 //! What is stored is the catalog's business, which call needs which permission is `http/routes.rs`'s.
 
 mod login;
+mod oidc;
 mod passwords;
 mod throttle;
 mod tokens;
@@ -28,6 +29,7 @@ use va_catalog::store::{
 use va_catalog::{Catalog, TenantId};
 
 pub use login::{LoggedIn, LoginError, Note, Origin, Registering};
+pub use oidc::{LOGIN_SECONDS, Oidc, OidcError, Returned};
 pub use passwords::{PasswordError, Passwords};
 pub use throttle::{Failures, Throttle};
 pub use tokens::{Claims, TokenError, Tokens};
@@ -48,6 +50,7 @@ pub struct Identity {
     pub settings: IdentitySettings,
     pub tokens: Tokens,
     pub passwords: Passwords,
+    pub oidc: Oidc,
     catalog: Catalog,
     /// Tries of one network address.
     attempts: Throttle,
@@ -83,6 +86,10 @@ impl Identity {
         Self {
             tokens: Tokens::new(catalog.clone(), &settings),
             passwords: Passwords::default(),
+            oidc: Oidc::new(
+                settings.oidc.clone(),
+                i64::try_from(settings.clock_skew_seconds).unwrap_or(i64::MAX / 2_000),
+            ),
             attempts: Throttle::new(settings.attempts_per_minute, minute),
             unknown: Failures::new(settings.lockout_failures, settings.lockout_seconds),
             sessions: Mutex::default(),

@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::signature::{ED25519, UnparsedPublicKey};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use va_catalog::Catalog;
@@ -19,6 +20,10 @@ use va_catalog::store::{CatalogError, Session, SigningKey, SigningTimes, Verifyi
 use crate::platform::now_ms;
 
 const ALGORITHM: &str = "EdDSA";
+/// `typ` of access tokens.
+const TYPE: &str = "JWT";
+/// `typ` of what a browser carries during a login elsewhere.
+const STATE_TYPE: &str = "va-login";
 /// Ours have about 600.
 const TOKEN_BYTES_MAX: usize = 4 << 10;
 /// How long the list of keys is believed.
@@ -69,13 +74,12 @@ pub enum TokenError {
     Catalog(#[from] CatalogError),
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Header {
     alg: String,
     typ: Option<String>,
     kid: Option<String>,
     /// Extensions that must be understood; there are none that we do.
-    #[serde(skip_serializing_if = "Option::is_none")]
     crit: Option<Value>,
 }
 
@@ -143,17 +147,33 @@ impl Tokens {
             exp: now.saturating_add(self.access_seconds),
             jti: uuid::Uuid::now_v7().simple().to_string(),
         };
-        let header = Header {
-            alg: ALGORITHM.to_owned(),
-            typ: Some("JWT".to_owned()),
-            kid: Some(key.id.clone()),
-            crit: None,
-        };
-        Ok(sign(&key, &json!(header), &json!(claims)))
+        Ok(sign(&key, &header(&key, TYPE), &json!(claims)))
     }
 
     /// What the token says, when it is ours, and good now.
     pub async fn verify(&self, token: &str) -> Result<Claims, TokenError> {
+        let claims: Claims = self.signed_by_us(token, TYPE).await?;
+        self.check(&claims, now_ms() / 1_000)?;
+        Ok(claims)
+    }
+
+    /// Signs what a browser carries for us. It is no access token: its type is another one.
+    pub async fn sign_state<T: Serialize>(&self, state: &T) -> Result<String, CatalogError> {
+        let key = self.signing_key(false).await?;
+        Ok(sign(&key, &header(&key, STATE_TYPE), &json!(state)))
+    }
+
+    /// What [`Tokens::sign_state`] signed. Its time is the caller's to check.
+    pub async fn verify_state<T: DeserializeOwned>(&self, token: &str) -> Result<T, TokenError> {
+        self.signed_by_us(token, STATE_TYPE).await
+    }
+
+    /// The body of a token of that type, when a key of ours signed it.
+    async fn signed_by_us<T: DeserializeOwned>(
+        &self,
+        token: &str,
+        expected: &str,
+    ) -> Result<T, TokenError> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(TokenError::Malformed);
         }
@@ -167,8 +187,7 @@ impl Tokens {
         if header.alg != ALGORITHM {
             return Err(TokenError::Algorithm);
         }
-        let typed = header.typ.is_none_or(|typ| typ.eq_ignore_ascii_case("JWT"));
-        if !typed || header.crit.is_some() {
+        if header.typ.as_deref() != Some(expected) || header.crit.is_some() {
             return Err(TokenError::Malformed);
         }
         let kid = header.kid.ok_or(TokenError::Key)?;
@@ -178,9 +197,7 @@ impl Tokens {
         UnparsedPublicKey::new(&ED25519, &key.public_key)
             .verify(signed, &signature)
             .map_err(|_| TokenError::Signature)?;
-        let claims: Claims = part(body)?;
-        self.check(&claims, now_ms() / 1_000)?;
-        Ok(claims)
+        part(body)
     }
 
     fn check(&self, claims: &Claims, now: i64) -> Result<(), TokenError> {
@@ -278,6 +295,10 @@ impl Tokens {
     }
 }
 
+fn header(key: &SigningKey, r#type: &str) -> Value {
+    json!({"alg": ALGORITHM, "typ": r#type, "kid": key.id})
+}
+
 fn sign(key: &SigningKey, header: &Value, claims: &Value) -> String {
     let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let signed = format!("{}.{}", encode(header), encode(claims));
@@ -291,7 +312,7 @@ fn decode(text: &str) -> Result<Vec<u8>, TokenError> {
         .map_err(|_| TokenError::Malformed)
 }
 
-fn part<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, TokenError> {
+fn part<T: DeserializeOwned>(text: &str) -> Result<T, TokenError> {
     serde_json::from_slice(&decode(text)?).map_err(|_| TokenError::Malformed)
 }
 
