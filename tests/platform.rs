@@ -32,6 +32,8 @@ mod incremental;
 mod isolation;
 #[path = "platform/messages.rs"]
 mod messages;
+#[path = "platform/oidc.rs"]
+mod oidc;
 #[path = "platform/on_servers.rs"]
 mod on_servers;
 #[path = "platform/pipelines.rs"]

@@ -11,11 +11,23 @@ use super::{App, Problem};
 use crate::identity::{LOGIN_SECONDS, OidcError, Origin, Returned};
 
 const COOKIE: &str = "va_oidc";
+/// An e-mail address is no longer.
+const HINT_BYTES_MAX: usize = 254;
+
+#[derive(Deserialize)]
+pub struct Begin {
+    /// Who probably logs in; the provider may use it.
+    login_hint: Option<String>,
+}
 
 /// Sends the browser to the provider.
-pub async fn begin(State(app): State<App>) -> Result<Response, Problem> {
+pub async fn begin(
+    State(app): State<App>,
+    Params(begin): Params<Begin>,
+) -> Result<Response, Problem> {
     let identity = &app.platform.identity;
-    let (url, state) = identity.oidc_begin().await?;
+    let hint = begin.login_hint.filter(|hint| hint.len() <= HINT_BYTES_MAX);
+    let (url, state) = identity.oidc_begin(hint.as_deref()).await?;
     let secure = identity.oidc.is_secure();
     let mut response = StatusCode::SEE_OTHER.into_response();
     let headers = response.headers_mut();

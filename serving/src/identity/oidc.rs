@@ -160,7 +160,12 @@ impl Oidc {
     }
 
     /// Where to send the browser, and the cookie for it.
-    async fn begin(&self, tokens: &Tokens) -> Result<(String, String), OidcError> {
+    async fn begin(
+        &self,
+        tokens: &Tokens,
+        hint: Option<&str>,
+    ) -> Result<(String, String), OidcError> {
+        self.issuer()?;
         let redirect = self.redirect_url()?;
         let provider = self.provider(None).await?;
         let begun = Begun {
@@ -170,16 +175,20 @@ impl Oidc {
             exp: now_ms() / 1_000 + LOGIN_SECONDS,
         };
         let challenge = URL_SAFE_NO_PAD.encode(Sha256::digest(&begun.verifier));
-        let query = form(&[
+        let mut fields = vec![
             ("response_type", "code"),
-            ("client_id", &self.settings.client_id),
+            ("client_id", self.settings.client_id.as_str()),
             ("redirect_uri", redirect),
             ("scope", "openid email profile"),
-            ("state", &begun.state),
-            ("nonce", &begun.nonce),
-            ("code_challenge", &challenge),
+            ("state", begun.state.as_str()),
+            ("nonce", begun.nonce.as_str()),
+            ("code_challenge", challenge.as_str()),
             ("code_challenge_method", "S256"),
-        ]);
+        ];
+        if let Some(hint) = hint {
+            fields.push(("login_hint", hint));
+        }
+        let query = form(&fields);
         let endpoint = &provider.authorization_endpoint;
         let joint = if endpoint.contains('?') { '&' } else { '?' };
         let cookie = tokens.sign_state(&begun).await?;
@@ -220,7 +229,7 @@ impl Oidc {
             ("grant_type", "authorization_code"),
             ("code", code),
             ("redirect_uri", self.redirect_url()?),
-            ("code_verifier", &begun.verifier),
+            ("code_verifier", begun.verifier.as_str()),
         ];
         let mut request = self.http().post(&provider.token_endpoint);
         match &self.settings.client_secret {
@@ -229,7 +238,7 @@ impl Oidc {
                 let (id, secret) = (encode(&self.settings.client_id), encode(secret.expose()));
                 request = request.basic_auth(id, Some(secret));
             }
-            None => fields.push(("client_id", &self.settings.client_id)),
+            None => fields.push(("client_id", self.settings.client_id.as_str())),
         }
         let request = request
             .header("content-type", "application/x-www-form-urlencoded")
@@ -466,10 +475,10 @@ fn is_for(claims: &Value, client: &str) -> bool {
 }
 
 impl Identity {
-    /// Where to send the browser, and the cookie for it.
-    pub async fn oidc_begin(&self) -> Result<(String, String), OidcError> {
+    /// Where to send the browser, and the cookie for it; `hint` is who probably logs in.
+    pub async fn oidc_begin(&self, hint: Option<&str>) -> Result<(String, String), OidcError> {
         self.open_here()?;
-        self.oidc.begin(&self.tokens).await
+        self.oidc.begin(&self.tokens, hint).await
     }
 
     /// Logs in whom the provider sent back.

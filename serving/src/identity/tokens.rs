@@ -404,13 +404,13 @@ mod tests {
                 "signing key is unknown",
             ),
             (
-                sign(&key, &json!({"alg": ALGORITHM}), &good),
+                sign(&key, &json!({"alg": ALGORITHM, "typ": TYPE}), &good),
                 "signing key is unknown",
             ),
             (
                 sign(
                     &key,
-                    &json!({"alg": ALGORITHM, "kid": key.id, "crit": ["x"]}),
+                    &json!({"alg": ALGORITHM, "typ": TYPE, "kid": key.id, "crit": ["x"]}),
                     &good,
                 ),
                 "not a JSON Web Token of this",
@@ -419,6 +419,16 @@ mod tests {
             let error = refused(&world, &token).await;
             assert!(error.contains(expected), "{expected}: {error}");
         }
+        // What a browser carries during a login elsewhere is signed too, and is no access token.
+        let state = world.tokens.sign_state(&good).await.expect("signed");
+        assert!(
+            refused(&world, &state)
+                .await
+                .contains("not a JSON Web Token")
+        );
+        let carried: Value = world.tokens.verify_state(&state).await.expect("ours");
+        assert_eq!(carried, good);
+        assert!(world.tokens.verify_state::<Value>(&token).await.is_err());
         // Within the skew of clocks it is still good.
         assert!(
             world
