@@ -43,6 +43,10 @@ if [ "$stage" = test ]; then
     # Kafka is tested with real brokers, which Maven fetches.
     need mvn maven
     need java openjdk-17-jre-headless
+    # Logging in elsewhere is tested with a real provider, which npm fetches, and curl as the browser.
+    need node nodejs
+    need npm npm
+    need curl curl
 fi
 
 if [ "$stage" = streams ]; then

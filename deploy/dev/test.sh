@@ -24,6 +24,7 @@ esac
 # One build for the binary and all tests: separate ones could differ in features and compile big dependencies twice.
 cargo build --workspace --bins --tests --features va-serving/kafka
 deploy/dev/kafka.sh fetch
+deploy/dev/oidc.sh fetch
 deploy/dev/fetch-corpora.sh
 for model in multilingual-e5-small all-minilm-l6-v2; do "$va" model pull "$model"; done
 

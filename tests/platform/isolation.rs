@@ -14,7 +14,7 @@ use tempfile::tempdir;
 
 use crate::http::Client;
 use crate::identity::{call, log_in, make_user, server, text};
-use crate::server::{PATIENCE, Server, good};
+use crate::server::{PATIENCE, Server, good, skip};
 
 /// Limits that do not matter here: thousands of calls come from one address.
 const WIDE: [(&str, &str); 2] = [
@@ -581,6 +581,61 @@ fn no_route_shows_or_permits_anything_of_another_tenant() {
     .send()
     .unwrap();
     assert_eq!(row.status().as_u16(), 403);
+}
+
+#[test]
+fn the_sql_port_knows_tenants_and_permissions_by_the_key() {
+    if std::process::Command::new("psql")
+        .arg("--version")
+        .output()
+        .is_err()
+    {
+        return skip("psql, the client of PostgreSQL, is not there").unwrap_or(());
+    }
+    let dir = tempdir().unwrap();
+    let server = server(dir.path(), &WIDE);
+    let made = good(
+        server
+            .post("/api/v1/tenants")
+            .json(&json!({"name": "nachbar"})),
+    );
+    let key = text(&made["key"]);
+    for (key, name) in [(&server.key, "eigene"), (&key, "fremde")] {
+        let body = json!({"name": name, "keyword_only": true});
+        good(call(&server, "POST", "/api/v1/collections", Some(key)).json(&body));
+    }
+    let psql = |user: &str, key: &str| {
+        let output = std::process::Command::new("psql")
+            .env("PGPASSWORD", key)
+            .args([
+                "-h",
+                "127.0.0.1",
+                "-p",
+                &server.pg_port.to_string(),
+                "-U",
+                user,
+                "-At",
+            ])
+            .args(["-c", "SELECT name FROM collections"])
+            .output()
+            .unwrap();
+        let names = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        (output.status.success(), names)
+    };
+    assert_eq!(psql("default", &server.key), (true, "eigene".to_owned()));
+    assert_eq!(psql("nachbar", &key), (true, "fremde".to_owned()));
+    // Neither under the other's name, nor with a key that may do other things, nor with one that is gone.
+    assert!(!psql("default", &key).0 && !psql("nachbar", &server.key).0);
+    let body = json!({"name": "k", "permissions": ["search", "users.read"]});
+    let made = good(call(&server, "POST", "/api/v1/keys", Some(&key)).json(&body));
+    assert!(!psql("nachbar", made["key"].as_str().unwrap()).0);
+    let body = json!({"name": "k", "permissions": ["sql.read"]});
+    let made = good(call(&server, "POST", "/api/v1/keys", Some(&key)).json(&body));
+    let reader = text(&made["key"]);
+    assert_eq!(psql("nachbar", &reader), (true, "fremde".to_owned()));
+    let path = format!("/api/v1/keys/{}", text(&made["id"]));
+    good(call(&server, "DELETE", &path, Some(&key)));
+    assert!(!psql("nachbar", &reader).0);
 }
 
 /// The built-in roles permit what the documentation says, and the scopes of keys the same.
