@@ -31,6 +31,8 @@ const KEYS_MS: i64 = 60_000;
 /// How soon it is read again for a key that is not in it.
 const KEYS_AGAIN_MS: i64 = 1_000;
 const DAY_MS: i64 = 86_400_000;
+/// A hundred years: no setting means more.
+const SECONDS_MAX: i64 = 3_155_760_000;
 
 /// What an access token says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,7 +107,11 @@ struct Keys {
 
 impl Tokens {
     pub fn new(catalog: Catalog, settings: &IdentitySettings) -> Self {
-        let seconds = |seconds: u64| i64::try_from(seconds).unwrap_or(i64::MAX / 2_000);
+        let seconds = |seconds: u64| {
+            i64::try_from(seconds)
+                .unwrap_or(SECONDS_MAX)
+                .min(SECONDS_MAX)
+        };
         let (access_seconds, skew_seconds) = (
             seconds(settings.access_seconds),
             seconds(settings.clock_skew_seconds),
@@ -243,7 +249,6 @@ impl Tokens {
         let known = || {
             let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
             let now = now_ms();
-            // Read again now and then: another process may have been told to take a new one.
             let fresh = now - keys.read_at_ms < KEYS_MS;
             keys.signing
                 .clone()
@@ -289,6 +294,12 @@ impl Tokens {
         }
         let read = self.catalog.verifying_keys_all_tenants().await?;
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        // Another process may have been told to sign with a new one; then so do we.
+        let newest = read.first().map(|key| key.id.clone());
+        keys.signing = keys
+            .signing
+            .take()
+            .filter(|key| Some(&key.id) == newest.as_ref());
         keys.verifying = read.into_iter().map(|key| (key.id.clone(), key)).collect();
         keys.read_at_ms = now_ms();
         Ok(())
