@@ -17,6 +17,8 @@ use serde_json::{Map, Value};
 
 use crate::ids::CollectionName;
 
+pub mod llm;
+
 /// The configuration. Every key has a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -35,6 +37,7 @@ pub struct Settings {
     pub log: LogSettings,
     pub documents: DocumentSettings,
     pub limits: LimitSettings,
+    pub llm: llm::LlmSettings,
     pub models: ModelSettings,
     pub parse: ParseSettings,
     pub search: SearchSettings,
@@ -328,6 +331,7 @@ impl Default for Settings {
             log: LogSettings::default(),
             documents: DocumentSettings::default(),
             limits: LimitSettings::default(),
+            llm: llm::LlmSettings::default(),
             models: ModelSettings::default(),
             parse: ParseSettings::default(),
             search: SearchSettings::default(),
@@ -513,6 +517,10 @@ impl Settings {
                 .to_owned()
         } else if let Some(problem) = self.folders.iter().find_map(FolderSettings::problem) {
             problem
+        } else if let problems = self.llm.problems()
+            && !problems.is_empty()
+        {
+            problems.join("; ")
         } else {
             return Ok(());
         };
