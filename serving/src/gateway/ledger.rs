@@ -351,30 +351,34 @@ async fn settle_lost(ledger: &UsageLedger, read: Read) {
     });
 }
 
+/// The ledger as the router knows it.
+pub(super) struct Accounts(pub Arc<UsageLedger>);
+
 #[async_trait]
-impl Ledger for Arc<UsageLedger> {
+impl Ledger for Accounts {
     async fn reserve(
         &self,
         caller: &Caller,
         attempt: Attempt,
     ) -> Result<Box<dyn Reservation>, LlmError> {
+        let ledger = &self.0;
         let tenant = caller.tenant.as_str();
         let of_caller = |budget: &&BudgetSettings| {
             budget.tenant == tenant && (budget.key.is_none() || budget.key == caller.key)
         };
-        let budgets: Vec<&BudgetSettings> = self
+        let budgets: Vec<&BudgetSettings> = ledger
             .budgets
             .iter()
             .filter(of_caller)
             .chain(&caller.budgets)
             .collect();
         if !budgets.is_empty() {
-            self.until_ready().await?;
+            ledger.until_ready().await?;
         }
         // For this event and for the one that ends the call.
-        let room = match self.room.try_acquire_many(2) {
+        let room = match ledger.room.try_acquire_many(2) {
             Ok(room) => room,
-            Err(_) => tokio::time::timeout(PATIENCE, self.room.acquire_many(2))
+            Err(_) => tokio::time::timeout(PATIENCE, ledger.room.acquire_many(2))
                 .await
                 .ok()
                 .and_then(Result::ok)
@@ -406,17 +410,17 @@ impl Ledger for Arc<UsageLedger> {
         };
         {
             // Looked at and reserved under one lock, so that two calls cannot both take the last of it.
-            let mut books = lock(&self.books);
+            let mut books = lock(&ledger.books);
             books
                 .allows(&budgets, event.entry.cost, event.entry.at_ms)
-                .map_err(|exceeded| refused(&exceeded, event.entry.cost, &self.currency))?;
+                .map_err(|exceeded| refused(&exceeded, event.entry.cost, &ledger.currency))?;
             books.apply(&event.entry);
         }
         room.forget();
-        lock(&self.waiting).push(event.clone());
-        self.news.notify_one();
+        lock(&ledger.waiting).push(event.clone());
+        ledger.news.notify_one();
         Ok(Box::new(Reserved {
-            ledger: self.clone(),
+            ledger: ledger.clone(),
             event: Some(event),
         }))
     }

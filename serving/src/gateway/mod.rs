@@ -12,7 +12,7 @@ mod local;
 use std::sync::Arc;
 
 use va_catalog::TenantId;
-use va_catalog::settings::llm::{BudgetSettings, LlmSettings};
+use va_catalog::settings::llm::{BudgetSettings, LlmSettings, ModelUse};
 use va_catalog::store::Principal;
 use va_connectors::log::Log;
 use va_llm::{
@@ -22,7 +22,7 @@ use va_llm::{
 use va_models::Embedders;
 
 pub use books::BudgetState;
-use ledger::UsageLedger;
+use ledger::{Accounts, UsageLedger};
 pub use ledger::UsageReport;
 use local::LocalModels;
 
@@ -53,7 +53,7 @@ impl Gateway {
         let names = local.names();
         let parts = Parts {
             local: Some((Arc::new(local), names)),
-            ledger: Arc::new(ledger.clone()),
+            ledger: Arc::new(Accounts(ledger.clone())),
             clock: Arc::new(now_ms),
             variable: Box::new(variable),
         };
@@ -77,6 +77,17 @@ impl Gateway {
     /// Whether some model can be asked for replies.
     pub fn is_configured(&self) -> bool {
         self.router.has_chat()
+    }
+
+    /// In a line, for `va doctor`.
+    pub fn told(&self) -> String {
+        let models = self.models();
+        let chat = models.iter().filter(|model| model.used_for == ModelUse::Chat);
+        match (self.is_configured(), chat.count()) {
+            (false, _) => "no provider is configured (`llm` in va.yaml, or OPENAI_API_KEY)".to_owned(),
+            (true, 0) => "models under the names that providers have for them".to_owned(),
+            (true, models) => format!("{models} models for replies"),
+        }
     }
 
     /// The model of a request that names none.

@@ -11,6 +11,7 @@ mod problem;
 mod search;
 mod sql;
 mod topics;
+mod v1;
 mod versions;
 
 use std::net::SocketAddr;
@@ -39,7 +40,7 @@ pub struct App {
     pub metrics: Option<PrometheusHandle>,
 }
 
-/// Every route below `/api/v1`, as the OpenAPI document lists them (a test compares).
+/// Every route below `/api/v1` and `/v1`, as the OpenAPI document lists them (a test compares).
 pub const API_ROUTES: &[&str] = &[
     "/api/v1/status",
     "/api/v1/collections",
@@ -70,6 +71,17 @@ pub const API_ROUTES: &[&str] = &[
     "/api/v1/topics/{topic}",
     "/api/v1/topics/{topic}/records",
     "/api/v1/sql",
+    "/api/v1/llm/chat",
+    "/api/v1/llm/chat/stream",
+    "/api/v1/llm/usage",
+    "/v1/models",
+    "/v1/models/{model}",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/v1/messages",
+    "/v1/responses",
 ];
 
 /// The whole API; of a worker only what supervisors and Prometheus ask for.
@@ -160,6 +172,7 @@ pub fn router(app: App) -> Router {
     } else {
         open.route("/openapi.json", get(operations::openapi))
             .merge(api)
+            .merge(v1::routes(&app))
     };
     open.fallback(operations::not_found)
         // Bodies are streamed and bounded by the handlers, which know the limit to name.

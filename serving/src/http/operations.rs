@@ -188,6 +188,9 @@ async fn checks(app: &App, thorough: bool) -> Vec<Check> {
         )),
     };
     check("embedding model", false, ready);
+    if platform.role != Role::Worker {
+        check("model gateway", false, Ok(platform.gateway.told()));
+    }
     for (name, result) in platform.folders.checks() {
         check(&name, false, result);
     }
@@ -246,7 +249,7 @@ mod tests {
             .expect("paths")
             .keys()
             .map(String::as_str)
-            .filter(|p| p.starts_with("/api"))
+            .filter(|p| p.starts_with("/api") || p.starts_with("/v1"))
             .collect();
         let mut routes: Vec<&str> = super::super::API_ROUTES.to_vec();
         listed.sort_unstable();

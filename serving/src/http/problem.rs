@@ -86,6 +86,13 @@ impl Problem {
         Self::new(StatusCode::INSUFFICIENT_STORAGE, "disk_full", detail)
     }
 
+    /// When it is worth to try again, where that is known.
+    #[must_use]
+    pub fn after(mut self, retry_after: Option<Duration>) -> Self {
+        self.retry_after = retry_after;
+        self
+    }
+
     #[must_use]
     pub fn with(mut self, field: &'static str, value: Value) -> Self {
         self.extra = Some((field, value));
