@@ -101,6 +101,12 @@ impl Response {
         self.0.headers()[name].to_str().unwrap().to_owned()
     }
 
+    /// A header that may be there.
+    pub fn find_header(&self, name: &str) -> Option<String> {
+        let value = self.0.headers().get(name)?;
+        Some(value.to_str().unwrap().to_owned())
+    }
+
     pub fn text(self) -> reqwest::Result<String> {
         RUNTIME.block_on(async { self.0.text().await })
     }
