@@ -224,10 +224,15 @@ impl Names for BuiltinNames {
     }
 
     fn topics(&self) -> Vec<TopicName> {
-        [DOCUMENT_UPLOADED, DOCUMENT_INDEXED, LLM_USAGE, PLATFORM_ALERT]
-            .into_iter()
-            .filter_map(|name| TopicName::new(name).ok())
-            .collect()
+        [
+            DOCUMENT_UPLOADED,
+            DOCUMENT_INDEXED,
+            LLM_USAGE,
+            PLATFORM_ALERT,
+        ]
+        .into_iter()
+        .filter_map(|name| TopicName::new(name).ok())
+        .collect()
     }
 }
 

@@ -66,7 +66,10 @@ impl Reply {
 
     /// The data of a stream's events, as JSON where it is.
     fn events(&self) -> Vec<Value> {
-        let data = self.text.lines().filter_map(|line| line.strip_prefix("data: "));
+        let data = self
+            .text
+            .lines()
+            .filter_map(|line| line.strip_prefix("data: "));
         data.map(|data| serde_json::from_str(data).unwrap_or_else(|_| data.into()))
             .collect()
     }

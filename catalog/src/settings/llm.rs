@@ -310,7 +310,13 @@ impl LlmSettings {
         };
         let openai = variable("OPENAI_BASE_URL");
         if openai.is_some() || variable("OPENAI_API_KEY").is_some() {
-            add("openai", ProviderKind::Openai, openai, "OPENAI_API_KEY", "*");
+            add(
+                "openai",
+                ProviderKind::Openai,
+                openai,
+                "OPENAI_API_KEY",
+                "*",
+            );
         }
         if variable("ANTHROPIC_API_KEY").is_some() {
             let base_url = variable("ANTHROPIC_BASE_URL");
@@ -420,12 +426,7 @@ impl LlmSettings {
             .map(|(name, model)| (name.as_str(), model))
     }
 
-    fn check_deployments(
-        &self,
-        name: &str,
-        model: &LlmModelSettings,
-        problems: &mut Vec<String>,
-    ) {
+    fn check_deployments(&self, name: &str, model: &LlmModelSettings, problems: &mut Vec<String>) {
         if model.deployments.is_empty() {
             problems.push(format!(
                 "`llm.models.{name}` has no `deployments`: name at least one `provider`"
@@ -451,7 +452,9 @@ impl LlmSettings {
                 problems.push(format!("{place}.prices: two prices begin on the same day"));
             }
             // Free of charge is said; forgotten is not the same.
-            if !self.budgets.is_empty() && deployment.prices.is_empty() && provider != LOCAL_PROVIDER
+            if !self.budgets.is_empty()
+                && deployment.prices.is_empty()
+                && provider != LOCAL_PROVIDER
             {
                 problems.push(format!(
                     "{place} has no `prices`, but there are `llm.budgets`, against which its calls would count as nothing: \

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use reqwest::header::HeaderMap;
-use va_catalog::settings::Secret;
 use va_catalog::settings::llm::{
     LOCAL_PROVIDER, LlmModelSettings, LlmSettings, ModelUse, ProviderKind, ProviderSettings,
 };
@@ -111,7 +110,7 @@ fn make(
         let own = settings
             .headers
             .iter()
-            .map(|(name, value): (&String, &Secret)| (name.as_str(), value.expose()));
+            .map(|(name, value)| (name.as_str(), value.expose()));
         let key = key.as_deref().map(|key| (name, key));
         openai::headers(key.into_iter().chain(own))
     };

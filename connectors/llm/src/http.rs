@@ -180,7 +180,11 @@ pub(crate) fn failure(status: u16, body: &[u8], retry_after: Option<Duration>) -
         None => {
             let text = String::from_utf8_lossy(body);
             let text: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-            let text = if text.is_empty() { "no reason given".to_owned() } else { text };
+            let text = if text.is_empty() {
+                "no reason given".to_owned()
+            } else {
+                text
+            };
             (text.clone(), text)
         }
     };
@@ -210,7 +214,10 @@ pub(crate) fn in_band(value: &Value) -> Option<LlmError> {
             kind => kind,
         },
     };
-    let mut error = LlmError::new(kind, format!("the provider reported: {}", shorten(&message)));
+    let mut error = LlmError::new(
+        kind,
+        format!("the provider reported: {}", shorten(&message)),
+    );
     error.status = status;
     Some(error)
 }
@@ -224,10 +231,15 @@ fn error_of(value: &Value) -> Option<(String, String)> {
     };
     let message = match error {
         Value::String(text) => text.clone(),
-        error => [&error["message"], &error["error_msg"], &error["detail"], &value["message"]]
-            .into_iter()
-            .find_map(Value::as_str)?
-            .to_owned(),
+        error => [
+            &error["message"],
+            &error["error_msg"],
+            &error["detail"],
+            &value["message"],
+        ]
+        .into_iter()
+        .find_map(Value::as_str)?
+        .to_owned(),
     };
     let part = |field: &str| match &error[field] {
         Value::String(text) => text.clone(),
@@ -293,7 +305,12 @@ fn by_type(words: &str) -> ErrorKind {
     let has = |any: &[&str]| any.iter().any(|word| words.contains(word));
     if has(&["invalid_request", "not_found"]) {
         ErrorKind::BadRequest
-    } else if has(&["rate_limit", "rate limit", "too many requests", "throttling"]) {
+    } else if has(&[
+        "rate_limit",
+        "rate limit",
+        "too many requests",
+        "throttling",
+    ]) {
         ErrorKind::RateLimited
     } else if has(&["authentication", "permission", "invalid_api_key"]) {
         ErrorKind::Credentials
@@ -320,21 +337,65 @@ mod tests {
         use ErrorKind::*;
         // Bodies as the providers send them.
         for (status, body, kind) in [
-            (400, r#"{"error":{"message":"This model's maximum context length is 8192 tokens.","type":"invalid_request_error","param":"messages","code":"context_length_exceeded"}}"#, ContextWindow),
-            (400, r#"{"error":{"code":400,"message":"request (4031 tokens) exceeds the available context size (1024 tokens), try increasing it","type":"exceed_context_size_error","n_prompt_tokens":4031,"n_ctx":1024}}"#, ContextWindow),
-            (400, r#"{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long: 210000 tokens > 200000 maximum"}}"#, ContextWindow),
-            (400, r#"{"error":{"code":"content_filter","message":"The response was filtered due to the prompt triggering Azure OpenAI's content management policy.","innererror":{"code":"ResponsibleAIPolicyViolation"}}}"#, ContentPolicy),
-            (400, r#"{"error":{"code":"data_inspection_failed","message":"Input data may contain inappropriate content."}}"#, ContentPolicy),
-            (400, r#"{"error":{"code":400,"message":"All non-assistant messages must contain 'content'","type":"invalid_request_error"}}"#, BadRequest),
-            (401, r#"{"error":{"message":"Incorrect API key provided","code":"invalid_api_key"}}"#, Credentials),
-            (404, r#"{"error":{"message":"The model `gpt-9` does not exist","code":"model_not_found"}}"#, UnknownModel),
+            (
+                400,
+                r#"{"error":{"message":"This model's maximum context length is 8192 tokens.","type":"invalid_request_error","param":"messages","code":"context_length_exceeded"}}"#,
+                ContextWindow,
+            ),
+            (
+                400,
+                r#"{"error":{"code":400,"message":"request (4031 tokens) exceeds the available context size (1024 tokens), try increasing it","type":"exceed_context_size_error","n_prompt_tokens":4031,"n_ctx":1024}}"#,
+                ContextWindow,
+            ),
+            (
+                400,
+                r#"{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long: 210000 tokens > 200000 maximum"}}"#,
+                ContextWindow,
+            ),
+            (
+                400,
+                r#"{"error":{"code":"content_filter","message":"The response was filtered due to the prompt triggering Azure OpenAI's content management policy.","innererror":{"code":"ResponsibleAIPolicyViolation"}}}"#,
+                ContentPolicy,
+            ),
+            (
+                400,
+                r#"{"error":{"code":"data_inspection_failed","message":"Input data may contain inappropriate content."}}"#,
+                ContentPolicy,
+            ),
+            (
+                400,
+                r#"{"error":{"code":400,"message":"All non-assistant messages must contain 'content'","type":"invalid_request_error"}}"#,
+                BadRequest,
+            ),
+            (
+                401,
+                r#"{"error":{"message":"Incorrect API key provided","code":"invalid_api_key"}}"#,
+                Credentials,
+            ),
+            (
+                404,
+                r#"{"error":{"message":"The model `gpt-9` does not exist","code":"model_not_found"}}"#,
+                UnknownModel,
+            ),
             (404, "page not found", Unavailable),
-            (429, r#"{"error":{"message":"Rate limit reached","type":"requests"}}"#, RateLimited),
-            (429, r#"{"error":{"message":"You exceeded your current quota","code":"insufficient_quota"}}"#, Credentials),
+            (
+                429,
+                r#"{"error":{"message":"Rate limit reached","type":"requests"}}"#,
+                RateLimited,
+            ),
+            (
+                429,
+                r#"{"error":{"message":"You exceeded your current quota","code":"insufficient_quota"}}"#,
+                Credentials,
+            ),
             (500, "", Unavailable),
             (503, "<html>busy</html>", Unavailable),
             (504, "", Timeout),
-            (529, r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}"#, Unavailable),
+            (
+                529,
+                r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}"#,
+                Unavailable,
+            ),
         ] {
             let error = failure(status, body.as_bytes(), None);
             assert_eq!(error.kind, kind, "{status} {body}");
@@ -346,15 +407,34 @@ mod tests {
     fn errors_in_a_good_reply_are_found() {
         use ErrorKind::*;
         for (body, kind) in [
-            (r#"{"error":{"message":"Overloaded","type":"overloaded_error"},"type":"error"}"#, Unavailable),
-            (r#"{"error":{"message":"slow down","code":429}}"#, RateLimited),
-            (r#"{"error":{"message":"Rate limit exceeded","type":"rate_limit_error"}}"#, RateLimited),
+            (
+                r#"{"error":{"message":"Overloaded","type":"overloaded_error"},"type":"error"}"#,
+                Unavailable,
+            ),
+            (
+                r#"{"error":{"message":"slow down","code":429}}"#,
+                RateLimited,
+            ),
+            (
+                r#"{"error":{"message":"Rate limit exceeded","type":"rate_limit_error"}}"#,
+                RateLimited,
+            ),
             (r#"{"error":"something went wrong"}"#, Unavailable),
-            (r#"{"error":{"message":"bad tool","type":"invalid_request_error"}}"#, BadRequest),
-            (r#"{"error":{"message":"too much","code":"context_length_exceeded"}}"#, ContextWindow),
+            (
+                r#"{"error":{"message":"bad tool","type":"invalid_request_error"}}"#,
+                BadRequest,
+            ),
+            (
+                r#"{"error":{"message":"too much","code":"context_length_exceeded"}}"#,
+                ContextWindow,
+            ),
         ] {
             let value = serde_json::from_str(body).expect("JSON");
-            assert_eq!(in_band(&value).map(|error| error.kind), Some(kind), "{body}");
+            assert_eq!(
+                in_band(&value).map(|error| error.kind),
+                Some(kind),
+                "{body}"
+            );
         }
         let fine = serde_json::json!({"choices": [], "error": null});
         assert_eq!(in_band(&fine), None);

@@ -109,7 +109,8 @@ impl Provider for OpenAi {
     }
 
     async fn embed(&self, call: Call<'_>, request: &EmbedRequest) -> Result<EmbedReply, LlmError> {
-        let mut body = json!({"model": call.model, "input": request.texts, "encoding_format": "float"});
+        let mut body =
+            json!({"model": call.model, "input": request.texts, "encoding_format": "float"});
         if let Some(dimensions) = request.dimensions {
             body["dimensions"] = dimensions.into();
         }
@@ -129,7 +130,8 @@ impl Provider for OpenAi {
         call: Call<'_>,
         request: &RerankRequest,
     ) -> Result<RerankReply, LlmError> {
-        let mut body = json!({"model": call.model, "query": request.query, "documents": request.documents});
+        let mut body =
+            json!({"model": call.model, "query": request.query, "documents": request.documents});
         if let Some(top_n) = request.top_n {
             body["top_n"] = top_n.into();
         }
@@ -195,9 +197,12 @@ fn ranked(value: &Value, documents: usize) -> Result<RerankReply, LlmError> {
         }
     }
     ranked.sort_by(|a, b| b.score.total_cmp(&a.score));
-    let tokens = [&value["usage"]["total_tokens"], &value["meta"]["tokens"]["input_tokens"]]
-        .into_iter()
-        .find_map(Value::as_u64);
+    let tokens = [
+        &value["usage"]["total_tokens"],
+        &value["meta"]["tokens"]["input_tokens"],
+    ]
+    .into_iter()
+    .find_map(Value::as_u64);
     let usage = Usage {
         input: tokens.unwrap_or_default(),
         estimated: tokens.is_none(),
@@ -215,8 +220,9 @@ pub(crate) fn headers<'a>(
         let name_ok = HeaderName::from_bytes(name.as_bytes())
             .map_err(|_| format!("`{name}` is not the name of a header"))?;
         // The value may be a key, so it is not shown.
-        let mut value = HeaderValue::from_str(value)
-            .map_err(|_| format!("the value of header `{name}` has characters that no header may have"))?;
+        let mut value = HeaderValue::from_str(value).map_err(|_| {
+            format!("the value of header `{name}` has characters that no header may have")
+        })?;
         value.set_sensitive(true);
         headers.insert(name_ok, value);
     }

@@ -60,13 +60,14 @@ mod tests {
 
     #[test]
     fn each_token_has_the_price_of_its_day_and_kind() {
-        let price = |from: Option<&str>, input: &str, output: &str, cached: Option<&str>| PriceSettings {
-            from: from.map(|day| day.parse().expect("a day")),
-            input: input.parse().expect("a price"),
-            output: output.parse().expect("a price"),
-            cached: cached.map(|price| price.parse().expect("a price")),
-            cache_write: None,
-        };
+        let price =
+            |from: Option<&str>, input: &str, output: &str, cached: Option<&str>| PriceSettings {
+                from: from.map(|day| day.parse().expect("a day")),
+                input: input.parse().expect("a price"),
+                output: output.parse().expect("a price"),
+                cached: cached.map(|price| price.parse().expect("a price")),
+                cache_write: None,
+            };
         let table = PriceTable::new(&[
             price(None, "0.15", "0.60", Some("0.075")),
             price(Some("2026-06-01"), "0.2", "0.60", None),
@@ -78,13 +79,24 @@ mod tests {
             output: 7,
             ..Usage::default()
         };
-        let june = "2026-06-01".parse::<va_catalog::settings::llm::Date>().expect("a day").begin_ms();
+        let june = "2026-06-01"
+            .parse::<va_catalog::settings::llm::Date>()
+            .expect("a day")
+            .begin_ms();
         // 600 x 0.15 + 400 x 0.075 + 7 x 0.60 millionths.
-        assert_eq!(table.cost(&usage, june - 1), 90_000_000 + 30_000_000 + 4_200_000);
+        assert_eq!(
+            table.cost(&usage, june - 1),
+            90_000_000 + 30_000_000 + 4_200_000
+        );
         assert_eq!(table.cost(&usage, june), 200_000_000 + 4_200_000);
         assert_eq!(PriceTable::default().cost(&usage, june), 0);
         // More from the cache than there was: a provider's fault must not become a negative sum.
-        let odd = Usage { input: 10, cached: 20, cache_write: 20, ..Usage::default() };
+        let odd = Usage {
+            input: 10,
+            cached: 20,
+            cache_write: 20,
+            ..Usage::default()
+        };
         assert_eq!(table.cost(&odd, 0), 10 * 75_000);
         assert_eq!(table.level(june), 800_000);
     }

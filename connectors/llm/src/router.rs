@@ -13,9 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
-use va_catalog::settings::llm::{
-    Capability, LlmModelSettings, LlmSettings, ModelUse, Strategy,
-};
+use va_catalog::settings::llm::{Capability, LlmModelSettings, LlmSettings, ModelUse, Strategy};
 
 pub(crate) use deployment::{Deployment, Lease, Rules};
 
@@ -319,7 +317,9 @@ impl Router {
     ) -> Result<Routed<T>, LlmError> {
         let group = self.group(need.model).ok_or_else(|| self.unknown(need))?;
         if let Some(models) = &caller.models
-            && !models.iter().any(|model| model == need.model || *model == group.name)
+            && !models
+                .iter()
+                .any(|model| model == need.model || *model == group.name)
         {
             return Err(LlmError::new(
                 ErrorKind::Forbidden,
@@ -344,14 +344,14 @@ impl Router {
         let mut first: Option<LlmError> = None;
         while let Some((group, asked)) = queue.pop_front() {
             info.fell_back = first.is_some();
-            let (error, stand_ins) = match self.ask(caller, need, group, asked, &mut info, run).await
-            {
-                Ok((answer, lease)) => return Ok((answer, lease, info)),
-                Err(failed) => failed,
-            };
+            let (error, stand_ins) =
+                match self.ask(caller, need, group, asked, &mut info, run).await {
+                    Ok((answer, lease)) => return Ok((answer, lease, info)),
+                    Err(failed) => failed,
+                };
             tracing::warn!(model = group.name, request = caller.request_id, %error, "no deployment answered");
-            let names = match stand_ins {
-                StandIns::None => &[][..],
+            let names: &[String] = match stand_ins {
+                StandIns::None => &[],
                 StandIns::Any => &group.settings.fallbacks,
                 StandIns::Larger => &group.settings.context_window_fallbacks,
                 StandIns::OtherPolicy => &group.settings.content_policy_fallbacks,
@@ -360,7 +360,7 @@ impl Router {
                 if let Some(group) = self.group(name)
                     && seen.insert(&group.name)
                 {
-                    queue.push_back((group, name));
+                    queue.push_back((group, name.as_str()));
                 }
             }
             // The client asked for the first one, so its failure decides what the error is.
@@ -385,7 +385,10 @@ impl Router {
         run: &(dyn Fn(&Deployment, &str) -> BoxFuture<'static, Result<T, LlmError>> + Send + Sync),
     ) -> Result<(T, Lease), (LlmError, StandIns)> {
         let able = self.able(need, group)?;
-        let strategy = group.settings.strategy.unwrap_or(self.settings.routing.strategy);
+        let strategy = group
+            .settings
+            .strategy
+            .unwrap_or(self.settings.routing.strategy);
         let candidates = self.candidates(&able, need.input_tokens);
         if candidates.is_empty() {
             return Err((self.all_cooling(group, &able), StandIns::Any));
@@ -406,7 +409,13 @@ impl Router {
                     Ok(answer) => return Ok(answer),
                     Err(error) => error,
                 };
-                let next = step(&self.rules.retry, &error, repeated, others, self.next_chance());
+                let next = step(
+                    &self.rules.retry,
+                    &error,
+                    repeated,
+                    others,
+                    self.next_chance(),
+                );
                 last = error.at(&deployment.name);
                 match next {
                     Step::Repeat(pause) => {
@@ -538,7 +547,10 @@ impl Router {
     }
 
     fn all_cooling(&self, group: &Group, able: &[Arc<Deployment>]) -> LlmError {
-        let soonest = able.iter().map(|deployment| deployment.admits_in(&self.rules)).min();
+        let soonest = able
+            .iter()
+            .map(|deployment| deployment.admits_in(&self.rules))
+            .min();
         let seconds = soonest.unwrap_or_default().as_secs() + 1;
         LlmError::new(
             ErrorKind::Unavailable,
@@ -580,15 +592,20 @@ impl Router {
     /// A number for choosing; the same one for the same user, so that a provider's cache is of use.
     fn draw(&self, user: Option<&str>, strategy: Strategy) -> u64 {
         match user {
-            Some(user) if strategy == Strategy::Weight => user
-                .bytes()
-                .fold(0xcbf2_9ce4_8422_2325, |hash, byte| mixed(hash ^ u64::from(byte))),
+            Some(user) if strategy == Strategy::Weight => {
+                user.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+                    mixed(hash ^ u64::from(byte))
+                })
+            }
             _ => self.next_chance(),
         }
     }
 
     fn next_chance(&self) -> u64 {
-        mixed(self.chance.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed))
+        mixed(
+            self.chance
+                .fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed),
+        )
     }
 }
 

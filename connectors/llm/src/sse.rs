@@ -140,10 +140,7 @@ mod tests {
             ("data: a\n\ndata: b\n\n", vec!["|a", "|b"]),
             ("data: a\r\n\r\ndata: b\r\n\r\n", vec!["|a", "|b"]),
             ("data: a\r\rdata: b\r\r", vec!["|a", "|b"]),
-            (
-                ": OPENROUTER PROCESSING\n\n: x\ndata: a\n\n",
-                vec!["|a"],
-            ),
+            (": OPENROUTER PROCESSING\n\n: x\ndata: a\n\n", vec!["|a"]),
             (
                 "event: ping\ndata: {}\n\nevent: end\n\ndata:x\n\n",
                 vec!["ping|{}", "|x"],

@@ -259,10 +259,7 @@ fn window_begin(window: BudgetWindow, at_ms: i64) -> i64 {
         BudgetWindow::Day => at_ms.div_euclid(DAY_MS) * DAY_MS,
         BudgetWindow::Month => {
             let day = chrono::DateTime::from_timestamp_millis(at_ms).unwrap_or_default();
-            let (year, month) = (
-                chrono::Datelike::year(&day),
-                chrono::Datelike::month(&day),
-            );
+            let (year, month) = (chrono::Datelike::year(&day), chrono::Datelike::month(&day));
             month_begin(year, month)
         }
     }
@@ -275,7 +272,10 @@ fn window_end(window: BudgetWindow, at_ms: i64) -> Option<i64> {
         BudgetWindow::Day => Some(window_begin(window, at_ms) + DAY_MS),
         BudgetWindow::Month => {
             // A month has at most 31 days, and two have more than 32.
-            Some(window_begin(window, window_begin(window, at_ms) + 32 * DAY_MS))
+            Some(window_begin(
+                window,
+                window_begin(window, at_ms) + 32 * DAY_MS,
+            ))
         }
     }
 }
@@ -323,7 +323,10 @@ mod tests {
         let at = ms("2026-12-31") + 3_600_000;
         assert_eq!(window_begin(BudgetWindow::Month, at), ms("2026-12-01"));
         assert_eq!(window_end(BudgetWindow::Month, at), Some(ms("2027-01-01")));
-        assert_eq!(window_end(BudgetWindow::Month, ms("2027-01-31")), Some(ms("2027-02-01")));
+        assert_eq!(
+            window_end(BudgetWindow::Month, ms("2027-01-31")),
+            Some(ms("2027-02-01"))
+        );
         assert_eq!(window_begin(BudgetWindow::Day, at), ms("2026-12-31"));
         assert_eq!(window_end(BudgetWindow::Day, at), Some(ms("2027-01-01")));
         assert_eq!(window_end(BudgetWindow::Total, at), None);
@@ -337,11 +340,16 @@ mod tests {
         let key = budget(Some("key_1"), 70, BudgetWindow::Month);
         let other = budget(Some("key_2"), 10, BudgetWindow::Total);
         let all = [&day, &key, &other];
-        assert_eq!(books.allows(&all, 11, now).map_err(|e| e.budget), Err(other.clone()));
+        assert_eq!(
+            books.allows(&all, 11, now).map_err(|e| e.budget),
+            Err(other.clone())
+        );
         let all = [&day, &key];
         assert_eq!(books.allows(&all, 60, now), Ok(()));
         books.apply(&entry(Kind::Reserved, "a", 60, now));
-        let refused = books.allows(&all, 11, now).expect_err("60 of 70 are reserved");
+        let refused = books
+            .allows(&all, 11, now)
+            .expect_err("60 of 70 are reserved");
         assert_eq!((refused.spent, refused.reserved), (0, 60));
         assert_eq!(refused.resets_at, Some(ms("2027-01-01")));
         books.apply(&entry(Kind::Settled, "a", 25, now));

@@ -8,9 +8,7 @@ use arrow::array::{
 };
 use arrow::datatypes::{DataType, Decimal128Type, TimestampMillisecondType, UInt32Type};
 use arrow::error::ArrowError;
-use va_catalog::event::{
-    LLM_RELEASED, LLM_RESERVED, LLM_SETTLED, MONEY_SCALE, llm_usage_schema,
-};
+use va_catalog::event::{LLM_RELEASED, LLM_RESERVED, LLM_SETTLED, MONEY_SCALE, llm_usage_schema};
 use va_llm::{Attempt, Outcome, Took, Usage};
 
 use super::books::{Entry, Kind};
@@ -79,7 +77,11 @@ pub(super) fn batch(
     });
     let attempts = UInt32Array::from_iter_values(events.iter().map(|event| event.attempt.number));
     let payload: Vec<ArrayRef> = vec![
-        texts(events.iter().map(|event| event.entry.reservation_id.as_str())),
+        texts(
+            events
+                .iter()
+                .map(|event| event.entry.reservation_id.as_str()),
+        ),
         texts(events.iter().map(|event| event.request_id.as_str())),
         Arc::new(attempts),
         texts(events.iter().map(|_| process)),
@@ -89,7 +91,11 @@ pub(super) fn batch(
         texts(events.iter().map(|event| event.attempt.model.as_str())),
         texts(events.iter().map(|event| event.attempt.deployment.as_str())),
         texts(events.iter().map(|event| event.attempt.provider.as_str())),
-        texts(events.iter().map(|event| event.attempt.upstream_model.as_str())),
+        texts(
+            events
+                .iter()
+                .map(|event| event.attempt.upstream_model.as_str()),
+        ),
         numbers(|usage| usage.input),
         numbers(|usage| usage.cached),
         numbers(|usage| usage.cache_write),
@@ -213,7 +219,11 @@ mod tests {
             lost: false,
         };
         let events = [
-            event(Kind::Reserved, Some("key_1"), 99_999_999_999_999_999_999_999_999),
+            event(
+                Kind::Reserved,
+                Some("key_1"),
+                99_999_999_999_999_999_999_999_999,
+            ),
             event(Kind::Settled, None, 1),
             event(Kind::Released, None, 0),
         ];

@@ -113,7 +113,7 @@ impl UsageLedger {
     pub(super) async fn report(
         &self,
         tenant: &TenantId,
-        budgets: impl Iterator<Item = &BudgetSettings>,
+        budgets: &[&BudgetSettings],
     ) -> Result<UsageReport, LlmError> {
         self.until_ready().await?;
         let books = lock(&self.books);
@@ -121,7 +121,10 @@ impl UsageLedger {
         Ok(UsageReport {
             currency: self.currency.clone(),
             spent: books.tenant(tenant.as_str(), now),
-            budgets: budgets.map(|budget| books.budget(budget, now)).collect(),
+            budgets: budgets
+                .iter()
+                .map(|budget| books.budget(budget, now))
+                .collect(),
         })
     }
 
@@ -141,7 +144,10 @@ impl UsageLedger {
         };
         if tokio::time::timeout(CLOSING, closing).await.is_err() {
             let left = lock(&self.waiting).len();
-            tracing::error!(left, "events of `llm.usage` could not be written before the stop");
+            tracing::error!(
+                left,
+                "events of `llm.usage` could not be written before the stop"
+            );
         }
     }
 
@@ -235,7 +241,11 @@ async fn follow(ledger: Arc<UsageLedger>, platform: Arc<Platform>) {
         if platform.stopping().is_cancelled() {
             return;
         }
-        let wait = if is_ready { FOLLOW_WAIT } else { Duration::ZERO };
+        let wait = if is_ready {
+            FOLLOW_WAIT
+        } else {
+            Duration::ZERO
+        };
         let mut behind = false;
         for (number, position) in positions.iter_mut().enumerate() {
             match read_on(&ledger, number as u32, position, wait, &mut open).await {
@@ -252,9 +262,16 @@ async fn follow(ledger: Arc<UsageLedger>, platform: Arc<Platform>) {
         }
         if !is_ready {
             is_ready = true;
-            tracing::debug!(open = open.len(), "what was spent has been read from `llm.usage`");
+            tracing::debug!(
+                open = open.len(),
+                "what was spent has been read from `llm.usage`"
+            );
         }
-        let before = if shared { now_ms() - LOST_AFTER_MS } else { i64::MAX };
+        let before = if shared {
+            now_ms() - LOST_AFTER_MS
+        } else {
+            i64::MAX
+        };
         let lost: Vec<_> = open
             .iter()
             .filter(|(_, read)| read.entry.at_ms < before && read.process != ledger.process)
@@ -445,7 +462,9 @@ fn refused(exceeded: &super::books::Exceeded, cost: i128, currency: &str) -> Llm
             text(cost),
         ),
     );
-    let until = exceeded.resets_at.map(|at| at.saturating_sub(now_ms()).max(0));
+    let until = exceeded
+        .resets_at
+        .map(|at| at.saturating_sub(now_ms()).max(0));
     error.after(until.map(|ms| Duration::from_millis(ms.unsigned_abs())))
 }
 
@@ -498,6 +517,12 @@ impl Reservation for Reserved {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        self.end(Kind::Released, Usage::default(), 0, Outcome::Cancelled, None);
+        self.end(
+            Kind::Released,
+            Usage::default(),
+            0,
+            Outcome::Cancelled,
+            None,
+        );
     }
 }

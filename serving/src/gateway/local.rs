@@ -79,7 +79,10 @@ impl Provider for LocalModels {
     async fn chat(&self, call: Call<'_>, _: &ChatRequest) -> Result<EventStream, LlmError> {
         Err(LlmError::new(
             ErrorKind::Unsupported,
-            format!("the local model `{}` makes vectors, not replies", call.model),
+            format!(
+                "the local model `{}` makes vectors, not replies",
+                call.model
+            ),
         ))
     }
 

@@ -22,8 +22,8 @@ use va_llm::{
 use va_models::Embedders;
 
 pub use books::BudgetState;
-use ledger::{Accounts, UsageLedger};
 pub use ledger::UsageReport;
+use ledger::{Accounts, UsageLedger};
 use local::LocalModels;
 
 use crate::platform::{Platform, now_ms};
@@ -82,9 +82,13 @@ impl Gateway {
     /// In a line, for `va doctor`.
     pub fn told(&self) -> String {
         let models = self.models();
-        let chat = models.iter().filter(|model| model.used_for == ModelUse::Chat);
+        let chat = models
+            .iter()
+            .filter(|model| model.used_for == ModelUse::Chat);
         match (self.is_configured(), chat.count()) {
-            (false, _) => "no provider is configured (`llm` in va.yaml, or OPENAI_API_KEY)".to_owned(),
+            (false, _) => {
+                "no provider is configured (`llm` in va.yaml, or OPENAI_API_KEY)".to_owned()
+            }
             (true, 0) => "models under the names that providers have for them".to_owned(),
             (true, models) => format!("{models} models for replies"),
         }
@@ -151,7 +155,9 @@ impl Gateway {
     /// What the tenant has spent, and how its budgets stand.
     pub async fn usage(&self, tenant: &TenantId) -> Result<UsageReport, LlmError> {
         let budgets = self.budgets.iter();
-        let budgets = budgets.filter(|budget| budget.tenant == tenant.as_str());
-        self.ledger.report(tenant, budgets).await
+        let budgets: Vec<_> = budgets
+            .filter(|budget| budget.tenant == tenant.as_str())
+            .collect();
+        self.ledger.report(tenant, &budgets).await
     }
 }

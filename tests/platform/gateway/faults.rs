@@ -105,7 +105,10 @@ fn what_will_not_pass_is_told_at_once() {
     let error = &answer.json()["error"];
     assert_eq!(error["type"], "invalid_request_error");
     let message = error["message"].as_str().unwrap();
-    assert!(message.contains("chat/a/m") && message.contains("because of bad_tool"), "{message}");
+    assert!(
+        message.contains("chat/a/m") && message.contains("because of bad_tool"),
+        "{message}"
+    );
     assert_eq!((world.a.requests().len(), world.b.requests().len()), (1, 0));
 }
 
@@ -137,7 +140,11 @@ fn another_model_stands_in_and_the_broken_one_is_left_alone() {
 #[test]
 fn a_provider_that_is_not_there_is_replaced() {
     // The port was free a moment ago.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
     let data = tempdir().unwrap();
     let b = Upstream::start(vec![reply("from b", 5, 2)]);
     let llm = format!(
@@ -158,32 +165,70 @@ fn a_stream_is_handed_on_as_it_is() {
     let script = vec![stream(&["你", "好", " there"], 9, 4)];
     let world = world(script, "", "");
     let answer = world.ask("chat", json!({"stream": true}));
-    assert_eq!((answer.status, answer.shown().as_str()), (200, "你好 there"));
+    assert_eq!(
+        (answer.status, answer.shown().as_str()),
+        (200, "你好 there")
+    );
     assert!(answer.text.ends_with("data: [DONE]\n\n"));
     assert!(!answer.text.contains("usage"), "nobody asked for it");
-    let answer = world.ask("chat", json!({"stream": true, "stream_options": {"include_usage": true}}));
+    let answer = world.ask(
+        "chat",
+        json!({"stream": true, "stream_options": {"include_usage": true}}),
+    );
     let events = answer.events();
     let last = &events[events.len() - 2];
     assert_eq!(last["choices"], json!([]));
-    assert_eq!((&last["usage"]["prompt_tokens"], &last["usage"]["completion_tokens"]), (&json!(9), &json!(4)));
-    assert!(events[..events.len() - 2].iter().all(|event| event["usage"].is_null()));
+    assert_eq!(
+        (
+            &last["usage"]["prompt_tokens"],
+            &last["usage"]["completion_tokens"]
+        ),
+        (&json!(9), &json!(4))
+    );
+    assert!(
+        events[..events.len() - 2]
+            .iter()
+            .all(|event| event["usage"].is_null())
+    );
     // Providers are always asked to count.
-    assert_eq!(world.a.requests()[0]["stream_options"], json!({"include_usage": true}));
+    assert_eq!(
+        world.a.requests()[0]["stream_options"],
+        json!({"include_usage": true})
+    );
 }
 
 #[test]
 fn a_stream_that_fails_before_anything_was_shown_goes_on_elsewhere() {
-    let role = || event(&json!({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}));
+    let role = || {
+        event(&json!({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}))
+    };
     for (name, act) in [
         ("cut", Act::Stream(vec![role()], End::Cut)),
         ("empty", Act::Stream(vec![], End::Whole)),
-        ("garbage", Act::Stream(vec!["data: {\"choices\": [\n\n".into()], End::Whole)),
-        ("an error in a good stream", Act::Stream(vec![role(), event(&json!({"error": {"message": "overloaded"}}))], End::Whole)),
-        ("silence", Act::Stream(vec![": still here\n\n".into(), role()], End::Silence)),
+        (
+            "garbage",
+            Act::Stream(vec!["data: {\"choices\": [\n\n".into()], End::Whole),
+        ),
+        (
+            "an error in a good stream",
+            Act::Stream(
+                vec![role(), event(&json!({"error": {"message": "overloaded"}}))],
+                End::Whole,
+            ),
+        ),
+        (
+            "silence",
+            Act::Stream(vec![": still here\n\n".into(), role()], End::Silence),
+        ),
     ] {
         let world = world(vec![act], ", retries: 0, first_token_timeout_ms: 300", "");
         let answer = world.ask("chat", json!({"stream": true}));
-        assert_eq!((answer.status, answer.shown().as_str()), (200, "from b"), "{name}: {}", answer.text);
+        assert_eq!(
+            (answer.status, answer.shown().as_str()),
+            (200, "from b"),
+            "{name}: {}",
+            answer.text
+        );
         assert!(answer.text.ends_with("data: [DONE]\n\n"), "{name}");
     }
 }
@@ -192,19 +237,53 @@ fn a_stream_that_fails_before_anything_was_shown_goes_on_elsewhere() {
 fn a_stream_that_fails_after_something_was_shown_ends_with_the_reason() {
     for (name, pieces, end, reason) in [
         ("cut", vec![text("half")], End::Cut, "broke off"),
-        ("no end", vec![text("half")], End::Whole, "before the reply was complete"),
-        ("garbage", vec![text("half"), "data: }\n\n".into()], End::Whole, "not JSON"),
-        ("error", vec![text("half"), event(&json!({"error": {"message": "overloaded"}}))], End::Whole, "overloaded"),
-        ("silence", vec![text("half")], End::Silence, "nothing more of the stream within 300 ms"),
+        (
+            "no end",
+            vec![text("half")],
+            End::Whole,
+            "before the reply was complete",
+        ),
+        (
+            "garbage",
+            vec![text("half"), "data: }\n\n".into()],
+            End::Whole,
+            "not JSON",
+        ),
+        (
+            "error",
+            vec![
+                text("half"),
+                event(&json!({"error": {"message": "overloaded"}})),
+            ],
+            End::Whole,
+            "overloaded",
+        ),
+        (
+            "silence",
+            vec![text("half")],
+            End::Silence,
+            "nothing more of the stream within 300 ms",
+        ),
     ] {
         let world = world(vec![Act::Stream(pieces, end)], ", timeout_ms: 300", "");
         let answer = world.ask("chat", json!({"stream": true}));
-        assert_eq!((answer.status, answer.shown().as_str()), (200, "half"), "{name}");
+        assert_eq!(
+            (answer.status, answer.shown().as_str()),
+            (200, "half"),
+            "{name}"
+        );
         let events = answer.events();
         let error = &events[events.len() - 2]["error"];
-        assert!(error["message"].as_str().unwrap().contains(reason), "{name}: {error}");
+        assert!(
+            error["message"].as_str().unwrap().contains(reason),
+            "{name}: {error}"
+        );
         assert_eq!(events[events.len() - 1], "[DONE]", "{name}");
-        assert_eq!((world.a.requests().len(), world.b.requests().len()), (1, 0), "{name}");
+        assert_eq!(
+            (world.a.requests().len(), world.b.requests().len()),
+            (1, 0),
+            "{name}"
+        );
         // What was shown is charged.
         until_sql(
             &world.server,
@@ -219,7 +298,10 @@ fn a_client_that_goes_ends_the_call() {
     let act = Act::Stream(vec![text("half of it")], End::Silence);
     let world = world(vec![act], "", "");
     let request = world.server.post("/v1/chat/completions");
-    let response = request.json(&question("chat", json!({"stream": true}))).send().unwrap();
+    let response = request
+        .json(&question("chat", json!({"stream": true})))
+        .send()
+        .unwrap();
     assert_eq!(response.status(), 200);
     drop(response);
     world.a.until_gone();
@@ -235,7 +317,10 @@ fn a_provider_at_its_limit_is_told_with_its_time() {
     let limited = vec![failure(429, "retry-after: 30\r\n", "rate_limit_exceeded")];
     let world = world(limited, "", "");
     let answer = world.ask("alone", json!({}));
-    assert_eq!((answer.status, answer.retry_after.as_deref()), (429, Some("30")));
+    assert_eq!(
+        (answer.status, answer.retry_after.as_deref()),
+        (429, Some("30"))
+    );
     assert_eq!(answer.json()["error"]["type"], "rate_limit_error");
     // It wants to be left alone, so it is not asked again, and others stand in.
     assert_eq!(world.ask("alone", json!({})).status, 503);
@@ -246,12 +331,28 @@ fn a_provider_at_its_limit_is_told_with_its_time() {
 #[test]
 fn our_own_limits_queue_and_refuse() {
     let slow = Act::Stream(vec![text("slow")], End::Silence);
-    let world = world(vec![slow, reply("fast", 1, 1)], ", queue_max: 1, queue_wait_ms: 200", ", concurrent: 1");
+    let world = world(
+        vec![slow, reply("fast", 1, 1)],
+        ", queue_max: 1, queue_wait_ms: 200",
+        ", concurrent: 1",
+    );
     let held = world.server.post("/v1/chat/completions");
-    let held = held.json(&question("alone", json!({"stream": true}))).send().unwrap();
+    let held = held
+        .json(&question("alone", json!({"stream": true})))
+        .send()
+        .unwrap();
     let answer = world.ask("alone", json!({}));
-    assert_eq!((answer.status, answer.retry_after.as_deref()), (429, Some("1")), "{}", answer.text);
-    assert!(answer.text.contains("no room for 200 ms"), "{}", answer.text);
+    assert_eq!(
+        (answer.status, answer.retry_after.as_deref()),
+        (429, Some("1")),
+        "{}",
+        answer.text
+    );
+    assert!(
+        answer.text.contains("no room for 200 ms"),
+        "{}",
+        answer.text
+    );
     drop(held);
     world.a.until_gone();
     assert_eq!(content(&world.ask("alone", json!({}))), "fast");
@@ -268,7 +369,10 @@ fn what_is_too_long_or_refused_goes_to_a_model_that_takes_it() {
         assert_eq!(content(&answer), "from b");
         assert_eq!(answer.deployment.as_deref(), Some(deployment));
         let answer = world.ask("alone", json!({}));
-        assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!(code)));
+        assert_eq!(
+            (answer.status, &answer.json()["error"]["code"]),
+            (400, &json!(code))
+        );
     }
     // Known beforehand, it is not even sent.
     let world = world(vec![reply("short", 1, 1)], "", ", context_tokens: 100");
@@ -282,9 +386,12 @@ fn what_is_too_long_or_refused_goes_to_a_model_that_takes_it() {
 
 #[test]
 fn calls_of_functions_go_through_both_ways() {
-    let call = |piece: Value| event(&json!({"choices": [{"index": 0, "delta": {"tool_calls": [piece]}}]}));
+    let call =
+        |piece: Value| event(&json!({"choices": [{"index": 0, "delta": {"tool_calls": [piece]}}]}));
     let pieces = vec![
-        call(json!({"index": 0, "id": "call_1", "type": "function", "function": {"name": "weather", "arguments": ""}})),
+        call(
+            json!({"index": 0, "id": "call_1", "type": "function", "function": {"name": "weather", "arguments": ""}}),
+        ),
         call(json!({"index": 0, "function": {"arguments": "{\"city\":"}})),
         call(json!({"index": 0, "function": {"arguments": "\"Paris\"}"}})),
         finish("tool_calls"),
@@ -293,25 +400,42 @@ fn calls_of_functions_go_through_both_ways() {
     ];
     let world = world(vec![Act::Stream(pieces, End::Whole)], "", "");
     let tools = json!([{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]);
-    let answer = world.ask("chat", json!({"stream": true, "tools": tools, "tool_choice": "required"}));
+    let answer = world.ask(
+        "chat",
+        json!({"stream": true, "tools": tools, "tool_choice": "required"}),
+    );
     let calls: Vec<Value> = answer
         .events()
         .iter()
-        .filter_map(|event| event["choices"][0]["delta"]["tool_calls"][0].as_object().cloned())
+        .filter_map(|event| {
+            event["choices"][0]["delta"]["tool_calls"][0]
+                .as_object()
+                .cloned()
+        })
         .map(Value::Object)
         .collect();
     assert_eq!(calls[0]["id"], "call_1");
     assert_eq!(calls[0]["function"]["name"], "weather");
-    let arguments: String = calls.iter().filter_map(|call| call["function"]["arguments"].as_str()).collect();
+    let arguments: String = calls
+        .iter()
+        .filter_map(|call| call["function"]["arguments"].as_str())
+        .collect();
     assert_eq!(arguments, "{\"city\":\"Paris\"}");
     let sent = &world.a.requests()[0];
-    assert_eq!((&sent["tools"], &sent["tool_choice"]), (&tools, &json!("required")));
+    assert_eq!(
+        (&sent["tools"], &sent["tool_choice"]),
+        (&tools, &json!("required"))
+    );
 
     // The same reply in Anthropic's words.
     let body = json!({"model": "chat", "max_tokens": 50, "stream": true, "messages": [{"role": "user", "content": "?"}],
         "tools": [{"name": "weather", "input_schema": {"type": "object"}}], "tool_choice": {"type": "any"}});
     let answer = super::send(world.server.post("/v1/messages").json(&body));
-    let pieces: String = answer.events().iter().filter_map(|event| event["delta"]["partial_json"].as_str()).collect();
+    let pieces: String = answer
+        .events()
+        .iter()
+        .filter_map(|event| event["delta"]["partial_json"].as_str())
+        .collect();
     assert_eq!(pieces, "{\"city\":\"Paris\"}");
     assert_eq!(world.a.requests()[1]["tools"], tools);
 }

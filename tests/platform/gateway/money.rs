@@ -68,13 +68,20 @@ fn the_books_and_the_log_agree_also_after_a_crash() {
     assert_eq!(usage["currency"], "EUR");
     let kept = usage["spent"]["total"].as_str().unwrap().to_owned();
     assert_eq!(kept, total.trim_end_matches('0'));
-    assert_eq!((&usage["spent"]["calls"], &usage["spent"]["reserved"]), (&json!(calls), &json!("0")));
+    assert_eq!(
+        (&usage["spent"]["calls"], &usage["spent"]["reserved"]),
+        (&json!(calls), &json!("0"))
+    );
     assert_eq!(usage["budgets"][0]["spent"], kept.as_str());
     assert_eq!(usage["budgets"][1]["window"], "day");
 
     // One call is under way when the process is killed: a failure, and then the stream that stays silent.
     let body = question("chat", json!({"stream": true, "max_tokens": 1_000}));
-    let held = server.post("/v1/chat/completions").json(&body).send().unwrap();
+    let held = server
+        .post("/v1/chat/completions")
+        .json(&body)
+        .send()
+        .unwrap();
     assert_eq!(upstream.requests().len(), 31);
     let before = spent(&server);
     let reserved = before["spent"]["reserved"].clone();
@@ -99,7 +106,11 @@ fn the_books_and_the_log_agree_also_after_a_crash() {
     let expected = pico(&before["spent"]["total"]) + pico(&reserved);
     assert_eq!(pico(&after["spent"]["total"]), expected);
     let calls = before["spent"]["calls"].as_u64().unwrap() + 1;
-    until_sql(&server, SETTLED, &json!([[format!("0.{expected:012}"), calls]]));
+    until_sql(
+        &server,
+        SETTLED,
+        &json!([[format!("0.{expected:012}"), calls]]),
+    );
     until_sql(
         &server,
         "SELECT payload['outcome'] FROM topic.\"llm.usage\" WHERE payload['outcome'] = 'lost'",
@@ -126,9 +137,15 @@ fn a_budget_is_not_exceeded_and_says_when_it_is_used_up() {
     let answer = chat(&server, &question("chat", json!({"max_tokens": 1_000})));
     assert_eq!(answer.status, 429, "{}", answer.text);
     let error = &answer.json()["error"];
-    assert_eq!((&error["type"], &error["code"]), (&json!("insufficient_quota"), &json!("insufficient_quota")));
+    assert_eq!(
+        (&error["type"], &error["code"]),
+        (&json!("insufficient_quota"), &json!("insufficient_quota"))
+    );
     let message = error["message"].as_str().unwrap();
-    assert!(message.contains("0.0005 EUR") && message.contains("0.00042 are spent"), "{message}");
+    assert!(
+        message.contains("0.0005 EUR") && message.contains("0.00042 are spent"),
+        "{message}"
+    );
     let seconds: u64 = answer.retry_after.unwrap().parse().unwrap();
     assert!(seconds <= 24 * 3_600, "{seconds}");
     assert_eq!(upstream.requests().len(), 2);
@@ -152,7 +169,9 @@ fn a_hundred_calls_at_once_reserve_no_more_than_there_is() {
     let server = serve(data.path(), &llm);
     let statuses: Vec<u16> = std::thread::scope(|scope| {
         let calls: Vec<_> = (0..100)
-            .map(|_| scope.spawn(|| chat(&server, &question("chat", json!({"max_tokens": 100}))).status))
+            .map(|_| {
+                scope.spawn(|| chat(&server, &question("chat", json!({"max_tokens": 100}))).status)
+            })
             .collect();
         calls.into_iter().map(|call| call.join().unwrap()).collect()
     });
@@ -162,5 +181,8 @@ fn a_hundred_calls_at_once_reserve_no_more_than_there_is() {
     // No more at a time than what was reserved for each allows.
     assert!((1..=16).contains(&good), "{good} of 100 were let through");
     let usage = spent(&server);
-    assert_eq!((&usage["spent"]["calls"], &usage["spent"]["reserved"]), (&json!(good), &json!("0")));
+    assert_eq!(
+        (&usage["spent"]["calls"], &usage["spent"]["reserved"]),
+        (&json!(good), &json!("0"))
+    );
 }

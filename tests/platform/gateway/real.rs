@@ -9,7 +9,6 @@ use super::upstream::{Upstream, reply};
 use super::{chat, question, send, serve};
 use crate::server::{Server, need_model, skip};
 
-#[expect(dead_code, reason = "the file is for other tests too, with more in it than is needed here")]
 #[path = "../../../deploy/dev/server.rs"]
 mod real_server;
 
@@ -51,7 +50,10 @@ fn a_real_model_answers_in_every_protocol_and_is_replaced_when_it_is_gone() {
     let answer = chat(&server, &question("smollm2", hurry.clone()));
     assert_eq!(answer.status, 200, "{}", answer.text);
     let whole = answer.json();
-    let said = whole["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+    let said = whole["choices"][0]["message"]["content"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     assert!(!said.is_empty());
     assert_eq!(whole["choices"][0]["finish_reason"], "length");
     assert_eq!(whole["usage"]["completion_tokens"], 6);
@@ -67,9 +69,19 @@ fn a_real_model_answers_in_every_protocol_and_is_replaced_when_it_is_gone() {
     // JSON by a schema: the grammar is enforced by the server, so it arrived there.
     let schema = json!({"type": "object", "properties": {"city": {"type": "string", "maxLength": 12}}, "required": ["city"]});
     let format = json!({"type": "json_schema", "json_schema": {"name": "city", "schema": schema}});
-    let answer = chat(&server, &question("smollm2", json!({"response_format": format, "temperature": 0, "max_tokens": 60})));
-    let content = answer.json()["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
-    let city: Value = serde_json::from_str(&content).unwrap_or_else(|_| panic!("no JSON: {content}"));
+    let answer = chat(
+        &server,
+        &question(
+            "smollm2",
+            json!({"response_format": format, "temperature": 0, "max_tokens": 60}),
+        ),
+    );
+    let content = answer.json()["choices"][0]["message"]["content"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let city: Value =
+        serde_json::from_str(&content).unwrap_or_else(|_| panic!("no JSON: {content}"));
     assert!(city["city"].is_string());
 
     // Anthropic's protocol towards us over OpenAI's towards the model, over Anthropic's towards it, and the other way round.
@@ -81,8 +93,14 @@ fn a_real_model_answers_in_every_protocol_and_is_replaced_when_it_is_gone() {
             assert_eq!(answer.status, 200, "{model}: {}", answer.text);
             let (text, tokens) = if stream {
                 let events = answer.events();
-                let text: String = events.iter().filter_map(|event| event["delta"]["text"].as_str()).collect();
-                (text, events[events.len() - 2]["usage"]["output_tokens"].clone())
+                let text: String = events
+                    .iter()
+                    .filter_map(|event| event["delta"]["text"].as_str())
+                    .collect();
+                (
+                    text,
+                    events[events.len() - 2]["usage"]["output_tokens"].clone(),
+                )
             } else {
                 let message = answer.json();
                 assert_eq!(message["stop_reason"], "max_tokens");
@@ -97,18 +115,28 @@ fn a_real_model_answers_in_every_protocol_and_is_replaced_when_it_is_gone() {
     assert_eq!(answer.json()["usage"]["completion_tokens"], 6);
 
     // Too long for it: its own words for that are understood.
-    let long = json!({"messages": [{"role": "user", "content": "word ".repeat(3_000)}], "max_tokens": 5});
+    let long =
+        json!({"messages": [{"role": "user", "content": "word ".repeat(3_000)}], "max_tokens": 5});
     let answer = chat(&server, &question("claude-local", long));
-    assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!("context_length_exceeded")));
+    assert_eq!(
+        (answer.status, &answer.json()["error"]["code"]),
+        (400, &json!("context_length_exceeded"))
+    );
 
     // The plug is pulled, and comes back.
     llama.tell("halt");
     let answer = chat(&server, &question("smollm2", hurry.clone()));
-    assert_eq!(answer.json()["choices"][0]["message"]["content"], "from the other one");
+    assert_eq!(
+        answer.json()["choices"][0]["message"]["content"],
+        "from the other one"
+    );
     assert_eq!(answer.deployment.as_deref(), Some("other/other/other"));
     llama.tell("resume");
     let answer = chat(&server, &question("smollm2", hurry));
-    assert_eq!(answer.json()["choices"][0]["message"]["content"], said.as_str());
+    assert_eq!(
+        answer.json()["choices"][0]["message"]["content"],
+        said.as_str()
+    );
 }
 
 #[test]
@@ -116,7 +144,10 @@ fn the_official_clients_work_unchanged() {
     let Some(()) = need_model() else { return };
     let Some(llama) = llama() else { return };
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-    let found = Command::new(format!("{root}/deploy/dev/llm-clients.sh")).arg("python").output().unwrap();
+    let found = Command::new(format!("{root}/deploy/dev/llm-clients.sh"))
+        .arg("python")
+        .output()
+        .unwrap();
     if !found.status.success() {
         let reason = String::from_utf8_lossy(&found.stderr).into_owned();
         return skip(reason.trim()).unwrap_or(());
@@ -125,10 +156,14 @@ fn the_official_clients_work_unchanged() {
     let data = tempdir().unwrap();
     let tools = Upstream::start(vec![super::upstream::Act::Stream(
         vec![
-            super::upstream::event(&json!({"id": "1", "choices": [{"index": 0, "delta": {"role": "assistant", "tool_calls": [
-                {"index": 0, "id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": ""}}]}}]})),
-            super::upstream::event(&json!({"id": "1", "choices": [{"index": 0, "delta": {"tool_calls": [
-                {"index": 0, "function": {"arguments": "{\"city\": \"Paris\"}"}}]}}]})),
+            super::upstream::event(
+                &json!({"id": "1", "choices": [{"index": 0, "delta": {"role": "assistant", "tool_calls": [
+                {"index": 0, "id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": ""}}]}}]}),
+            ),
+            super::upstream::event(
+                &json!({"id": "1", "choices": [{"index": 0, "delta": {"tool_calls": [
+                {"index": 0, "function": {"arguments": "{\"city\": \"Paris\"}"}}]}}]}),
+            ),
             super::upstream::finish("tool_calls"),
             super::upstream::usage(20, 9),
             super::upstream::done(),

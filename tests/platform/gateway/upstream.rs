@@ -164,14 +164,17 @@ pub fn reply(text: &str, input: u64, output: u64) -> Act {
 
 /// A failure as OpenAI words it.
 pub fn failure(status: u16, headers: &'static str, code: &str) -> Act {
-    let body = json!({"error": {"message": format!("because of {code}"), "type": "x", "code": code}});
+    let body =
+        json!({"error": {"message": format!("because of {code}"), "type": "x", "code": code}});
     Act::Reply(status, headers, body.to_string())
 }
 
 /// A piece of a stream with this text.
 pub fn text(text: &str) -> String {
-    event(&json!({"id": "up-1", "object": "chat.completion.chunk", "created": 1, "model": "upstream",
-        "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": null}]}))
+    event(
+        &json!({"id": "up-1", "object": "chat.completion.chunk", "created": 1, "model": "upstream",
+        "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": null}]}),
+    )
 }
 
 /// The piece that ends a reply.
@@ -181,7 +184,9 @@ pub fn finish(reason: &str) -> String {
 
 /// The piece that tells the tokens, behind the end.
 pub fn usage(input: u64, output: u64) -> String {
-    event(&json!({"id": "up-1", "choices": [], "usage": {"prompt_tokens": input, "completion_tokens": output}}))
+    event(
+        &json!({"id": "up-1", "choices": [], "usage": {"prompt_tokens": input, "completion_tokens": output}}),
+    )
 }
 
 pub fn done() -> String {

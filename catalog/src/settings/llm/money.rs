@@ -55,7 +55,10 @@ pub struct Date(chrono::NaiveDate);
 impl Date {
     /// When it begins, in UTC milliseconds.
     pub fn begin_ms(self) -> i64 {
-        self.0.and_time(chrono::NaiveTime::MIN).and_utc().timestamp_millis()
+        self.0
+            .and_time(chrono::NaiveTime::MIN)
+            .and_utc()
+            .timestamp_millis()
     }
 }
 

@@ -44,7 +44,10 @@ fn prices_are_what_the_file_says_to_the_last_digit() {
     assert_eq!(llm.budgets[0].amount.picos(), 12_500_000_000_000);
     assert_eq!(llm.budgets[0].tenant, "default");
     assert_eq!(
-        chat.deployments[1].prices[1].from.expect("a day").begin_ms(),
+        chat.deployments[1].prices[1]
+            .from
+            .expect("a day")
+            .begin_ms(),
         1_796_083_200_000
     );
     // What is written down can be read again, which is how the environment is laid over the file.
@@ -52,11 +55,24 @@ fn prices_are_what_the_file_says_to_the_last_digit() {
         serde_json::from_value(serde_json::to_value(&llm).expect("JSON")).expect("settings");
     assert_eq!(again, llm);
     assert!(!format!("{llm:?}").contains("sk-1"));
-    for (text, picos) in [("0.000001", 1_000_000), (".5", 500_000_000_000), ("3", 3_000_000_000_000)] {
+    for (text, picos) in [
+        ("0.000001", 1_000_000),
+        (".5", 500_000_000_000),
+        ("3", 3_000_000_000_000),
+    ] {
         assert_eq!(text.parse::<Amount>().expect(text).picos(), picos, "{text}");
     }
     assert_eq!(Amount::from_picos(-1_050_000).to_string(), "-0.00000105");
-    for wrong in ["", ".", "1e3", "-1", "0.0000001", "one", "1.2.3", "99999999999999999999999999999999999999999"] {
+    for wrong in [
+        "",
+        ".",
+        "1e3",
+        "-1",
+        "0.0000001",
+        "one",
+        "1.2.3",
+        "99999999999999999999999999999999999999999",
+    ] {
         assert!(wrong.parse::<Price>().is_err(), "{wrong}");
     }
 }
@@ -128,7 +144,10 @@ fn the_usual_variables_alone_make_providers() {
     assert_eq!(with(&[("OPENAI_API_KEY", " ")]), LlmSettings::default());
     let both = with(&[("OPENAI_API_KEY", "k"), ("ANTHROPIC_API_KEY", "k")]);
     assert_eq!(both.problems(), Vec::<String>::new());
-    assert_eq!(both.find("claude-x").map(|(name, _)| name), Some("claude-*"));
+    assert_eq!(
+        both.find("claude-x").map(|(name, _)| name),
+        Some("claude-*")
+    );
     assert_eq!(both.find("gpt-x").map(|(name, _)| name), Some("*"));
     let own = with(&[("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")]);
     assert_eq!(own.providers["openai"].api_key_env, None);

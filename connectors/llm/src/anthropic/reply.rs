@@ -168,10 +168,11 @@ impl Decoder {
 }
 
 fn text(text: Option<&str>) -> Option<Event> {
-    text.filter(|text| !text.is_empty()).map(|text| Event::Text {
-        text: text.to_owned(),
-        logprobs: None,
-    })
+    text.filter(|text| !text.is_empty())
+        .map(|text| Event::Text {
+            text: text.to_owned(),
+            logprobs: None,
+        })
 }
 
 fn finish(reason: &str, value: &Value, as_json: bool) -> Event {
@@ -192,8 +193,11 @@ fn usage(counted: &Value, before: Usage) -> Usage {
     let number = |field: &str| counted[field].as_u64();
     let cached = number("cache_read_input_tokens").unwrap_or(before.cached);
     let cache_write = number("cache_creation_input_tokens").unwrap_or(before.cache_write);
-    let plain = number("input_tokens")
-        .unwrap_or(before.input.saturating_sub(before.cached + before.cache_write));
+    let plain = number("input_tokens").unwrap_or(
+        before
+            .input
+            .saturating_sub(before.cached + before.cache_write),
+    );
     Usage {
         input: plain + cached + cache_write,
         cached,
@@ -262,7 +266,9 @@ mod tests {
     fn read(stream: &str, as_json: bool) -> (ChatReply, Option<LlmError>) {
         let mut parser = SseParser::default();
         let mut frames = Vec::new();
-        parser.push(stream.as_bytes(), &mut frames).expect("readable");
+        parser
+            .push(stream.as_bytes(), &mut frames)
+            .expect("readable");
         frames.extend(parser.finish().expect("readable"));
         let frames = futures::stream::iter(frames.into_iter().map(Ok)).boxed();
         let mut reply = ChatReply::default();
@@ -302,15 +308,22 @@ mod tests {
         let stream = |events: &[Value]| -> String {
             events
                 .iter()
-                .map(|event| format!("event: {}\ndata: {event}\n\n", event["type"].as_str().unwrap()))
+                .map(|event| {
+                    format!(
+                        "event: {}\ndata: {event}\n\n",
+                        event["type"].as_str().unwrap()
+                    )
+                })
                 .collect()
         };
         let start = json!({"type": "message_start", "message": {"id": "m1", "model": "c",
             "usage": {"input_tokens": 5, "cache_read_input_tokens": 100, "cache_creation_input_tokens": 10, "output_tokens": 1}}});
         let call = json!({"type": "content_block_start", "index": 1,
             "content_block": {"type": "tool_use", "id": "t1", "name": JSON_FUNCTION, "input": {}}});
-        let piece = |text: &str| json!({"type": "content_block_delta", "index": 1,
-            "delta": {"type": "input_json_delta", "partial_json": text}});
+        let piece = |text: &str| {
+            json!({"type": "content_block_delta", "index": 1,
+            "delta": {"type": "input_json_delta", "partial_json": text}})
+        };
         let end = json!({"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {"output_tokens": 9}});
         let events = [
             start.clone(),
@@ -327,16 +340,25 @@ mod tests {
         ];
         let (reply, error) = read(&stream(&events), false);
         assert_eq!(error, None);
-        assert_eq!((reply.reasoning.as_str(), reply.signature.as_deref()), ("hm", Some("sig")));
+        assert_eq!(
+            (reply.reasoning.as_str(), reply.signature.as_deref()),
+            ("hm", Some("sig"))
+        );
         assert_eq!(reply.tool_calls[0].id, "t1");
         assert_eq!(reply.tool_calls[0].arguments, "{\"a\":1}");
         assert_eq!(reply.finish, Some(FinishReason::ToolCalls));
         let usage = reply.usage;
-        assert_eq!((usage.input, usage.cached, usage.cache_write, usage.output), (115, 100, 10, 9));
+        assert_eq!(
+            (usage.input, usage.cached, usage.cache_write, usage.output),
+            (115, 100, 10, 9)
+        );
 
         let (reply, _) = read(&stream(&events), true);
         assert_eq!(reply.text, "{\"a\":1}");
-        assert_eq!((reply.tool_calls.len(), reply.finish), (0, Some(FinishReason::Stop)));
+        assert_eq!(
+            (reply.tool_calls.len(), reply.finish),
+            (0, Some(FinishReason::Stop))
+        );
 
         let broken = [
             start,

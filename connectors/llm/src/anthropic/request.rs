@@ -4,9 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::JSON_FUNCTION;
 use crate::provider::Call;
-use crate::types::{
-    ChatRequest, Dialect, Message, Part, ResponseFormat, Role, Tool, ToolChoice,
-};
+use crate::types::{ChatRequest, Dialect, Message, Part, ResponseFormat, Role, Tool, ToolChoice};
 
 /// The reply's length where neither request nor deployment say it; the protocol wants one.
 const MAX_TOKENS: u32 = 4_096;
@@ -144,7 +142,8 @@ fn part(part: &Part) -> Option<Value> {
         Part::Image { url, .. } => Some(json!({"type": "image", "source": image(url)})),
         Part::Other(value) => {
             let kind = value["type"].as_str().unwrap_or_default();
-            (!matches!(kind, "input_audio" | "file" | "refusal" | "video_url")).then(|| value.clone())
+            (!matches!(kind, "input_audio" | "file" | "refusal" | "video_url"))
+                .then(|| value.clone())
         }
     }
 }

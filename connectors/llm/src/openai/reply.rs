@@ -69,6 +69,8 @@ struct Decoder {
     finished: bool,
     /// Ids of the calls, by index, for servers that number all of them 0 or none.
     calls: Vec<String>,
+    /// Calls whose name has been told, which some servers repeat in each piece.
+    named: Vec<usize>,
 }
 
 impl Decoder {
@@ -108,11 +110,17 @@ impl Decoder {
         if let Some(refusal) = text("refusal") {
             events.push_back(Event::Refusal(refusal.to_owned()));
         }
-        for (at, call) in delta["tool_calls"].as_array().into_iter().flatten().enumerate() {
+        for (at, call) in delta["tool_calls"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .enumerate()
+        {
             let event = self.call(call, at);
             events.push_back(event);
         }
-        if let Some(reason) = choice["finish_reason"].as_str() {
+        let reason = choice["finish_reason"].as_str();
+        if let Some(reason) = reason.filter(|reason| !reason.is_empty()) {
             if !self.finished {
                 events.push_back(finish(reason, choice));
             }
@@ -127,7 +135,12 @@ impl Decoder {
     }
 
     fn call(&mut self, call: &Value, at: usize) -> Event {
-        let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+        let text = |value: &Value| {
+            value
+                .as_str()
+                .filter(|text| !text.is_empty())
+                .map(str::to_owned)
+        };
         let id = text(&call["id"]);
         let told = call["index"].as_u64().map(|index| index as usize);
         let known = id
@@ -151,10 +164,14 @@ impl Decoder {
             }
         }
         let function = &call["function"];
+        let name = text(&function["name"]).filter(|_| !self.named.contains(&index));
+        if name.is_some() {
+            self.named.push(index);
+        }
         Event::ToolCall {
             index: u32::try_from(index).unwrap_or(u32::MAX),
             id: id.filter(|_| is_new),
-            name: text(&function["name"]),
+            name,
             arguments: arguments(&function["arguments"]),
         }
     }
@@ -196,7 +213,12 @@ pub(super) fn whole(value: &Value) -> Result<Vec<Event>, LlmError> {
     if let Some(refusal) = text("refusal") {
         events.push(Event::Refusal(refusal.to_owned()));
     }
-    for (at, call) in message["tool_calls"].as_array().into_iter().flatten().enumerate() {
+    for (at, call) in message["tool_calls"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
         events.push(Event::ToolCall {
             index: u32::try_from(at).unwrap_or(u32::MAX),
             id: call["id"].as_str().map(str::to_owned),
@@ -204,7 +226,10 @@ pub(super) fn whole(value: &Value) -> Result<Vec<Event>, LlmError> {
             arguments: arguments(&call["function"]["arguments"]),
         });
     }
-    events.push(finish(choice["finish_reason"].as_str().unwrap_or("stop"), choice));
+    events.push(finish(
+        choice["finish_reason"].as_str().unwrap_or("stop"),
+        choice,
+    ));
     events.extend(usage(&value["usage"]).map(Event::Usage));
     Ok(events)
 }

@@ -3,9 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::Habits;
-use crate::types::{
-    ChatRequest, Dialect, Message, Part, ResponseFormat, Role, Tool, ToolChoice,
-};
+use crate::types::{ChatRequest, Dialect, Message, Part, ResponseFormat, Role, Tool, ToolChoice};
 
 /// The body of `chat/completions`.
 pub(super) fn body(model: &str, request: &ChatRequest, habits: &Habits) -> Value {

@@ -11,7 +11,9 @@ use crate::types::ChatReply;
 fn read(stream: &str) -> (ChatReply, Option<LlmError>) {
     let mut parser = SseParser::default();
     let mut frames = Vec::new();
-    parser.push(stream.as_bytes(), &mut frames).expect("readable");
+    parser
+        .push(stream.as_bytes(), &mut frames)
+        .expect("readable");
     frames.extend(parser.finish().expect("readable"));
     let frames = futures::stream::iter(frames.into_iter().map(Ok)).boxed();
     let mut reply = ChatReply::default();
@@ -56,7 +58,12 @@ fn a_call_of_a_function_as_openai_streams_it() {
 
 #[test]
 fn calls_are_told_apart_however_they_are_numbered() {
-    let chunk = |call: Value| format!("data: {}\n\n", json!({"choices": [{"delta": {"tool_calls": [call]}}]}));
+    let chunk = |call: Value| {
+        format!(
+            "data: {}\n\n",
+            json!({"choices": [{"delta": {"tool_calls": [call]}}]})
+        )
+    };
     let end = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"tool_calls\"}]}\n\n";
     let piece = |index: Value, id: Value, name: Value, arguments: Value| {
         chunk(json!({"index": index, "id": id, "function": {"name": name, "arguments": arguments}}))
@@ -77,7 +84,7 @@ fn calls_are_told_apart_however_they_are_numbered() {
             "all of them 0, the id in each piece",
             [
                 piece(zero.clone(), json!("a"), json!("f"), json!("{\"x\":")),
-                piece(zero.clone(), json!("a"), json!(""), json!("1}")),
+                piece(zero.clone(), json!("a"), json!("f"), json!("1}")),
                 piece(zero.clone(), json!("b"), json!("g"), json!("{}")),
                 piece(zero.clone(), json!("b"), json!(""), json!("")),
             ],
@@ -97,7 +104,13 @@ fn calls_are_told_apart_however_they_are_numbered() {
         let calls: Vec<_> = reply
             .tool_calls
             .iter()
-            .map(|call| (call.id.as_str(), call.name.as_str(), call.arguments.as_str()))
+            .map(|call| {
+                (
+                    call.id.as_str(),
+                    call.name.as_str(),
+                    call.arguments.as_str(),
+                )
+            })
             .collect();
         assert_eq!(calls, expected, "{name}");
     }
@@ -105,30 +118,73 @@ fn calls_are_told_apart_however_they_are_numbered() {
 
 #[test]
 fn habits_of_providers_are_no_faults() {
-    let text = |text: &str| format!("data: {}\n\n", json!({"id": "1", "choices": [{"delta": {"content": text}}]}));
+    let text = |text: &str| {
+        format!(
+            "data: {}\n\n",
+            json!({"id": "1", "choices": [{"delta": {"content": text}}]})
+        )
+    };
     let finish = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
-    let usage = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":2}}\n\n";
+    let usage =
+        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":2}}\n\n";
     for (name, stream, kind, shown) in [
         ("no [DONE]", format!("{}{finish}", text("hi")), None, "hi"),
-        ("usage behind the end", format!("{}{finish}{usage}data: [DONE]\n\n", text("hi")), None, "hi"),
-        ("heartbeats", format!(": x\n\n{}: x\n\n{finish}", text("hi")), None, "hi"),
-        ("Windows", format!("{}{finish}data: [DONE]\n\n", text("hi")).replace('\n', "\r\n"), None, "hi"),
+        (
+            "usage behind the end",
+            format!("{}{finish}{usage}data: [DONE]\n\n", text("hi")),
+            None,
+            "hi",
+        ),
+        (
+            "heartbeats",
+            format!(": x\n\n{}: x\n\n{finish}", text("hi")),
+            None,
+            "hi",
+        ),
+        (
+            "Windows",
+            format!("{}{finish}data: [DONE]\n\n", text("hi")).replace('\n', "\r\n"),
+            None,
+            "hi",
+        ),
         ("cut off", text("hi"), Some(ErrorKind::StreamBroken), "hi"),
-        ("[DONE] without an end", format!("{}data: [DONE]\n\n", text("hi")), Some(ErrorKind::StreamBroken), "hi"),
-        ("garbage", format!("{}data: {{\"choices\":[{{\n\n", text("hi")), Some(ErrorKind::StreamBroken), "hi"),
+        (
+            "[DONE] without an end",
+            format!("{}data: [DONE]\n\n", text("hi")),
+            Some(ErrorKind::StreamBroken),
+            "hi",
+        ),
+        (
+            "garbage",
+            format!("{}data: {{\"choices\":[{{\n\n", text("hi")),
+            Some(ErrorKind::StreamBroken),
+            "hi",
+        ),
         (
             "an error in a good stream",
-            format!("{}data: {{\"error\":{{\"message\":\"Overloaded\",\"type\":\"overloaded_error\"}}}}\n\n", text("hi")),
+            format!(
+                "{}data: {{\"error\":{{\"message\":\"Overloaded\",\"type\":\"overloaded_error\"}}}}\n\n",
+                text("hi")
+            ),
             Some(ErrorKind::Unavailable),
             "hi",
         ),
-        ("a bare error", "{\"error\":{\"message\":\"slow down\",\"code\":429}}\n".to_owned(), Some(ErrorKind::RateLimited), ""),
+        (
+            "a bare error",
+            "{\"error\":{\"message\":\"slow down\",\"code\":429}}\n".to_owned(),
+            Some(ErrorKind::RateLimited),
+            "",
+        ),
         ("nothing", String::new(), Some(ErrorKind::StreamBroken), ""),
     ] {
         let (reply, error) = read(&stream);
         assert_eq!(error.map(|error| error.kind), kind, "{name}");
         assert_eq!(reply.text, shown, "{name}");
-        let counted = if stream.contains("prompt_tokens") { (3, 2) } else { (0, 0) };
+        let counted = if stream.contains("prompt_tokens") {
+            (3, 2)
+        } else {
+            (0, 0)
+        };
         assert_eq!((reply.usage.input, reply.usage.output), counted, "{name}");
     }
 }
@@ -147,9 +203,20 @@ fn a_reply_in_one_piece() {
     for event in whole(&value).expect("a reply") {
         reply.add(&event);
     }
-    assert_eq!((reply.text.as_str(), reply.reasoning.as_str()), ("Let me see.", "hm"));
+    assert_eq!(
+        (reply.text.as_str(), reply.reasoning.as_str()),
+        ("Let me see.", "hm")
+    );
     assert_eq!(reply.tool_calls.len(), 1);
     assert_eq!(reply.finish, Some(FinishReason::ToolCalls));
-    assert_eq!((reply.usage.input, reply.usage.cached, reply.usage.output, reply.usage.reasoning), (10, 4, 7, 5));
+    assert_eq!(
+        (
+            reply.usage.input,
+            reply.usage.cached,
+            reply.usage.output,
+            reply.usage.reasoning
+        ),
+        (10, 4, 7, 5)
+    );
     assert!(whole(&json!({"object": "list"})).is_err());
 }

@@ -85,7 +85,11 @@ struct State {
 }
 
 impl Deployment {
-    pub(crate) fn new(group: &str, settings: &DeploymentSettings, provider: Arc<dyn Provider>) -> Self {
+    pub(crate) fn new(
+        group: &str,
+        settings: &DeploymentSettings,
+        provider: Arc<dyn Provider>,
+    ) -> Self {
         let model = settings.model.as_deref().unwrap_or(group);
         Self {
             name: format!("{group}/{}/{model}", settings.provider),
@@ -287,7 +291,9 @@ impl Lease {
         });
         // What others wait for is whether it answers at all; calls are counted where they end.
         if state.breaker.is_open() {
-            state.breaker.succeeded(&self.rules.breaker, self.rules.now());
+            state
+                .breaker
+                .succeeded(&self.rules.breaker, self.rules.now());
             drop(state);
             tracing::info!(deployment = self.deployment.name, "it answers again");
         }

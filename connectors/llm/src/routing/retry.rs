@@ -46,13 +46,22 @@ impl RetryRules {
 pub fn blames_deployment(kind: ErrorKind) -> bool {
     matches!(
         kind,
-        ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::StreamBroken | ErrorKind::Credentials
+        ErrorKind::Unavailable
+            | ErrorKind::Timeout
+            | ErrorKind::StreamBroken
+            | ErrorKind::Credentials
     )
 }
 
 /// What to do after this failure, when `repeated` repetitions have been made. `others`: whether another deployment of the
 /// model could be asked now.
-pub fn step(rules: &RetryRules, error: &LlmError, repeated: u32, others: bool, chance: u64) -> Step {
+pub fn step(
+    rules: &RetryRules,
+    error: &LlmError,
+    repeated: u32,
+    others: bool,
+    chance: u64,
+) -> Step {
     match error.kind {
         ErrorKind::BadRequest
         | ErrorKind::Budget
@@ -95,10 +104,18 @@ mod tests {
 
     #[test]
     fn what_may_pass_is_repeated_after_1_2_and_4_seconds() {
-        for kind in [ErrorKind::Unavailable, ErrorKind::StreamBroken, ErrorKind::RateLimited] {
+        for kind in [
+            ErrorKind::Unavailable,
+            ErrorKind::StreamBroken,
+            ErrorKind::RateLimited,
+        ] {
             let steps: Vec<_> = (0..4).map(|n| after(kind, None, n, false)).collect();
             let pause = |s| Step::Repeat(Duration::from_secs(s));
-            assert_eq!(steps, [pause(1), pause(2), pause(4), Step::Next], "{kind:?}");
+            assert_eq!(
+                steps,
+                [pause(1), pause(2), pause(4), Step::Next],
+                "{kind:?}"
+            );
         }
         let error = LlmError::new(ErrorKind::Unavailable, "x");
         for (chance, ms) in [(0, 800), (400, 1_200), (401, 800)] {
@@ -110,10 +127,16 @@ mod tests {
     #[test]
     fn retry_after_is_waited_for_when_it_is_short_and_nobody_else_can_answer() {
         let limited = ErrorKind::RateLimited;
-        assert_eq!(after(limited, Some(3), 0, false), Step::Repeat(Duration::from_secs(3)));
+        assert_eq!(
+            after(limited, Some(3), 0, false),
+            Step::Repeat(Duration::from_secs(3))
+        );
         assert_eq!(after(limited, Some(3), 0, true), Step::Next);
         assert_eq!(after(limited, Some(5), 0, false), Step::Next);
-        assert_eq!(after(ErrorKind::Unavailable, Some(2), 0, true), Step::Repeat(Duration::from_secs(2)));
+        assert_eq!(
+            after(ErrorKind::Unavailable, Some(2), 0, true),
+            Step::Repeat(Duration::from_secs(2))
+        );
     }
 
     #[test]
@@ -130,7 +153,10 @@ mod tests {
         ] {
             assert_eq!(after(kind, None, 0, false), expected, "{kind:?}");
         }
-        let never = RetryRules { retries: 0, ..RULES };
+        let never = RetryRules {
+            retries: 0,
+            ..RULES
+        };
         let error = LlmError::new(ErrorKind::Unavailable, "x");
         assert_eq!(step(&never, &error, 0, false, 0), Step::Next);
     }

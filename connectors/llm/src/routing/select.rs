@@ -26,7 +26,10 @@ pub fn order(strategy: Strategy, candidates: &[Candidate], chance: u64) -> Vec<u
         Strategy::Cost => ordered.sort_by_key(|candidate| candidate.cost),
     }
     ordered.sort_by_key(|candidate| !candidate.has_room);
-    ordered.into_iter().map(|candidate| candidate.index).collect()
+    ordered
+        .into_iter()
+        .map(|candidate| candidate.index)
+        .collect()
 }
 
 /// Drawn one after the other, each by its share of what is left; those of weight 0 come last.
@@ -34,7 +37,10 @@ fn by_weight(candidates: &[Candidate], mut chance: u64) -> Vec<Candidate> {
     let mut left = candidates.to_vec();
     let mut drawn = Vec::with_capacity(left.len());
     while !left.is_empty() {
-        let sum: u64 = left.iter().map(|candidate| u64::from(candidate.weight)).sum();
+        let sum: u64 = left
+            .iter()
+            .map(|candidate| u64::from(candidate.weight))
+            .sum();
         let mut at = if sum == 0 { 0 } else { chance % sum };
         chance = mixed(chance);
         let place = left
@@ -97,7 +103,9 @@ mod tests {
     fn latency_cost_and_room() {
         let mut candidates = [candidate(0, 1), candidate(1, 1), candidate(2, 1)];
         for (candidate, (latency, cost)) in
-            candidates.iter_mut().zip([(Some(300), 5), (Some(100), 9), (None, 7)])
+            candidates
+                .iter_mut()
+                .zip([(Some(300), 5), (Some(100), 9), (None, 7)])
         {
             candidate.latency_ms = latency;
             candidate.cost = cost;

@@ -89,7 +89,8 @@ fn completion(reply: &ChatReply, model: &str) -> Value {
         "" => Value::Null,
         text => text.into(),
     };
-    let mut message = json!({"role": "assistant", "content": reply.text, "refusal": text(&reply.refusal)});
+    let mut message =
+        json!({"role": "assistant", "content": reply.text, "refusal": text(&reply.refusal)});
     if !reply.reasoning.is_empty() {
         message["reasoning_content"] = reply.reasoning.as_str().into();
     }
@@ -231,12 +232,35 @@ mod tests {
         chunks.created = 5;
         let mut out = String::new();
         for event in [
-            Event::Start { id: None, model: None },
-            Event::Text { text: "冻".into(), logprobs: None },
-            Event::ToolCall { index: 0, id: Some("c".into()), name: Some("f".into()), arguments: String::new() },
-            Event::ToolCall { index: 0, id: None, name: None, arguments: "{}".into() },
-            Event::Finish { reason: FinishReason::ToolCalls, stop: None },
-            Event::Usage(Usage { input: 3, output: 2, ..Usage::default() }),
+            Event::Start {
+                id: None,
+                model: None,
+            },
+            Event::Text {
+                text: "冻".into(),
+                logprobs: None,
+            },
+            Event::ToolCall {
+                index: 0,
+                id: Some("c".into()),
+                name: Some("f".into()),
+                arguments: String::new(),
+            },
+            Event::ToolCall {
+                index: 0,
+                id: None,
+                name: None,
+                arguments: "{}".into(),
+            },
+            Event::Finish {
+                reason: FinishReason::ToolCalls,
+                stop: None,
+            },
+            Event::Usage(Usage {
+                input: 3,
+                output: 2,
+                ..Usage::default()
+            }),
         ] {
             chunks.event(event, &mut out);
         }
@@ -246,15 +270,28 @@ mod tests {
             .filter_map(|line| line.strip_prefix("data: "))
             .filter_map(|line| serde_json::from_str(line).ok())
             .collect();
-        assert!(deltas.iter().all(|chunk| chunk["object"] == "chat.completion.chunk" && chunk["created"] == 5));
+        assert!(
+            deltas
+                .iter()
+                .all(|chunk| chunk["object"] == "chat.completion.chunk" && chunk["created"] == 5)
+        );
         let of = |at: usize| deltas[at]["choices"][0]["delta"].to_string();
         assert_eq!(of(0), r#"{"role":"assistant","content":"","refusal":null}"#);
         assert_eq!(of(1), r#"{"content":"冻"}"#);
-        assert_eq!(of(2), r#"{"tool_calls":[{"index":0,"function":{"arguments":"","name":"f"},"id":"c","type":"function"}]}"#);
-        assert_eq!(of(3), r#"{"tool_calls":[{"index":0,"function":{"arguments":"{}"}}]}"#);
+        assert_eq!(
+            of(2),
+            r#"{"tool_calls":[{"index":0,"function":{"arguments":"","name":"f"},"id":"c","type":"function"}]}"#
+        );
+        assert_eq!(
+            of(3),
+            r#"{"tool_calls":[{"index":0,"function":{"arguments":"{}"}}]}"#
+        );
         assert_eq!(deltas[4]["choices"][0]["finish_reason"], "tool_calls");
         assert_eq!(deltas[3]["usage"], Value::Null);
-        assert_eq!((&deltas[5]["choices"], &deltas[5]["usage"]["total_tokens"]), (&json!([]), &json!(5)));
+        assert_eq!(
+            (&deltas[5]["choices"], &deltas[5]["usage"]["total_tokens"]),
+            (&json!([]), &json!(5))
+        );
         assert!(out.ends_with("data: [DONE]\n\n"));
     }
 }

@@ -40,12 +40,14 @@ pub(super) async fn create(
         None | Some("passage" | "document" | "search_document") => InputType::Passage,
         Some("query" | "search_query") => InputType::Query,
         Some(other) => {
-            return Err(wrong("input_type", format!("`{other}` is neither query nor passage")));
+            return Err(wrong(
+                "input_type",
+                format!("`{other}` is neither query nor passage"),
+            ));
         }
     };
     let request = EmbedRequest {
-        model: text(&mut body, "model")?
-            .unwrap_or_else(|| va_models::DEFAULT_EMBEDDER.to_owned()),
+        model: text(&mut body, "model")?.unwrap_or_else(|| va_models::DEFAULT_EMBEDDER.to_owned()),
         texts,
         dimensions: count(&mut body, "dimensions")?,
         input_type,

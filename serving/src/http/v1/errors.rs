@@ -46,7 +46,10 @@ impl From<LlmError> for Problem {
 
 /// Whether clients, which repeat calls by themselves, should leave that.
 fn is_lasting(code: &str) -> bool {
-    matches!(code, "no_provider" | "insufficient_quota" | "provider_credentials")
+    matches!(
+        code,
+        "no_provider" | "insufficient_quota" | "provider_credentials"
+    )
 }
 
 /// An error inside a stream, as OpenAI's clients find it.
@@ -69,7 +72,11 @@ fn openai(status: StatusCode, code: &str, message: &str, param: &Value) -> Value
         (500.., _) => "server_error",
         _ => "invalid_request_error",
     };
-    let code = if status == StatusCode::UNAUTHORIZED { "invalid_api_key" } else { code };
+    let code = if status == StatusCode::UNAUTHORIZED {
+        "invalid_api_key"
+    } else {
+        code
+    };
     json!({"error": {"message": message, "type": kind, "param": param, "code": code}})
 }
 
@@ -114,7 +121,9 @@ pub(super) async fn in_their_words(request: Request, next: Next) -> Response {
     parts.headers.remove(header::CONTENT_LENGTH);
     parts.headers.remove(header::CONTENT_TYPE);
     if is_lasting(code) {
-        parts.headers.insert("x-should-retry", HeaderValue::from_static("false"));
+        parts
+            .headers
+            .insert("x-should-retry", HeaderValue::from_static("false"));
     }
     let mut response = (status, Json(shaped)).into_response();
     for (name, value) in &parts.headers {
@@ -131,13 +140,55 @@ mod tests {
     #[test]
     fn each_failure_has_its_status_and_words() {
         for (kind, status, openai_type, code, anthropic_type) in [
-            (ErrorKind::RateLimited, 429, "rate_limit_error", "rate_limit_exceeded", "rate_limit_error"),
-            (ErrorKind::Budget, 429, "insufficient_quota", "insufficient_quota", "rate_limit_error"),
-            (ErrorKind::ContextWindow, 400, "invalid_request_error", "context_length_exceeded", "invalid_request_error"),
-            (ErrorKind::UnknownModel, 404, "invalid_request_error", "model_not_found", "not_found_error"),
-            (ErrorKind::Forbidden, 403, "permission_error", "model_forbidden", "permission_error"),
-            (ErrorKind::Credentials, 502, "server_error", "provider_credentials", "api_error"),
-            (ErrorKind::NotConfigured, 503, "server_error", "no_provider", "overloaded_error"),
+            (
+                ErrorKind::RateLimited,
+                429,
+                "rate_limit_error",
+                "rate_limit_exceeded",
+                "rate_limit_error",
+            ),
+            (
+                ErrorKind::Budget,
+                429,
+                "insufficient_quota",
+                "insufficient_quota",
+                "rate_limit_error",
+            ),
+            (
+                ErrorKind::ContextWindow,
+                400,
+                "invalid_request_error",
+                "context_length_exceeded",
+                "invalid_request_error",
+            ),
+            (
+                ErrorKind::UnknownModel,
+                404,
+                "invalid_request_error",
+                "model_not_found",
+                "not_found_error",
+            ),
+            (
+                ErrorKind::Forbidden,
+                403,
+                "permission_error",
+                "model_forbidden",
+                "permission_error",
+            ),
+            (
+                ErrorKind::Credentials,
+                502,
+                "server_error",
+                "provider_credentials",
+                "api_error",
+            ),
+            (
+                ErrorKind::NotConfigured,
+                503,
+                "server_error",
+                "no_provider",
+                "overloaded_error",
+            ),
         ] {
             let error = LlmError::new(kind, "why");
             let (told, _) = place(kind);
@@ -145,7 +196,11 @@ mod tests {
             let value = openai_event(&error);
             assert_eq!(value["error"]["type"], openai_type, "{kind:?}");
             assert_eq!(value["error"]["code"], code, "{kind:?}");
-            assert_eq!(anthropic_event(&error)["error"]["type"], anthropic_type, "{kind:?}");
+            assert_eq!(
+                anthropic_event(&error)["error"]["type"],
+                anthropic_type,
+                "{kind:?}"
+            );
         }
         let value = openai(StatusCode::UNAUTHORIZED, "unauthorized", "no", &Value::Null);
         assert_eq!(value["error"]["code"], "invalid_api_key");

@@ -203,7 +203,9 @@ fn tool(value: &Value, place: &str) -> Result<Tool, Problem> {
     {
         return Err(wrong(
             &format!("{place}.type"),
-            format!("`{kind}` runs at the provider and is not supported: only tools with an `input_schema` are"),
+            format!(
+                "`{kind}` runs at the provider and is not supported: only tools with an `input_schema` are"
+            ),
         ));
     }
     let name = value["name"]
@@ -344,14 +346,20 @@ impl Blocks {
         }
         self.close(out);
         let index = self.blocks;
-        named(&json!({"type": "content_block_start", "index": index, "content_block": content}), out);
+        named(
+            &json!({"type": "content_block_start", "index": index, "content_block": content}),
+            out,
+        );
         self.open = Some(block);
         self.blocks += 1;
     }
 
     fn delta(&self, delta: Value, out: &mut String) {
         let index = self.blocks.saturating_sub(1);
-        named(&json!({"type": "content_block_delta", "index": index, "delta": delta}), out);
+        named(
+            &json!({"type": "content_block_delta", "index": index, "delta": delta}),
+            out,
+        );
     }
 }
 
@@ -377,7 +385,10 @@ impl Writer for Blocks {
                     self.delta(json!({"type": "thinking_delta", "thinking": text}), out);
                 }
                 if let Some(signature) = signature {
-                    self.delta(json!({"type": "signature_delta", "signature": signature}), out);
+                    self.delta(
+                        json!({"type": "signature_delta", "signature": signature}),
+                        out,
+                    );
                 }
             }
             Event::ToolCall {
@@ -391,7 +402,10 @@ impl Writer for Blocks {
                     "name": name.unwrap_or_default(), "input": {}});
                 self.block(Block::Tool(index), block, out);
                 if !arguments.is_empty() {
-                    self.delta(json!({"type": "input_json_delta", "partial_json": arguments}), out);
+                    self.delta(
+                        json!({"type": "input_json_delta", "partial_json": arguments}),
+                        out,
+                    );
                 }
             }
             Event::Finish { reason, stop } => {
@@ -405,7 +419,10 @@ impl Writer for Blocks {
         self.begin(out);
         self.close(out);
         let delta = json!({"stop_reason": stop_reason(self.finish, self.stop.as_deref()), "stop_sequence": self.stop});
-        named(&json!({"type": "message_delta", "delta": delta, "usage": usage(&self.usage)}), out);
+        named(
+            &json!({"type": "message_delta", "delta": delta, "usage": usage(&self.usage)}),
+            out,
+        );
         named(&json!({"type": "message_stop"}), out);
     }
 
@@ -441,14 +458,33 @@ mod tests {
             panic!("an object");
         };
         let request = request(body).expect("a request");
-        let roles: Vec<_> = request.messages.iter().map(|message| message.role).collect();
-        assert_eq!(roles, [Role::System, Role::User, Role::Assistant, Role::Tool, Role::User]);
-        assert_eq!(request.messages[2].tool_calls[0].arguments, r#"{"city":"Paris"}"#);
+        let roles: Vec<_> = request
+            .messages
+            .iter()
+            .map(|message| message.role)
+            .collect();
+        assert_eq!(
+            roles,
+            [
+                Role::System,
+                Role::User,
+                Role::Assistant,
+                Role::Tool,
+                Role::User
+            ]
+        );
+        assert_eq!(
+            request.messages[2].tool_calls[0].arguments,
+            r#"{"city":"Paris"}"#
+        );
         assert_eq!(request.messages[3].tool_call_id.as_deref(), Some("t1"));
         assert_eq!(request.tool_choice, Some(ToolChoice::Required));
         assert_eq!(request.parallel_tool_calls, Some(false));
         assert_eq!(request.user.as_deref(), Some("ann"));
-        assert_eq!(request.extra.keys().collect::<Vec<_>>(), ["metadata", "top_k"]);
+        assert_eq!(
+            request.extra.keys().collect::<Vec<_>>(),
+            ["metadata", "top_k"]
+        );
     }
 
     #[test]
@@ -456,14 +492,45 @@ mod tests {
         let mut blocks = Blocks::new("m".into());
         let mut out = String::new();
         for event in [
-            Event::Usage(Usage { input: 9, cached: 4, ..Usage::default() }),
-            Event::Reasoning { text: "hm".into(), signature: None },
-            Event::Text { text: "a".into(), logprobs: None },
-            Event::Text { text: "b".into(), logprobs: None },
-            Event::ToolCall { index: 0, id: Some("t".into()), name: Some("f".into()), arguments: String::new() },
-            Event::ToolCall { index: 0, id: None, name: None, arguments: "{\"x\":1}".into() },
-            Event::Finish { reason: FinishReason::ToolCalls, stop: None },
-            Event::Usage(Usage { input: 9, cached: 4, output: 7, ..Usage::default() }),
+            Event::Usage(Usage {
+                input: 9,
+                cached: 4,
+                ..Usage::default()
+            }),
+            Event::Reasoning {
+                text: "hm".into(),
+                signature: None,
+            },
+            Event::Text {
+                text: "a".into(),
+                logprobs: None,
+            },
+            Event::Text {
+                text: "b".into(),
+                logprobs: None,
+            },
+            Event::ToolCall {
+                index: 0,
+                id: Some("t".into()),
+                name: Some("f".into()),
+                arguments: String::new(),
+            },
+            Event::ToolCall {
+                index: 0,
+                id: None,
+                name: None,
+                arguments: "{\"x\":1}".into(),
+            },
+            Event::Finish {
+                reason: FinishReason::ToolCalls,
+                stop: None,
+            },
+            Event::Usage(Usage {
+                input: 9,
+                cached: 4,
+                output: 7,
+                ..Usage::default()
+            }),
         ] {
             blocks.event(event, &mut out);
         }
@@ -473,15 +540,26 @@ mod tests {
             .filter_map(|line| line.strip_prefix("data: "))
             .map(|line| serde_json::from_str(line).expect("JSON"))
             .collect();
-        let kinds: Vec<_> = events.iter().map(|event| event["type"].as_str().expect("a type")).collect();
+        let kinds: Vec<_> = events
+            .iter()
+            .map(|event| event["type"].as_str().expect("a type"))
+            .collect();
         assert_eq!(
             kinds,
             [
                 "message_start",
-                "content_block_start", "content_block_delta", "content_block_stop",
-                "content_block_start", "content_block_delta", "content_block_delta", "content_block_stop",
-                "content_block_start", "content_block_delta", "content_block_stop",
-                "message_delta", "message_stop",
+                "content_block_start",
+                "content_block_delta",
+                "content_block_stop",
+                "content_block_start",
+                "content_block_delta",
+                "content_block_delta",
+                "content_block_stop",
+                "content_block_start",
+                "content_block_delta",
+                "content_block_stop",
+                "message_delta",
+                "message_stop",
             ]
         );
         assert_eq!(events[0]["message"]["usage"]["input_tokens"], 5);

@@ -17,7 +17,9 @@ pub(super) async fn list(State(app): State<App>) -> Json<Value> {
     }
     let first = models.first().map(|model| model["id"].clone());
     let last = models.last().map(|model| model["id"].clone());
-    Json(json!({"object": "list", "data": models, "has_more": false, "first_id": first, "last_id": last}))
+    Json(
+        json!({"object": "list", "data": models, "has_more": false, "first_id": first, "last_id": last}),
+    )
 }
 
 pub(super) async fn get(

@@ -106,11 +106,17 @@ pub(super) fn options(object: &mut Object) -> Result<(ChatRequest, Wishes), Prob
     if let Some(n) = take(object, "n")
         && n != 1
     {
-        return Err(wrong("n", "only 1 reply at a time is given: ask again for more"));
+        return Err(wrong(
+            "n",
+            "only 1 reply at a time is given: ask again for more",
+        ));
     }
     for (old, new) in [("functions", "tools"), ("function_call", "tool_choice")] {
         if take(object, old).is_some() {
-            return Err(wrong(old, format!("is not supported any more: use `{new}`")));
+            return Err(wrong(
+                old,
+                format!("is not supported any more: use `{new}`"),
+            ));
         }
     }
     let wishes = match take(object, "stream_options") {
@@ -369,20 +375,53 @@ mod tests {
         for (body, part) in [
             (json!({}), "`messages`: must hold"),
             (json!({"messages": "x"}), "`messages`: must be a list"),
-            (json!({"messages": ["x"]}), "`messages[0]`: must be an object"),
-            (json!({"messages": [{"role": "robot", "content": "x"}]}), "`messages[0].role`"),
-            (json!({"messages": [{"role": "user"}]}), "`messages[0].content`: is missing"),
-            (json!({"messages": [{"role": "user", "content": 5}]}), "`messages[0].content`"),
-            (json!({"messages": [{"role": "user", "content": [{"type": "sound"}]}]}), "`messages[0].content[0].type`"),
-            (json!({"messages": [{"role": "tool", "content": "x"}]}), "`messages[0].tool_call_id`"),
+            (
+                json!({"messages": ["x"]}),
+                "`messages[0]`: must be an object",
+            ),
+            (
+                json!({"messages": [{"role": "robot", "content": "x"}]}),
+                "`messages[0].role`",
+            ),
+            (
+                json!({"messages": [{"role": "user"}]}),
+                "`messages[0].content`: is missing",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": 5}]}),
+                "`messages[0].content`",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": [{"type": "sound"}]}]}),
+                "`messages[0].content[0].type`",
+            ),
+            (
+                json!({"messages": [{"role": "tool", "content": "x"}]}),
+                "`messages[0].tool_call_id`",
+            ),
             (json!({"messages": [user], "n": 2}), "`n`"),
-            (json!({"messages": [user], "temperature": 3}), "`temperature`: 3 is not within"),
+            (
+                json!({"messages": [user], "temperature": 3}),
+                "`temperature`: 3 is not within",
+            ),
             (json!({"messages": [user], "max_tokens": 0}), "`max_tokens`"),
-            (json!({"messages": [user], "max_tokens": -1}), "`max_tokens`"),
+            (
+                json!({"messages": [user], "max_tokens": -1}),
+                "`max_tokens`",
+            ),
             (json!({"messages": [user], "stream": "yes"}), "`stream`"),
-            (json!({"messages": [user], "tools": [{"type": "web_search"}]}), "`tools[0].type`"),
-            (json!({"messages": [user], "tool_choice": "maybe"}), "`tool_choice`"),
-            (json!({"messages": [user], "response_format": {"type": "xml"}}), "`response_format.type`"),
+            (
+                json!({"messages": [user], "tools": [{"type": "web_search"}]}),
+                "`tools[0].type`",
+            ),
+            (
+                json!({"messages": [user], "tool_choice": "maybe"}),
+                "`tool_choice`",
+            ),
+            (
+                json!({"messages": [user], "response_format": {"type": "xml"}}),
+                "`response_format.type`",
+            ),
             (json!({"messages": [user], "functions": []}), "`functions`"),
         ] {
             let error = read(body.clone()).expect_err("wrong");

@@ -44,8 +44,7 @@ pub(super) async fn create(
         ));
     }
     let request = RerankRequest {
-        model: text(&mut body, "model")?
-            .unwrap_or_else(|| va_models::DEFAULT_EMBEDDER.to_owned()),
+        model: text(&mut body, "model")?.unwrap_or_else(|| va_models::DEFAULT_EMBEDDER.to_owned()),
         query,
         documents,
         top_n: count(&mut body, "top_n")?,

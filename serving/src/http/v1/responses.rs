@@ -82,7 +82,15 @@ fn request(body: &mut Object) -> Result<ChatRequest, Problem> {
     }) {
         body.insert("reasoning_effort".to_owned(), effort);
     }
-    for field in ["store", "include", "truncation", "metadata", "service_tier", "max_tool_calls", "stream_options"] {
+    for field in [
+        "store",
+        "include",
+        "truncation",
+        "metadata",
+        "service_tier",
+        "max_tool_calls",
+        "stream_options",
+    ] {
         body.remove(field);
     }
     let (mut request, _) = read::options(body)?;
@@ -120,7 +128,12 @@ fn read_item(item: &Value, place: &str, messages: &mut Vec<Message>) -> Result<(
                     .enumerate()
                     .map(|(at, value)| part(value, &format!("{place}.content[{at}]")))
                     .collect::<Result<_, _>>()?,
-                _ => return Err(wrong(&format!("{place}.content"), "must be a string or a list of parts")),
+                _ => {
+                    return Err(wrong(
+                        &format!("{place}.content"),
+                        "must be a string or a list of parts",
+                    ));
+                }
             };
             messages.push(Message {
                 content,
@@ -146,8 +159,16 @@ fn read_item(item: &Value, place: &str, messages: &mut Vec<Message>) -> Result<(
         Some("function_call_output") => {
             let output = match &item["output"] {
                 Value::String(text) => text.clone(),
-                Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect(),
-                _ => return Err(wrong(&format!("{place}.output"), "must be a string or a list of parts")),
+                Value::Array(parts) => parts
+                    .iter()
+                    .filter_map(|part| part["text"].as_str())
+                    .collect(),
+                _ => {
+                    return Err(wrong(
+                        &format!("{place}.output"),
+                        "must be a string or a list of parts",
+                    ));
+                }
             };
             messages.push(Message {
                 tool_call_id: Some(field("call_id")?),
@@ -237,7 +258,9 @@ impl Shown {
                 "total_tokens": usage.input + usage.output,
             })),
         });
-        if let (Some(response), Some(request)) = (response.as_object_mut(), self.request.as_object()) {
+        if let (Some(response), Some(request)) =
+            (response.as_object_mut(), self.request.as_object())
+        {
             response.extend(request.clone());
         }
         response
@@ -268,7 +291,11 @@ fn output(reply: &ChatReply) -> Vec<Value> {
     let mut items = Vec::new();
     let text = [reply.text.as_str(), reply.refusal.as_str()].concat();
     if !text.is_empty() {
-        items.push(message_item(&new_id("msg_"), "completed", vec![text_part(&text)]));
+        items.push(message_item(
+            &new_id("msg_"),
+            "completed",
+            vec![text_part(&text)],
+        ));
     }
     for call in &reply.tool_calls {
         items.push(call_item(&new_id("fc_"), "completed", call));
@@ -278,8 +305,15 @@ fn output(reply: &ChatReply) -> Vec<Value> {
 
 /// The item that is being written.
 enum Open {
-    Text { id: String, text: String },
-    Call { id: String, index: u32, call: ToolCall },
+    Text {
+        id: String,
+        text: String,
+    },
+    Call {
+        id: String,
+        index: u32,
+        call: ToolCall,
+    },
 }
 
 /// Writes a reply as items.
@@ -322,7 +356,10 @@ impl Items {
 
     fn add(&mut self, item: Value, out: &mut String) {
         let at = self.done.len();
-        self.write(json!({"type": "response.output_item.added", "output_index": at, "item": item}), out);
+        self.write(
+            json!({"type": "response.output_item.added", "output_index": at, "item": item}),
+            out,
+        );
     }
 
     /// Ends the item that is being written.
@@ -332,10 +369,16 @@ impl Items {
             None => return,
             Some(Open::Text { id, text }) => {
                 let part = text_part(&text);
-                self.write(json!({"type": "response.output_text.done", "item_id": id, "output_index": at,
-                    "content_index": 0, "text": text, "logprobs": []}), out);
-                self.write(json!({"type": "response.content_part.done", "item_id": id, "output_index": at,
-                    "content_index": 0, "part": part}), out);
+                self.write(
+                    json!({"type": "response.output_text.done", "item_id": id, "output_index": at,
+                    "content_index": 0, "text": text, "logprobs": []}),
+                    out,
+                );
+                self.write(
+                    json!({"type": "response.content_part.done", "item_id": id, "output_index": at,
+                    "content_index": 0, "part": part}),
+                    out,
+                );
                 message_item(&id, "completed", vec![part])
             }
             Some(Open::Call { id, call, .. }) => {
@@ -344,7 +387,10 @@ impl Items {
                 call_item(&id, "completed", &call)
             }
         };
-        self.write(json!({"type": "response.output_item.done", "output_index": at, "item": item}), out);
+        self.write(
+            json!({"type": "response.output_item.done", "output_index": at, "item": item}),
+            out,
+        );
         self.done.push(item);
     }
 
@@ -353,9 +399,15 @@ impl Items {
             self.close(out);
             let (id, at) = (new_id("msg_"), self.done.len());
             self.add(message_item(&id, "in_progress", Vec::new()), out);
-            self.write(json!({"type": "response.content_part.added", "item_id": id, "output_index": at,
-                "content_index": 0, "part": text_part("")}), out);
-            self.open = Some(Open::Text { id, text: String::new() });
+            self.write(
+                json!({"type": "response.content_part.added", "item_id": id, "output_index": at,
+                "content_index": 0, "part": text_part("")}),
+                out,
+            );
+            self.open = Some(Open::Text {
+                id,
+                text: String::new(),
+            });
         }
         let at = self.done.len();
         if let Some(Open::Text { id, text }) = &mut self.open {
@@ -366,7 +418,14 @@ impl Items {
         }
     }
 
-    fn call(&mut self, number: u32, id: Option<String>, name: Option<String>, piece: &str, out: &mut String) {
+    fn call(
+        &mut self,
+        number: u32,
+        id: Option<String>,
+        name: Option<String>,
+        piece: &str,
+        out: &mut String,
+    ) {
         if !matches!(&self.open, Some(Open::Call { index, .. }) if *index == number) {
             self.close(out);
             let call = ToolCall {
@@ -376,7 +435,11 @@ impl Items {
             };
             let id = new_id("fc_");
             self.add(call_item(&id, "in_progress", &call), out);
-            self.open = Some(Open::Call { id, index: number, call });
+            self.open = Some(Open::Call {
+                id,
+                index: number,
+                call,
+            });
         }
         let at = self.done.len();
         if let Some(Open::Call { id, call, .. }) = &mut self.open
@@ -394,7 +457,9 @@ impl Writer for Items {
     fn event(&mut self, event: Event, out: &mut String) {
         self.begin(out);
         match event {
-            Event::Text { text, .. } | Event::Refusal(text) if !text.is_empty() => self.text(&text, out),
+            Event::Text { text, .. } | Event::Refusal(text) if !text.is_empty() => {
+                self.text(&text, out)
+            }
             Event::ToolCall {
                 index,
                 id,
@@ -403,7 +468,10 @@ impl Writer for Items {
             } => self.call(index, id, name, &arguments, out),
             Event::Finish { reason, .. } => self.finish = Some(reason),
             Event::Usage(usage) => self.usage = usage,
-            Event::Start { .. } | Event::Reasoning { .. } | Event::Text { .. } | Event::Refusal(_) => {}
+            Event::Start { .. }
+            | Event::Reasoning { .. }
+            | Event::Text { .. }
+            | Event::Refusal(_) => {}
         }
     }
 
@@ -413,7 +481,10 @@ impl Writer for Items {
         let status = ended(self.finish);
         let done = std::mem::take(&mut self.done);
         let response = self.shown.response(status, done, Some(&self.usage));
-        self.write(json!({"type": format!("response.{status}"), "response": response}), out);
+        self.write(
+            json!({"type": format!("response.{status}"), "response": response}),
+            out,
+        );
     }
 
     fn broken(&mut self, error: &LlmError, out: &mut String) {
@@ -422,7 +493,11 @@ impl Writer for Items {
         let done = std::mem::take(&mut self.done);
         let mut response = self.shown.response("failed", done, Some(&self.usage));
         let told = errors::openai_event(error);
-        response["error"] = json!({"code": told["error"]["code"], "message": told["error"]["message"]});
-        self.write(json!({"type": "response.failed", "response": response}), out);
+        response["error"] =
+            json!({"code": told["error"]["code"], "message": told["error"]["message"]});
+        self.write(
+            json!({"type": "response.failed", "response": response}),
+            out,
+        );
     }
 }
