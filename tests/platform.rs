@@ -18,6 +18,8 @@ mod crash;
 mod dlq;
 #[path = "platform/examples.rs"]
 mod examples;
+#[path = "platform/gateway.rs"]
+mod gateway;
 #[path = "platform/golden.rs"]
 mod golden;
 #[path = "platform/help_corpus.rs"]

@@ -13,6 +13,14 @@ pub const DOCUMENT_UPLOADED: &str = "document.uploaded";
 pub const DOCUMENT_INDEXED: &str = "document.indexed";
 /// `platform.alert`: something needs a look, or does no more.
 pub const PLATFORM_ALERT: &str = "platform.alert";
+/// `llm.usage`: what calls of models reserve, take and give back.
+pub const LLM_USAGE: &str = "llm.usage";
+/// Event type of `llm.usage`: a call begins and may cost so much.
+pub const LLM_RESERVED: &str = "llm.reserved";
+/// Event type of `llm.usage`: a call ended and took this.
+pub const LLM_SETTLED: &str = "llm.settled";
+/// Event type of `llm.usage`: a call ended and took nothing.
+pub const LLM_RELEASED: &str = "llm.released";
 /// Event type of a removal on the topic `document.uploaded`.
 pub const DOCUMENT_DELETED: &str = "document.deleted";
 
@@ -68,6 +76,41 @@ pub fn platform_alert_schema() -> SchemaRef {
         Field::new("state", DataType::Utf8, false),
         Field::new("subject", DataType::Utf8, false),
         Field::new("detail", DataType::Utf8, false),
+    ]))
+}
+
+/// Decimal places of money in events: a millionth of the least price of a token.
+pub const MONEY_SCALE: i8 = 12;
+
+/// Schema of `llm.usage`. A reservation is `llm.reserved`, and one of `llm.settled` and `llm.released` with the same
+/// `reservation_id` ends it. `cost` is what may be (`llm.reserved`) or was (`llm.settled`) to be paid; the sum of
+/// what was settled is what was spent.
+pub fn llm_usage_schema() -> SchemaRef {
+    event_schema(Fields::from(vec![
+        Field::new("reservation_id", DataType::Utf8, false),
+        // As the client named it, or we did for it.
+        Field::new("request_id", DataType::Utf8, false),
+        Field::new("attempt", DataType::UInt32, false),
+        // The process that made the call.
+        Field::new("process", DataType::Utf8, false),
+        Field::new("key_id", DataType::Utf8, true),
+        Field::new("model", DataType::Utf8, false),
+        Field::new("deployment", DataType::Utf8, false),
+        Field::new("provider", DataType::Utf8, false),
+        Field::new("upstream_model", DataType::Utf8, false),
+        Field::new("input_tokens", DataType::UInt64, false),
+        Field::new("cached_tokens", DataType::UInt64, false),
+        Field::new("cache_write_tokens", DataType::UInt64, false),
+        Field::new("output_tokens", DataType::UInt64, false),
+        Field::new("reasoning_tokens", DataType::UInt64, false),
+        Field::new("cost", DataType::Decimal128(38, MONEY_SCALE), false),
+        Field::new("currency", DataType::Utf8, false),
+        // Whether the tokens are an estimate, because the provider told none.
+        Field::new("estimated", DataType::Boolean, false),
+        // `ok`, `cancelled`, or why it failed; without a value while it runs.
+        Field::new("outcome", DataType::Utf8, true),
+        Field::new("latency_ms", DataType::UInt64, true),
+        Field::new("first_token_ms", DataType::UInt64, true),
     ]))
 }
 

@@ -5,6 +5,7 @@
 //! looked at only when they name a key, because others (`VA_SERVER`, `VA_TOKEN`) are the command line's.
 
 mod identity;
+pub mod llm;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -39,6 +40,7 @@ pub struct Settings {
     pub log: LogSettings,
     pub documents: DocumentSettings,
     pub limits: LimitSettings,
+    pub llm: llm::LlmSettings,
     pub models: ModelSettings,
     pub parse: ParseSettings,
     pub search: SearchSettings,
@@ -333,6 +335,7 @@ impl Default for Settings {
             log: LogSettings::default(),
             documents: DocumentSettings::default(),
             limits: LimitSettings::default(),
+            llm: llm::LlmSettings::default(),
             models: ModelSettings::default(),
             parse: ParseSettings::default(),
             search: SearchSettings::default(),
@@ -519,6 +522,10 @@ impl Settings {
                 .to_owned()
         } else if let Some(problem) = self.folders.iter().find_map(FolderSettings::problem) {
             problem
+        } else if let problems = self.llm.problems()
+            && !problems.is_empty()
+        {
+            problems.join("; ")
         } else {
             return Ok(());
         };

@@ -40,6 +40,8 @@ if [ "$stage" = test ]; then
     compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || need initdb postgresql
     # Certificates of the servers that are tested with TLS.
     need openssl openssl
+    # A venv holds the model server and the clients that the gateway is tested with. Debian has what makes one apart.
+    python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
     # Kafka is tested with real brokers, which Maven fetches.
     need mvn maven
     need java openjdk-17-jre-headless

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use va_catalog::event::{
-    DOCUMENT_INDEXED, DOCUMENT_UPLOADED, PLATFORM_ALERT, dead_letter_schema, platform_alert_schema,
+    DOCUMENT_INDEXED, DOCUMENT_UPLOADED, LLM_USAGE, PLATFORM_ALERT, dead_letter_schema,
+    llm_usage_schema, platform_alert_schema,
 };
 use va_catalog::event::{document_indexed_schema, document_uploaded_schema};
 use va_catalog::{Graph, Node, NodeName, Role, TopicName};
@@ -215,6 +216,7 @@ impl Names for BuiltinNames {
         match topic.as_str() {
             DOCUMENT_UPLOADED => Some(document_uploaded_schema()),
             DOCUMENT_INDEXED => Some(document_indexed_schema()),
+            LLM_USAGE => Some(llm_usage_schema()),
             PLATFORM_ALERT => Some(platform_alert_schema()),
             other if other.ends_with(".dead_letter") => Some(dead_letter_schema()),
             _ => None,
@@ -222,10 +224,15 @@ impl Names for BuiltinNames {
     }
 
     fn topics(&self) -> Vec<TopicName> {
-        [DOCUMENT_UPLOADED, DOCUMENT_INDEXED, PLATFORM_ALERT]
-            .into_iter()
-            .filter_map(|name| TopicName::new(name).ok())
-            .collect()
+        [
+            DOCUMENT_UPLOADED,
+            DOCUMENT_INDEXED,
+            LLM_USAGE,
+            PLATFORM_ALERT,
+        ]
+        .into_iter()
+        .filter_map(|name| TopicName::new(name).ok())
+        .collect()
     }
 }
 

@@ -9,6 +9,7 @@ pub mod dead_letters;
 pub mod deployment;
 pub mod disk;
 pub mod folder;
+pub mod gateway;
 pub mod http;
 pub mod identity;
 pub mod ingest;

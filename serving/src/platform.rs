@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arrow::datatypes::SchemaRef;
 use tokio_util::sync::CancellationToken;
+use va_catalog::settings::llm::LlmSettings;
 use va_catalog::settings::{
     Durability, IndexSettings, KafkaMap, LogSettings, ParseSettings, Settings,
 };
@@ -34,6 +35,7 @@ use va_vector::{LanceStore, VectorStore};
 
 use crate::disk::Disk;
 use crate::identity::Identity;
+use crate::gateway::Gateway;
 
 /// How long a parser process without work is kept.
 const PARSER_IDLE: Duration = Duration::from_secs(60);
@@ -87,6 +89,8 @@ pub struct Platform {
     pub objects: Objects,
     pub indexes: Arc<Indexes>,
     pub embedders: Arc<Embedders>,
+    /// Models behind providers.
+    pub gateway: Arc<Gateway>,
     pub parser: Arc<WorkerPool>,
     pub disk: Disk,
     pub runtime: Runtime,
@@ -280,6 +284,14 @@ impl Platform {
         )
         .map_err(part("model store"))?;
         let embedders = Arc::new(Embedders::new(models));
+        let process = uuid::Uuid::now_v7().to_string();
+        // A worker answers nobody, so it needs no keys of providers either.
+        let llm = match role {
+            Role::Worker => LlmSettings::default(),
+            Role::Up | Role::Serve => settings.llm.clone().or_environment(crate::gateway::variable),
+        };
+        let gateway = Gateway::new(&llm, embedders.clone(), log.clone(), &process);
+        let gateway = Arc::new(gateway.map_err(part("model gateway"))?);
         let parser =
             Arc::new(WorkerPool::new(pool_options(&settings.parse)).map_err(part("parser"))?);
 
@@ -305,7 +317,7 @@ impl Platform {
         });
         Ok(Arc::new(Self {
             role,
-            process: uuid::Uuid::now_v7().to_string(),
+            process,
             settings,
             data,
             tenant: TenantId::default_tenant(),
@@ -315,6 +327,7 @@ impl Platform {
             objects,
             indexes,
             embedders,
+            gateway,
             parser,
             disk,
             runtime,
@@ -343,6 +356,9 @@ impl Platform {
                 .create_topic(&topic.name, config)
                 .await
                 .map_err(part("log"))?;
+        }
+        if self.role != Role::Worker {
+            self.gateway.start(self);
         }
         if self.role.runs_pipelines() {
             for (file, text) in va_pipelines::definitions::builtin() {
@@ -473,6 +489,7 @@ impl Platform {
             tracing::debug!(%error, "say goodbye to the other processes");
         }
         self.parser.end_idle(Duration::ZERO);
+        self.gateway.close().await;
         if let Err(error) = self.log.close().await {
             tracing::error!(%error, "the log did not close");
         }

@@ -71,7 +71,7 @@ pub struct Topic {
     pub description: String,
 }
 
-/// Retention of the built-in topics, as of a topic made without one.
+/// Retention of most built-in topics, as of a topic made without one.
 const SEVEN_DAYS_MS: u64 = 7 * 24 * 3_600_000;
 
 /// The topics that every tenant has.
@@ -81,26 +81,36 @@ pub fn built_in_topics() -> Vec<Topic> {
             event::DOCUMENT_UPLOADED,
             event::document_uploaded_schema(),
             "document versions that wait to be indexed or removed",
+            Some(SEVEN_DAYS_MS),
         ),
         (
             event::DOCUMENT_INDEXED,
             event::document_indexed_schema(),
             "document versions that are in both indexes, or gone from both",
+            Some(SEVEN_DAYS_MS),
+        ),
+        (
+            event::LLM_USAGE,
+            event::llm_usage_schema(),
+            "what calls of models reserve, take and give back",
+            // What was spent is the sum of all of it.
+            None,
         ),
         (
             event::PLATFORM_ALERT,
             event::platform_alert_schema(),
             "what needs a look, and what does no more",
+            Some(SEVEN_DAYS_MS),
         ),
     ]
     .into_iter()
-    .filter_map(|(name, schema, description)| {
+    .filter_map(|(name, schema, description, retention_ms)| {
         Some(Topic {
             // A constant; a test sees to it that it is a valid name.
             name: TopicName::new(name).ok()?,
             partitions: 3,
             retention: Retention {
-                ms: Some(SEVEN_DAYS_MS),
+                ms: retention_ms,
                 bytes: None,
             },
             wire_format: WireFormat::Batches,

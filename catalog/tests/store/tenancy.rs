@@ -379,6 +379,7 @@ async fn topics_models_and_settings_survive_a_restart(on: On) {
         [
             event::DOCUMENT_INDEXED,
             event::DOCUMENT_UPLOADED,
+            event::LLM_USAGE,
             event::PLATFORM_ALERT,
             "订单"
         ]

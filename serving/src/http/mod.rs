@@ -20,6 +20,7 @@ mod sql;
 mod tenants;
 mod topics;
 mod users;
+mod v1;
 mod versions;
 
 use std::net::SocketAddr;
@@ -62,6 +63,7 @@ pub fn router(app: App) -> Router {
     router
         .route_layer(middleware::from_fn_with_state(guard, auth::authorize))
         .fallback(operations::not_found)
+        .layer(middleware::from_fn(v1::around))
         // Bodies are streamed and bounded by the handlers, which know the limit to name.
         .layer(axum::extract::DefaultBodyLimit::disable())
         .layer(middleware::from_fn(observe))

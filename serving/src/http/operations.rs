@@ -193,6 +193,9 @@ async fn checks(app: &App, thorough: bool) -> Vec<Check> {
         )),
     };
     check("embedding model", false, ready);
+    if platform.role != Role::Worker {
+        check("model gateway", false, Ok(platform.gateway.told()));
+    }
     for (name, result) in platform.folders.checks() {
         check(&name, false, result);
     }

@@ -86,10 +86,10 @@ impl Problem {
         Self::new(StatusCode::INSUFFICIENT_STORAGE, "disk_full", detail)
     }
 
-    /// It is worth to try again after that time.
+    /// When it is worth to try again, where that is known.
     #[must_use]
-    pub fn after(mut self, wait: Duration) -> Self {
-        self.retry_after = Some(wait);
+    pub fn after(mut self, wait: impl Into<Option<Duration>>) -> Self {
+        self.retry_after = wait.into();
         self
     }
 

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::handler::Handler;
 use axum::http::Method;
 use axum::routing::{MethodFilter, MethodRouter, on};
@@ -14,7 +15,7 @@ use va_catalog::Permission;
 
 use super::{
     App, audit, auth, bulk, collections, dead_letters, documents, keys, logins, oidc, operations,
-    pipelines, roles, search, sql, tenants, topics, users, versions,
+    pipelines, roles, search, sql, tenants, topics, users, v1, versions,
 };
 
 /// Who may call a route.
@@ -163,6 +164,16 @@ impl Routes {
         self
     }
 
+    /// Of these routes, the largest body that handlers take as a whole, in bytes.
+    #[must_use]
+    pub fn bodies_max(mut self, bytes: usize) -> Self {
+        for route in &mut self.0 {
+            let handler = std::mem::take(&mut route.handler);
+            route.handler = handler.layer(DefaultBodyLimit::max(bytes));
+        }
+        self
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = &Route> {
         self.0.iter()
     }
@@ -196,6 +207,7 @@ pub fn api() -> Routes {
         .merge(content())
         .merge(flows())
         .merge(dead_letters::routes())
+        .merge(v1::routes())
         .merge(versions::routes())
 }
 
@@ -309,7 +321,8 @@ mod tests {
             .merge(api())
             .iter()
             .map(|route| {
-                let name = format!("{} {}", route.method, route.path);
+                // A wildcard is a parameter with slashes in it, which OpenAPI has no sign for.
+                let name = format!("{} {}", route.method, route.path.replace("{*", "{"));
                 (name, route.access.declared())
             })
             .collect()

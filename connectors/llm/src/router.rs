@@ -1,0 +1,646 @@
+//! The way of a request to the deployment that answers it.
+//!
+//! Acts on the decisions of [`crate::routing`]: takes the deployments of a model in their order, waits for room, reserves
+//! the money, makes the call, and after a failure repeats it, goes on to the next deployment or to another model. A stream
+//! is handed out when its first visible piece is there; until then everything can still be done elsewhere. What is on its
+//! way when the caller goes is given back: room, money, the trial of a deployment.
+
+mod deployment;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::future::BoxFuture;
+use va_catalog::settings::llm::{Capability, LlmModelSettings, LlmSettings, ModelUse, Strategy};
+
+pub(crate) use deployment::{Deployment, Lease, Rules};
+
+use crate::error::{ErrorKind, LlmError};
+use crate::ledger::{Attempt, Caller, Ledger, Outcome};
+use crate::provider::Call;
+use crate::routing::retry::{Step, step};
+use crate::routing::select::{Candidate, mixed, order};
+use crate::stream::{ChatStream, open};
+use crate::types::{
+    ChatReply, ChatRequest, EmbedReply, EmbedRequest, Part, RerankReply, RerankRequest,
+    ResponseFormat, Usage,
+};
+
+/// What a reply takes when neither the request nor the deployment says how long it may be.
+const OUTPUT_TOKENS: u64 = 4_096;
+/// What a picture takes, about.
+const IMAGE_TOKENS: u64 = 1_000;
+
+/// A model as clients ask for it.
+#[derive(Debug)]
+pub(crate) struct Group {
+    pub name: String,
+    pub settings: LlmModelSettings,
+    pub deployments: Vec<Arc<Deployment>>,
+}
+
+/// A model that can be asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelInfo {
+    pub name: String,
+    pub aliases: Vec<String>,
+    pub used_for: ModelUse,
+    /// Whose it is: the provider of its first deployment.
+    pub provider: String,
+}
+
+/// How a request got its answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RouteInfo {
+    /// `model/provider/upstream model`.
+    pub deployment: String,
+    /// How many calls were made for it.
+    pub tries: u32,
+    /// Whether another model answers than was asked for.
+    pub fell_back: bool,
+    /// How much of the time was spent waiting: for providers, for room, between repetitions.
+    pub waited: Duration,
+}
+
+/// Finds the deployment that answers.
+pub struct Router {
+    settings: LlmSettings,
+    groups: Vec<Group>,
+    rules: Rules,
+    ledger: Arc<dyn Ledger>,
+    clock: Arc<dyn Fn() -> i64 + Send + Sync>,
+    chance: AtomicU64,
+}
+
+/// What a request needs, whatever it is for.
+struct Need<'a> {
+    model: &'a str,
+    used_for: ModelUse,
+    capabilities: Vec<Capability>,
+    input_tokens: u64,
+    /// Of the reply; `None` where the request does not say.
+    output_tokens: Option<u64>,
+    /// Requests of one user go to one deployment.
+    user: Option<&'a str>,
+}
+
+/// What came of a request: the answer, what it holds on to, and how it came about.
+type Routed<T> = (T, Lease, RouteInfo);
+
+impl Router {
+    pub(crate) fn new(
+        settings: LlmSettings,
+        groups: Vec<Group>,
+        ledger: Arc<dyn Ledger>,
+        clock: Arc<dyn Fn() -> i64 + Send + Sync>,
+    ) -> Self {
+        let mut seed = [0; 8];
+        // Without randomness from the system the order is the same after each start, which is no fault.
+        let _ = getrandom::fill(&mut seed);
+        Self {
+            rules: Rules::of(&settings.routing),
+            settings,
+            groups,
+            ledger,
+            clock,
+            chance: AtomicU64::new(u64::from_le_bytes(seed)),
+        }
+    }
+
+    /// Whether some model can be asked for replies.
+    pub fn has_chat(&self) -> bool {
+        self.groups
+            .iter()
+            .any(|group| group.settings.used_for == ModelUse::Chat)
+    }
+
+    /// The model of a request that names none.
+    pub fn default_model(&self) -> Option<&str> {
+        self.settings.default_model.as_deref().or_else(|| {
+            let chat = |group: &&Group| group.settings.used_for == ModelUse::Chat;
+            let named = self.groups.iter().filter(chat);
+            let mut named = named.filter(|group| !group.name.ends_with('*'));
+            named.next().map(|group| group.name.as_str())
+        })
+    }
+
+    /// The models, by name; those that stand for many are left out.
+    pub fn models(&self) -> Vec<ModelInfo> {
+        self.groups
+            .iter()
+            .filter(|group| !group.name.ends_with('*'))
+            .map(|group| ModelInfo {
+                name: group.name.clone(),
+                aliases: group.settings.aliases.clone(),
+                used_for: group.settings.used_for,
+                provider: group
+                    .deployments
+                    .first()
+                    .map_or_else(String::new, |deployment| deployment.provider_name.clone()),
+            })
+            .collect()
+    }
+
+    /// Asks for a reply. It is a stream in any case; with `stream: false` the provider was asked for it in one piece.
+    pub async fn chat(
+        &self,
+        caller: &Caller,
+        request: &ChatRequest,
+    ) -> Result<ChatStream, LlmError> {
+        let need = self.chat_need(request)?;
+        let rules = &self.rules;
+        let run = |deployment: &Deployment, asked: &str| -> BoxFuture<'static, _> {
+            let (provider, model) = (deployment.provider.clone(), deployment.upstream(asked));
+            let (request, output_tokens_max) = (request.clone(), deployment.output_tokens_max);
+            let limits = (rules.first_token_timeout, rules.timeout);
+            Box::pin(async move {
+                let call = Call {
+                    model: &model,
+                    output_tokens_max,
+                };
+                open(provider.as_ref(), call, &request, limits).await
+            })
+        };
+        let (opened, lease, info) = self.route(caller, &need, &run).await?;
+        Ok(ChatStream::new(opened, lease, info, rules.timeout))
+    }
+
+    /// Asks for a reply and waits for all of it.
+    pub async fn complete(
+        &self,
+        caller: &Caller,
+        request: &ChatRequest,
+    ) -> Result<(ChatReply, RouteInfo), LlmError> {
+        self.chat(caller, request).await?.collect().await
+    }
+
+    /// Asks for vectors.
+    pub async fn embed(
+        &self,
+        caller: &Caller,
+        request: &EmbedRequest,
+    ) -> Result<(EmbedReply, RouteInfo), LlmError> {
+        let need = Need {
+            model: &request.model,
+            used_for: ModelUse::Embedding,
+            capabilities: Vec::new(),
+            input_tokens: request.texts.iter().map(|text| tokens(text)).sum(),
+            output_tokens: Some(0),
+            user: request.user.as_deref(),
+        };
+        let timeout = self.rules.timeout;
+        let run = |deployment: &Deployment, asked: &str| -> BoxFuture<'static, _> {
+            let (provider, model) = (deployment.provider.clone(), deployment.upstream(asked));
+            let request = request.clone();
+            Box::pin(async move {
+                let call = Call {
+                    model: &model,
+                    output_tokens_max: None,
+                };
+                within(timeout, provider.embed(call, &request)).await
+            })
+        };
+        let (reply, lease, info) = self.route(caller, &need, &run).await?;
+        let usage = counted(reply.usage, need.input_tokens);
+        lease.settle(usage, Outcome::Ok);
+        Ok((EmbedReply { usage, ..reply }, info))
+    }
+
+    /// Asks for an order of documents.
+    pub async fn rerank(
+        &self,
+        caller: &Caller,
+        request: &RerankRequest,
+    ) -> Result<(RerankReply, RouteInfo), LlmError> {
+        let documents: u64 = request.documents.iter().map(|text| tokens(text)).sum();
+        let query = tokens(&request.query);
+        let need = Need {
+            model: &request.model,
+            used_for: ModelUse::Rerank,
+            capabilities: Vec::new(),
+            input_tokens: documents + query * request.documents.len() as u64,
+            output_tokens: Some(0),
+            user: None,
+        };
+        let timeout = self.rules.timeout;
+        let run = |deployment: &Deployment, asked: &str| -> BoxFuture<'static, _> {
+            let (provider, model) = (deployment.provider.clone(), deployment.upstream(asked));
+            let request = request.clone();
+            Box::pin(async move {
+                let call = Call {
+                    model: &model,
+                    output_tokens_max: None,
+                };
+                within(timeout, provider.rerank(call, &request)).await
+            })
+        };
+        let (mut reply, lease, info) = self.route(caller, &need, &run).await?;
+        let usage = counted(reply.usage, need.input_tokens);
+        lease.settle(usage, Outcome::Ok);
+        if let Some(top_n) = request.top_n {
+            reply.ranked.truncate(top_n as usize);
+        }
+        Ok((RerankReply { usage, ..reply }, info))
+    }
+
+    fn chat_need<'a>(&'a self, request: &'a ChatRequest) -> Result<Need<'a>, LlmError> {
+        let mut capabilities = Vec::new();
+        if !request.tools.is_empty() {
+            capabilities.push(Capability::Tools);
+        }
+        let mut input_tokens = 0;
+        for message in &request.messages {
+            input_tokens += 4;
+            for part in &message.content {
+                input_tokens += match part {
+                    Part::Text { text, .. } => tokens(text),
+                    Part::Image { .. } => {
+                        if !capabilities.contains(&Capability::Vision) {
+                            capabilities.push(Capability::Vision);
+                        }
+                        IMAGE_TOKENS
+                    }
+                    Part::Other(value) => tokens(&value.to_string()),
+                };
+            }
+            for call in &message.tool_calls {
+                input_tokens += tokens(&call.arguments) + 8;
+            }
+        }
+        for tool in &request.tools {
+            input_tokens += tokens(&tool.parameters.to_string())
+                + tokens(tool.description.as_deref().unwrap_or_default())
+                + 8;
+        }
+        if matches!(
+            request.response_format,
+            Some(ResponseFormat::Json | ResponseFormat::JsonSchema(_))
+        ) {
+            capabilities.push(Capability::Json);
+        }
+        let model = if request.model.is_empty() {
+            self.default_model().ok_or_else(|| {
+                LlmError::bad("the request names no `model`, and `llm.default_model` is not set")
+            })?
+        } else {
+            request.model.as_str()
+        };
+        Ok(Need {
+            model,
+            used_for: ModelUse::Chat,
+            capabilities,
+            input_tokens,
+            output_tokens: request.max_tokens.map(u64::from),
+            user: request.user.as_deref(),
+        })
+    }
+
+    /// The group of that name: its own, an alias, or one that stands for many.
+    fn group(&self, name: &str) -> Option<&Group> {
+        let exact = |group: &&Group| {
+            group.name == name || group.settings.aliases.iter().any(|alias| alias == name)
+        };
+        self.groups.iter().find(exact).or_else(|| {
+            let (found, _) = self.settings.find(name)?;
+            self.groups.iter().find(|group| group.name == found)
+        })
+    }
+
+    /// Asks the deployments of the model, and of those that may stand in for it, until one answers.
+    async fn route<T>(
+        &self,
+        caller: &Caller,
+        need: &Need<'_>,
+        run: &(dyn Fn(&Deployment, &str) -> BoxFuture<'static, Result<T, LlmError>> + Send + Sync),
+    ) -> Result<Routed<T>, LlmError> {
+        let group = self.group(need.model).ok_or_else(|| self.unknown(need))?;
+        if let Some(models) = &caller.models
+            && !models
+                .iter()
+                .any(|model| model == need.model || *model == group.name)
+        {
+            return Err(LlmError::new(
+                ErrorKind::Forbidden,
+                format!("this key may not use the model `{}`", need.model),
+            ));
+        }
+        if group.settings.used_for != need.used_for
+            && !(need.used_for == ModelUse::Rerank
+                && group.settings.used_for == ModelUse::Embedding)
+        {
+            return Err(LlmError::new(
+                ErrorKind::BadRequest,
+                format!(
+                    "the model `{}` is for another use ({:?}) than this call needs ({:?})",
+                    need.model, group.settings.used_for, need.used_for
+                ),
+            ));
+        }
+        let mut info = RouteInfo::default();
+        let mut seen = HashSet::from([group.name.as_str()]);
+        let mut queue = std::collections::VecDeque::from([(group, need.model)]);
+        let mut first: Option<LlmError> = None;
+        while let Some((group, asked)) = queue.pop_front() {
+            info.fell_back = first.is_some();
+            let (error, stand_ins) =
+                match self.ask(caller, need, group, asked, &mut info, run).await {
+                    Ok((answer, lease)) => return Ok((answer, lease, info)),
+                    Err(failed) => failed,
+                };
+            tracing::warn!(model = group.name, request = caller.request_id, %error, "no deployment answered");
+            let names: &[String] = match stand_ins {
+                StandIns::None => &[],
+                StandIns::Any => &group.settings.fallbacks,
+                StandIns::Larger => &group.settings.context_window_fallbacks,
+                StandIns::OtherPolicy => &group.settings.content_policy_fallbacks,
+            };
+            for name in names {
+                if let Some(group) = self.group(name)
+                    && seen.insert(&group.name)
+                {
+                    queue.push_back((group, name.as_str()));
+                }
+            }
+            // The client asked for the first one, so its failure decides what the error is.
+            match &mut first {
+                None => first = Some(error),
+                Some(first) => first
+                    .message
+                    .push_str(&format!("; in its place {}", error.message)),
+            }
+        }
+        Err(first.unwrap_or_else(|| self.unknown(need)))
+    }
+
+    /// Asks the deployments of one model.
+    async fn ask<T>(
+        &self,
+        caller: &Caller,
+        need: &Need<'_>,
+        group: &Group,
+        asked: &str,
+        info: &mut RouteInfo,
+        run: &(dyn Fn(&Deployment, &str) -> BoxFuture<'static, Result<T, LlmError>> + Send + Sync),
+    ) -> Result<(T, Lease), (LlmError, StandIns)> {
+        let able = self.able(need, group)?;
+        let strategy = group
+            .settings
+            .strategy
+            .unwrap_or(self.settings.routing.strategy);
+        let candidates = self.candidates(&able, need.input_tokens);
+        if candidates.is_empty() {
+            return Err((self.all_cooling(group, &able), StandIns::Any));
+        }
+        let order = order(strategy, &candidates, self.draw(need.user, strategy));
+        let mut last = LlmError::new(ErrorKind::Unavailable, "no deployment was asked");
+        for (place, index) in order.iter().enumerate() {
+            let deployment = &able[*index];
+            let others = order[place + 1..]
+                .iter()
+                .any(|index| able[*index].admits(&self.rules));
+            let mut repeated = 0;
+            while deployment.admits(&self.rules) {
+                let failed = self
+                    .attempt(caller, need, deployment, asked, info, run)
+                    .await;
+                let error = match failed {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) => error,
+                };
+                let next = step(
+                    &self.rules.retry,
+                    &error,
+                    repeated,
+                    others,
+                    self.next_chance(),
+                );
+                last = error.at(&deployment.name);
+                match next {
+                    Step::Repeat(pause) => {
+                        repeated += 1;
+                        info.waited += pause;
+                        tokio::time::sleep(pause).await;
+                    }
+                    Step::Next => break,
+                    Step::LargerModel => return Err((last, StandIns::Larger)),
+                    Step::OtherPolicy => return Err((last, StandIns::OtherPolicy)),
+                    Step::GiveUp => return Err((last, StandIns::None)),
+                }
+            }
+        }
+        Err((last, StandIns::Any))
+    }
+
+    /// One call of one deployment.
+    async fn attempt<T>(
+        &self,
+        caller: &Caller,
+        need: &Need<'_>,
+        deployment: &Arc<Deployment>,
+        asked: &str,
+        info: &mut RouteInfo,
+        run: &(dyn Fn(&Deployment, &str) -> BoxFuture<'static, Result<T, LlmError>> + Send + Sync),
+    ) -> Result<(T, Lease), LlmError> {
+        let most = Usage {
+            input: need.input_tokens,
+            output: need
+                .output_tokens
+                .or(deployment.output_tokens_max.map(u64::from))
+                .unwrap_or(OUTPUT_TOKENS),
+            estimated: true,
+            ..Usage::default()
+        };
+        let queued = Instant::now();
+        let tokens = most.input + most.output;
+        let mut lease = Lease::take(deployment.clone(), &self.rules, most, tokens).await?;
+        info.waited += queued.elapsed();
+        let now = (self.clock)();
+        info.tries += 1;
+        let attempt = Attempt {
+            number: info.tries,
+            model: need.model.to_owned(),
+            deployment: deployment.name.clone(),
+            provider: deployment.provider_name.clone(),
+            upstream_model: deployment.upstream(asked),
+            most,
+            most_cost: deployment.prices.cost(&most, now),
+        };
+        lease.reserve(self.ledger.reserve(caller, attempt).await?, now);
+        info.deployment.clone_from(&deployment.name);
+        let called = Instant::now();
+        let answer = run(deployment, asked).await;
+        info.waited += called.elapsed();
+        match answer {
+            Ok(answer) => {
+                lease.answered();
+                Ok((answer, lease))
+            }
+            Err(error) => {
+                lease.failed(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// The deployments that can do what is needed.
+    fn able(
+        &self,
+        need: &Need<'_>,
+        group: &Group,
+    ) -> Result<Vec<Arc<Deployment>>, (LlmError, StandIns)> {
+        let capable: Vec<_> = group
+            .deployments
+            .iter()
+            .filter(|deployment| deployment.can(&need.capabilities))
+            .cloned()
+            .collect();
+        if capable.is_empty() {
+            return Err((
+                LlmError::new(
+                    ErrorKind::Unsupported,
+                    format!(
+                        "no deployment of `{}` has what the request needs: {:?}",
+                        group.name, need.capabilities
+                    ),
+                ),
+                StandIns::Any,
+            ));
+        }
+        let able: Vec<_> = capable
+            .iter()
+            .filter(|deployment| deployment.holds(need.input_tokens))
+            .cloned()
+            .collect();
+        if able.is_empty() {
+            let most = capable.iter().filter_map(|d| d.context_tokens).max();
+            return Err((
+                LlmError::new(
+                    ErrorKind::ContextWindow,
+                    format!(
+                        "the request has about {} tokens, more than the {} that `{}` takes",
+                        need.input_tokens,
+                        most.unwrap_or_default(),
+                        group.name
+                    ),
+                ),
+                StandIns::Larger,
+            ));
+        }
+        Ok(able)
+    }
+
+    fn candidates(&self, able: &[Arc<Deployment>], tokens: u64) -> Vec<Candidate> {
+        let now = (self.clock)();
+        able.iter()
+            .enumerate()
+            .filter(|(_, deployment)| deployment.admits(&self.rules))
+            .map(|(index, deployment)| Candidate {
+                index,
+                weight: deployment.weight,
+                latency_ms: deployment.latency_ms(),
+                cost: deployment.prices.level(now),
+                has_room: deployment.has_room(&self.rules, tokens),
+            })
+            .collect()
+    }
+
+    fn all_cooling(&self, group: &Group, able: &[Arc<Deployment>]) -> LlmError {
+        let soonest = able
+            .iter()
+            .map(|deployment| deployment.admits_in(&self.rules))
+            .min();
+        let seconds = soonest.unwrap_or_default().as_secs() + 1;
+        LlmError::new(
+            ErrorKind::Unavailable,
+            format!(
+                "all deployments of `{}` have failed too often and are left alone; the first of them is tried again in \
+                 {seconds} s",
+                group.name
+            ),
+        )
+        .after(Some(Duration::from_secs(seconds)))
+    }
+
+    fn unknown(&self, need: &Need<'_>) -> LlmError {
+        if need.used_for == ModelUse::Chat && !self.has_chat() {
+            return LlmError::new(
+                ErrorKind::NotConfigured,
+                "no model provider is configured: set OPENAI_API_KEY (or OPENAI_BASE_URL for a server that speaks OpenAI's \
+                 protocol) or ANTHROPIC_API_KEY in the server's environment, or name `llm.providers` and `llm.models` in \
+                 va.yaml, then restart",
+            );
+        }
+        let known: Vec<String> = self
+            .models()
+            .into_iter()
+            .filter(|model| model.used_for == need.used_for)
+            .map(|model| format!("`{}`", model.name))
+            .collect();
+        let known = if known.is_empty() {
+            "there is none for this use".to_owned()
+        } else {
+            format!("use {}", known.join(", "))
+        };
+        LlmError::new(
+            ErrorKind::UnknownModel,
+            format!("there is no model `{}`: {known}", need.model),
+        )
+    }
+
+    /// A number for choosing; the same one for the same user, so that a provider's cache is of use.
+    fn draw(&self, user: Option<&str>, strategy: Strategy) -> u64 {
+        match user {
+            Some(user) if strategy == Strategy::Weight => {
+                user.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+                    mixed(hash ^ u64::from(byte))
+                })
+            }
+            _ => self.next_chance(),
+        }
+    }
+
+    fn next_chance(&self) -> u64 {
+        mixed(
+            self.chance
+                .fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed),
+        )
+    }
+}
+
+/// Which models may stand in after a failure.
+enum StandIns {
+    None,
+    Any,
+    Larger,
+    OtherPolicy,
+}
+
+async fn within<T>(
+    timeout: Duration,
+    call: impl Future<Output = Result<T, LlmError>>,
+) -> Result<T, LlmError> {
+    tokio::time::timeout(timeout, call)
+        .await
+        .unwrap_or_else(|_| Err(crate::stream::timed_out("no reply", timeout)))
+}
+
+/// What the provider counted, or else our estimate.
+fn counted(usage: Usage, input: u64) -> Usage {
+    if usage.input > 0 {
+        return usage;
+    }
+    Usage {
+        input,
+        estimated: true,
+        ..usage
+    }
+}
+
+/// About how many tokens a text has: four letters each, or one character of Chinese and its like.
+pub(crate) fn tokens(text: &str) -> u64 {
+    let ascii = text.bytes().filter(u8::is_ascii).count() as u64;
+    let others = text.chars().filter(|c| !c.is_ascii()).count() as u64;
+    ascii.div_ceil(4) + others
+}
