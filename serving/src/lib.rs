@@ -1,4 +1,4 @@
-//! The library behind `va`: the platform in one process, its HTTP API, its command line, and retrieval.
+//! The library behind `va`: the platform in one process, its HTTP API, its command line, retrieval, and answers.
 //!
 //! The command line is a client of the HTTP API. When no server holds the data directory, a command brings the platform
 //! up in its own process and talks to that, so there is one code path.
@@ -9,10 +9,12 @@ pub mod dead_letters;
 pub mod deployment;
 pub mod disk;
 pub mod folder;
+pub mod freshness;
 pub mod http;
 pub mod ingest;
 pub mod platform;
 pub mod processes;
+pub mod rag;
 pub mod retrieval;
 pub mod sweep;
 pub mod telemetry;

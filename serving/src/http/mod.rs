@@ -8,6 +8,7 @@ mod documents;
 mod operations;
 mod pipelines;
 mod problem;
+mod rag;
 mod search;
 mod sql;
 mod topics;
@@ -58,6 +59,7 @@ pub const API_ROUTES: &[&str] = &[
     "/api/v1/collections/{collection}/documents/{id}/diff",
     "/api/v1/collections/{collection}/documents/{id}/rollback",
     "/api/v1/retrieval/hybrid_search",
+    "/api/v1/rag/query",
     "/api/v1/pipelines",
     "/api/v1/pipelines/{pipeline}",
     "/api/v1/pipelines/{pipeline}/start",
@@ -124,6 +126,7 @@ pub fn router(app: App) -> Router {
             "/api/v1/retrieval/hybrid_search",
             post(search::hybrid_search),
         )
+        .route("/api/v1/rag/query", post(rag::query))
         .route(
             "/api/v1/pipelines",
             get(pipelines::list).post(pipelines::create),
