@@ -32,6 +32,8 @@ mod messages;
 mod on_servers;
 #[path = "platform/pipelines.rs"]
 mod pipelines;
+#[path = "platform/rag.rs"]
+mod rag;
 #[path = "platform/server.rs"]
 mod server;
 #[path = "platform/shared_indexes.rs"]

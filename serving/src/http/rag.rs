@@ -194,3 +194,67 @@ impl From<RagError> for Problem {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Counts what has been sent; says when the work is given up.
+    struct Working {
+        sent: Arc<AtomicUsize>,
+        given_up: Arc<AtomicUsize>,
+    }
+
+    impl Drop for Working {
+        fn drop(&mut self) {
+            self.given_up.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn streamed(count: usize, end: Result<(), Problem>) -> (Streamed, Arc<AtomicUsize>, Arc<AtomicUsize>) {
+        let (events_tx, events) = mpsc::channel(EVENTS);
+        let (sent, given_up) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let working = Working {
+            sent: sent.clone(),
+            given_up: given_up.clone(),
+        };
+        let work = async move {
+            let events_tx = events_tx;
+            for _ in 0..count {
+                let _ = events_tx.send(Event::Delta("x".into())).await;
+                working.sent.fetch_add(1, Ordering::SeqCst);
+            }
+            end
+        };
+        let streamed = Streamed {
+            work: Some(Box::pin(work)),
+            events,
+            problem: None,
+        };
+        (streamed, sent, given_up)
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_holds_the_writer_up() {
+        let (mut streamed, sent, given_up) = streamed(10_000, Ok(()));
+        for read in 1..=50 {
+            assert_eq!(streamed.next().await.map(|(name, _)| name), Some("delta"));
+            assert!(sent.load(Ordering::SeqCst) <= read + EVENTS + 1);
+        }
+        drop(streamed);
+        assert_eq!(given_up.load(Ordering::SeqCst), 1, "the work goes with its reader");
+    }
+
+    #[tokio::test]
+    async fn a_problem_comes_after_what_was_said() {
+        let (mut streamed, ..) = streamed(3, Err(Problem::invalid("no more")));
+        let mut names = Vec::new();
+        while let Some((name, _)) = streamed.next().await {
+            names.push(name);
+        }
+        assert_eq!(names, ["delta", "delta", "delta", "error"]);
+    }
+}
