@@ -236,7 +236,13 @@ pub(crate) async fn raise(
         commit.finish().await.map_err(|error| error.to_string())
     };
     if let Err(error) = told.await {
-        tracing::warn!(error, kind, subject, state, "the alert did not reach its topic");
+        tracing::warn!(
+            error,
+            kind,
+            subject,
+            state,
+            "the alert did not reach its topic"
+        );
     }
 }
 
@@ -254,12 +260,7 @@ fn alert(
             "`platform.alert` has no struct payload".into(),
         ));
     };
-    let payload = vec![
-        text(kind),
-        text(state),
-        text(subject),
-        text(detail),
-    ];
+    let payload = vec![text(kind), text(state), text(subject), text(detail)];
     let payload = StructArray::try_new(fields.clone(), payload, None)?;
     let now = TimestampMillisecondArray::from(vec![now_ms()]).with_timezone("UTC");
     let columns: Vec<ArrayRef> = vec![

@@ -212,7 +212,10 @@ pub async fn wait(
                 });
             }
         }
-        if checkpoints.as_ref().is_some_and(|c| c.has_changed().is_err()) {
+        if checkpoints
+            .as_ref()
+            .is_some_and(|c| c.has_changed().is_err())
+        {
             checkpoints = None;
         }
     }
@@ -303,15 +306,22 @@ mod tests {
     #[test]
     fn a_token_is_now_or_offsets() {
         assert_eq!(Wanted::parse(&json!("now")), Ok(Wanted::Now));
-        let token = json!({"indexed_at_ms": 5, "pending": 0, "offsets": {"document.uploaded": [3, 0]}});
+        let token =
+            json!({"indexed_at_ms": 5, "pending": 0, "offsets": {"document.uploaded": [3, 0]}});
         let topic = TopicName::new(DOCUMENT_UPLOADED).expect("a name");
         let offsets = Offsets::from([(topic, vec![Offset(3), Offset(0)])]);
         assert_eq!(Wanted::parse(&token), Ok(Wanted::Offsets(offsets)));
         for (bad, said) in [
             (json!("later"), "use \"now\""),
             (json!(7), "use \"now\""),
-            (json!({"offsets": {"document.uploaded": [-1]}}), "whole numbers"),
-            (json!({"offsets": {"document.uploaded": 3}}), "whole numbers"),
+            (
+                json!({"offsets": {"document.uploaded": [-1]}}),
+                "whole numbers",
+            ),
+            (
+                json!({"offsets": {"document.uploaded": 3}}),
+                "whole numbers",
+            ),
             (json!({"offsets": {"other": [1]}}), "`other`"),
         ] {
             let error = Wanted::parse(&bad).expect_err("refused");

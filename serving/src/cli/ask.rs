@@ -99,7 +99,8 @@ pub async fn chat(client: &Client, args: &ChatArgs) -> Outcome<()> {
             _ => {}
         }
         editor.add_history_entry(question)?;
-        let mut request = json!({"question": question, "collection": collection, "history": history});
+        let mut request =
+            json!({"question": question, "collection": collection, "history": history});
         if let Some(k) = args.k {
             request["k"] = json!(k);
         }
@@ -164,7 +165,11 @@ async fn stream(client: &Client, request: &Value) -> Outcome<Told> {
         return Err(Failure::failed(reason));
     }
     for degraded in told.done["degraded"].as_array().into_iter().flatten() {
-        eprintln!("warning: {}: {}", said(&degraded["retriever"]), said(&degraded["reason"]));
+        eprintln!(
+            "warning: {}: {}",
+            said(&degraded["retriever"]),
+            said(&degraded["reason"])
+        );
     }
     for sentence in told.done["unsupported"].as_array().into_iter().flatten() {
         eprintln!("warning: no source supports: {}", said(&sentence["text"]));
@@ -175,19 +180,28 @@ async fn stream(client: &Client, request: &Value) -> Outcome<Told> {
 impl Told {
     /// The cited places below the answer, each number once with all its quotes.
     fn print_sources(&self, collection: &str) {
-        let mut numbers: Vec<u64> = self.citations.iter().filter_map(|c| c["n"].as_u64()).collect();
+        let mut numbers: Vec<u64> = self
+            .citations
+            .iter()
+            .filter_map(|c| c["n"].as_u64())
+            .collect();
         numbers.sort_unstable();
         numbers.dedup();
         for n in numbers {
             let mut of_source = self.citations.iter().filter(|c| c["n"] == n).peekable();
-            let Some(first) = of_source.peek() else {
+            let Some(first) = of_source.peek().copied() else {
                 continue;
             };
             let (document, chunk) = (&first["document"], &first["chunk"]);
-            let title = document["title"].as_str().unwrap_or(said(&document["name"]));
+            let title = document["title"]
+                .as_str()
+                .unwrap_or(said(&document["name"]));
             let path = chunk["title_path"].as_array().into_iter().flatten();
             let path: Vec<&str> = path.filter_map(Value::as_str).collect();
-            let mut place = vec![said(&document["name"]).to_owned(), format!("v{}", document["version"])];
+            let mut place = vec![
+                said(&document["name"]).to_owned(),
+                format!("v{}", document["version"]),
+            ];
             if let Some(page) = chunk["page"].as_u64() {
                 place.push(format!("page {page}"));
             }
@@ -200,7 +214,10 @@ impl Told {
                 let words: Vec<&str> = said(&citation["quote"]).split_whitespace().collect();
                 println!("    “{}”", printable(&words.join(" ")));
             }
-            println!("    open: {}", printable(&opening(document, chunk, collection)));
+            println!(
+                "    open: {}",
+                printable(&opening(document, chunk, collection))
+            );
         }
     }
 
@@ -221,7 +238,11 @@ impl Told {
         }
         for source in trace["sources"].as_array().into_iter().flatten() {
             let name = printable(said(&source["document"]["name"]));
-            println!("source [{}] {:.4}  {name}", source["n"], number(&source["score"]));
+            println!(
+                "source [{}] {:.4}  {name}",
+                source["n"],
+                number(&source["score"])
+            );
         }
         for sentence in self.done["sentences"].as_array().into_iter().flatten() {
             println!(
@@ -248,7 +269,9 @@ impl Told {
 /// What shows the cited document: its address, at the page; or the command that tells where it is.
 fn opening(document: &Value, chunk: &Value, collection: &str) -> String {
     let uri = said(&document["uri"]);
-    let page = chunk["page"].as_u64().map_or(String::new(), |page| format!("#page={page}"));
+    let page = chunk["page"]
+        .as_u64()
+        .map_or(String::new(), |page| format!("#page={page}"));
     if uri.starts_with("http://") || uri.starts_with("https://") || uri.starts_with("file://") {
         return format!("{uri}{page}");
     }
@@ -258,7 +281,10 @@ fn opening(document: &Value, chunk: &Value, collection: &str) -> String {
             let parts: Vec<String> = path.split('/').map(encode).collect();
             format!("file://{}{page}", parts.join("/"))
         }
-        Err(_) => format!("va document show {} --collection {collection}", said(&document["id"])),
+        Err(_) => format!(
+            "va document show {} --collection {collection}",
+            said(&document["id"])
+        ),
     }
 }
 

@@ -289,7 +289,10 @@ impl Events {
                     self.data.push_str(value);
                 }
                 "" if line.is_empty() && !self.data.is_empty() => {
-                    return Some((std::mem::take(&mut self.name), std::mem::take(&mut self.data)));
+                    return Some((
+                        std::mem::take(&mut self.name),
+                        std::mem::take(&mut self.data),
+                    ));
                 }
                 _ => {}
             }
@@ -397,7 +400,13 @@ mod tests {
             events.rest.push(byte);
             found.extend(events.next());
         }
-        let found: Vec<(&str, &str)> = found.iter().map(|(n, d)| (n.as_str(), d.as_str())).collect();
-        assert_eq!(found, [("delta", "{\"text\":\"冻\"}"), ("", "a\nb"), ("", "[DONE]")]);
+        let found: Vec<(&str, &str)> = found
+            .iter()
+            .map(|(n, d)| (n.as_str(), d.as_str()))
+            .collect();
+        assert_eq!(
+            found,
+            [("delta", "{\"text\":\"冻\"}"), ("", "a\nb"), ("", "[DONE]")]
+        );
     }
 }

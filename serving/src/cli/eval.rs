@@ -103,15 +103,21 @@ pub async fn eval(client: &Client, args: &EvalArgs) -> Outcome<()> {
             request["k"] = json!(k);
         }
         let started = Instant::now();
-        let reply = client.post("/api/v1/rag/query", &request).await.map_err(|failure| Failure {
-            message: format!("`{}`: {}", case.question, failure.message),
-            ..failure
-        })?;
+        let reply = client
+            .post("/api/v1/rag/query", &request)
+            .await
+            .map_err(|failure| Failure {
+                message: format!("`{}`: {}", case.question, failure.message),
+                ..failure
+            })?;
         let outcome = judge(case, &reply, started.elapsed().as_secs_f64() * 1_000.0);
-        let lang = case.lang.clone().unwrap_or_else(|| match Lang::of(&case.question) {
-            Lang::Zh => "zh".into(),
-            Lang::En => "en".into(),
-        });
+        let lang = case
+            .lang
+            .clone()
+            .unwrap_or_else(|| match Lang::of(&case.question) {
+                Lang::Zh => "zh".into(),
+                Lang::En => "en".into(),
+            });
         if args.json {
             let quotes = reply["citations"].as_array().into_iter().flatten();
             asked.push(json!({
@@ -135,21 +141,38 @@ pub async fn eval(client: &Client, args: &EvalArgs) -> Outcome<()> {
     }
     let all: Vec<&Judged> = judged.iter().map(|(_, outcome)| outcome).collect();
     if args.json {
-        let by_lang: BTreeMap<&str, Measures> = by_lang.iter().map(|(lang, set)| (*lang, measure(set))).collect();
+        let by_lang: BTreeMap<&str, Measures> = by_lang
+            .iter()
+            .map(|(lang, set)| (*lang, measure(set)))
+            .collect();
         let report = json!({
             "collection": collection, "all": measure(&all), "by_lang": by_lang, "questions": asked,
         });
         println!("{report}");
         return Ok(());
     }
-    let mut rows: Vec<Vec<String>> = by_lang.iter().map(|(lang, set)| row(lang, &measure(set))).collect();
+    let mut rows: Vec<Vec<String>> = by_lang
+        .iter()
+        .map(|(lang, set)| row(lang, &measure(set)))
+        .collect();
     if by_lang.len() > 1 {
         rows.push(row("all", &measure(&all)));
     }
     print(
         &[
-            "LANG", "QUESTIONS", "ANSWERABLE", "FOUND", "IN PASSAGE", "CIT. PRECISION", "CIT. RECALL", "RECALL@K", "MRR",
-            "NO ANSWER", "WRONGLY ANSWERED", "P50 MS", "P99 MS",
+            "LANG",
+            "QUESTIONS",
+            "ANSWERABLE",
+            "FOUND",
+            "IN PASSAGE",
+            "CIT. PRECISION",
+            "CIT. RECALL",
+            "RECALL@K",
+            "MRR",
+            "NO ANSWER",
+            "WRONGLY ANSWERED",
+            "P50 MS",
+            "P99 MS",
         ],
         &rows,
     );
@@ -162,7 +185,11 @@ fn read(args: &EvalArgs) -> Outcome<Vec<Case>> {
     let text = std::fs::read_to_string(&args.file)
         .map_err(|error| Failure::usage(format!("read `{name}`: {error}")))?;
     let mut cases = Vec::new();
-    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+    for (number, line) in text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty())
+    {
         let case: Case = serde_json::from_str(line).map_err(|error| {
             Failure::usage(format!(
                 "{name}:{}: {error}; a line is {{\"question\": \"...\", \"expected_documents\": [\"...\"], \
@@ -194,10 +221,13 @@ fn judge(case: &Case, reply: &Value, took_ms: f64) -> Judged {
         };
         let (text, expected) = (bare(text.as_str().unwrap_or_default()), bare(expected));
         // A quote from the passage, or around the answer.
-        text.contains(&expected) || expected.contains(&bare(citation["quote"].as_str().unwrap_or_default()))
+        text.contains(&expected)
+            || expected.contains(&bare(citation["quote"].as_str().unwrap_or_default()))
     };
     let sources = list(&reply["trace"]["sources"]);
-    let rank = sources.iter().position(|source| is_expected(case, &source["document"]));
+    let rank = sources
+        .iter()
+        .position(|source| is_expected(case, &source["document"]));
     let expected_cited = case
         .expected_documents
         .iter()
@@ -218,7 +248,9 @@ fn judge(case: &Case, reply: &Value, took_ms: f64) -> Judged {
 }
 
 fn is_expected(case: &Case, document: &Value) -> bool {
-    case.expected_documents.iter().any(|expected| names(expected, document))
+    case.expected_documents
+        .iter()
+        .any(|expected| names(expected, document))
 }
 
 /// Whether `expected` is the document's id, name or URI, or the end of one of the latter.
@@ -235,15 +267,23 @@ fn measure(set: &[&Judged]) -> Measures {
     let share = |part: f64, whole: usize| (whole > 0).then(|| part / whole as f64);
     let answerable: Vec<&&Judged> = set.iter().filter(|j| j.answerable).collect();
     let others: Vec<&&Judged> = set.iter().filter(|j| !j.answerable).collect();
-    let count = |of: &[&&Judged], what: fn(&Judged) -> bool| of.iter().filter(|j| what(j)).count() as f64;
+    let count =
+        |of: &[&&Judged], what: fn(&Judged) -> bool| of.iter().filter(|j| what(j)).count() as f64;
     let sum = |what: fn(&Judged) -> usize| answerable.iter().map(|j| what(j)).sum::<usize>();
     let mut times: Vec<f64> = set.iter().map(|j| j.took_ms).collect();
     times.sort_by(f64::total_cmp);
     let at = |part: f64| {
         let rank = (part * times.len() as f64).ceil() as usize;
-        times.get(rank.saturating_sub(1)).copied().unwrap_or_default()
+        times
+            .get(rank.saturating_sub(1))
+            .copied()
+            .unwrap_or_default()
     };
-    let reciprocal: f64 = answerable.iter().filter_map(|j| j.rank).map(|rank| 1.0 / rank as f64).sum();
+    let reciprocal: f64 = answerable
+        .iter()
+        .filter_map(|j| j.rank)
+        .map(|rank| 1.0 / rank as f64)
+        .sum();
     Measures {
         questions: set.len(),
         answerable: answerable.len(),
@@ -294,19 +334,29 @@ mod tests {
 
     /// A reply that cites `(document, quote, chunk text)`, with these sources.
     fn reply(cited: &[(&str, &str, &str)], sources: &[&str]) -> Value {
-        let document = |name: &str| json!({"id": "0", "name": name, "uri": format!("/docs/{name}")});
+        let document =
+            |name: &str| json!({"id": "0", "name": name, "uri": format!("/docs/{name}")});
         let cited: Vec<Value> = cited
             .iter()
             .map(|(name, quote, text)| json!({"document": document(name), "quote": quote, "chunk": {"text": text}}))
             .collect();
-        let sources: Vec<Value> = sources.iter().map(|name| json!({"document": document(name)})).collect();
+        let sources: Vec<Value> = sources
+            .iter()
+            .map(|name| json!({"document": document(name)}))
+            .collect();
         json!({"answered": !cited.is_empty(), "citations": cited, "trace": {"sources": sources}})
     }
 
     #[test]
     fn documents_are_named_by_their_ends() {
         let document = json!({"id": "ab", "name": "zh/a.html", "uri": "/x/zh/a.html"});
-        for (expected, same) in [("ab", true), ("a.html", true), ("zh/a.html", true), ("h/a.html", false), ("b", false)] {
+        for (expected, same) in [
+            ("ab", true),
+            ("a.html", true),
+            ("zh/a.html", true),
+            ("h/a.html", false),
+            ("b", false),
+        ] {
             assert_eq!(names(expected, &document), same, "{expected}");
         }
     }
@@ -315,19 +365,36 @@ mod tests {
     fn figures() {
         let right = judge(
             &case(&["a.html"], Some("Press Ctrl+S.")),
-            &reply(&[("a.html", "press CTRL S", "x press ctrl s y"), ("b.html", "no", "no")], &["b.html", "a.html"]),
+            &reply(
+                &[
+                    ("a.html", "press CTRL S", "x press ctrl s y"),
+                    ("b.html", "no", "no"),
+                ],
+                &["b.html", "a.html"],
+            ),
             10.0,
         );
         assert!(right.found && right.in_passage && right.rank == Some(2));
         let passage_only = judge(
             &case(&["a.html"], Some("the answer")),
-            &reply(&[("a.html", "another sentence", "another sentence. the answer")], &["a.html"]),
+            &reply(
+                &[("a.html", "another sentence", "another sentence. the answer")],
+                &["a.html"],
+            ),
             20.0,
         );
         assert!(!passage_only.found && passage_only.in_passage);
-        let silent = judge(&case(&["a.html", "c.html"], None), &reply(&[], &["b.html"]), 30.0);
+        let silent = judge(
+            &case(&["a.html", "c.html"], None),
+            &reply(&[], &["b.html"]),
+            30.0,
+        );
         let refused = judge(&case(&[], None), &reply(&[], &["b.html"]), 40.0);
-        let invented = judge(&case(&[], None), &reply(&[("b.html", "x", "x")], &["b.html"]), 50.0);
+        let invented = judge(
+            &case(&[], None),
+            &reply(&[("b.html", "x", "x")], &["b.html"]),
+            50.0,
+        );
         let measures = measure(&[&right, &passage_only, &silent, &refused, &invented]);
         let third = |n: f64| Some(n / 3.0);
         let expected = Measures {

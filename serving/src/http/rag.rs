@@ -15,8 +15,8 @@ use axum::{Extension, Json};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
-use va_catalog::store::Principal;
 use va_catalog::TenantId;
+use va_catalog::store::Principal;
 
 use super::documents::drain;
 use super::{App, Problem};
@@ -56,10 +56,16 @@ pub async fn query(
 
 /// The body, when it is JSON of a bounded size.
 async fn read(request: Request) -> Result<RagRequest, Problem> {
-    let mut body = Box::pin(request.into_body().into_data_stream().map_err(std::io::Error::other));
+    let mut body = Box::pin(
+        request
+            .into_body()
+            .into_data_stream()
+            .map_err(std::io::Error::other),
+    );
     let mut bytes = Vec::new();
     while let Some(piece) = body.next().await {
-        let piece = piece.map_err(|error| Problem::invalid(format!("the body ended early: {error}")))?;
+        let piece =
+            piece.map_err(|error| Problem::invalid(format!("the body ended early: {error}")))?;
         if bytes.len() + piece.len() > BODY_BYTES_MAX {
             drain(body).await;
             return Err(Problem::too_large(format!(
@@ -97,7 +103,9 @@ async fn whole(app: &App, tenant: &TenantId, ask: &Ask) -> Result<Value, Problem
                 Event::Citation(citation) => citations.push(json!(citation)),
                 Event::Usage(usage) => reply["usage"] = usage,
                 Event::Done(Value::Object(fields)) => {
-                    fields.into_iter().for_each(|(name, value)| reply[name] = value);
+                    fields
+                        .into_iter()
+                        .for_each(|(name, value)| reply[name] = value);
                 }
                 Event::Retrieval(_) | Event::Done(_) => {}
             }
@@ -112,7 +120,11 @@ async fn whole(app: &App, tenant: &TenantId, ask: &Ask) -> Result<Value, Problem
 }
 
 /// The events as they come, then `[DONE]`. Polling the stream is what does the work.
-fn events(app: App, tenant: TenantId, ask: Ask) -> impl Stream<Item = Result<sse::Event, Infallible>> + Send {
+fn events(
+    app: App,
+    tenant: TenantId,
+    ask: Ask,
+) -> impl Stream<Item = Result<sse::Event, Infallible>> + Send {
     let (events_tx, events) = mpsc::channel::<Event>(EVENTS);
     let work = async move {
         let stopping = app.platform.stopping().clone();
@@ -137,7 +149,12 @@ fn events(app: App, tenant: TenantId, ask: Ask) -> impl Stream<Item = Result<sse
         Some((told, streamed))
     })
     .enumerate()
-    .map(|(id, (name, data))| sse::Event::default().id(id.to_string()).event(name).data(data.to_string()))
+    .map(|(id, (name, data))| {
+        sse::Event::default()
+            .id(id.to_string())
+            .event(name)
+            .data(data.to_string())
+    })
     .chain(stream::once(async { sse::Event::default().data("[DONE]") }))
     .map(Ok)
 }
@@ -181,14 +198,21 @@ impl Streamed {
 
 impl From<RagError> for Problem {
     fn from(error: RagError) -> Self {
-        let unavailable = |code| Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error.to_string());
+        let unavailable =
+            |code| Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error.to_string());
         match error {
-            RagError::Invalid(message) | RagError::NotFresh(NotFresh::Invalid(message)) => Self::invalid(message),
+            RagError::Invalid(message) | RagError::NotFresh(NotFresh::Invalid(message)) => {
+                Self::invalid(message)
+            }
             RagError::Catalog(error) => error.into(),
             RagError::NotFresh(NotFresh::Log(error)) => error.into(),
-            RagError::NotFresh(NotFresh::Behind { .. }) => unavailable("not_fresh").retry_in(Duration::from_secs(1)),
+            RagError::NotFresh(NotFresh::Behind { .. }) => {
+                unavailable("not_fresh").retry_in(Duration::from_secs(1))
+            }
             RagError::Unavailable(_) => unavailable("unavailable"),
-            RagError::TimedOut(_) => Self::new(StatusCode::GATEWAY_TIMEOUT, "timed_out", error.to_string()),
+            RagError::TimedOut(_) => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, "timed_out", error.to_string())
+            }
             RagError::Write(_) => Self::internal(error),
             RagError::Gone => unavailable("gone"),
         }
@@ -214,7 +238,10 @@ mod tests {
         }
     }
 
-    fn streamed(count: usize, end: Result<(), Problem>) -> (Streamed, Arc<AtomicUsize>, Arc<AtomicUsize>) {
+    fn streamed(
+        count: usize,
+        end: Result<(), Problem>,
+    ) -> (Streamed, Arc<AtomicUsize>, Arc<AtomicUsize>) {
         let (events_tx, events) = mpsc::channel(EVENTS);
         let (sent, given_up) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let working = Working {
@@ -245,7 +272,11 @@ mod tests {
             assert!(sent.load(Ordering::SeqCst) <= read + EVENTS + 1);
         }
         drop(streamed);
-        assert_eq!(given_up.load(Ordering::SeqCst), 1, "the work goes with its reader");
+        assert_eq!(
+            given_up.load(Ordering::SeqCst),
+            1,
+            "the work goes with its reader"
+        );
     }
 
     #[tokio::test]

@@ -20,7 +20,12 @@ pub struct Alerts(Mutex<BTreeMap<String, String>>);
 
 impl Alerts {
     /// Tells what has changed for a collection, given all that is wrong with it now.
-    pub fn look(&self, platform: &Arc<Platform>, collection: &CollectionRef, degraded: &[Degraded]) {
+    pub fn look(
+        &self,
+        platform: &Arc<Platform>,
+        collection: &CollectionRef,
+        degraded: &[Degraded],
+    ) {
         let subject = collection.to_string();
         let failing: Vec<&str> = degraded.iter().map(|d| d.retriever).collect();
         let failing = failing.join(", ");
@@ -40,7 +45,9 @@ impl Alerts {
             (Some(before), false) if before == failing => return,
             (_, true) => ("cleared", "every retriever answers again".to_owned()),
             (_, false) => {
-                let reasons = degraded.iter().map(|d| format!("{}: {}", d.retriever, d.reason));
+                let reasons = degraded
+                    .iter()
+                    .map(|d| format!("{}: {}", d.retriever, d.reason));
                 ("raised", reasons.collect::<Vec<_>>().join("; "))
             }
         };

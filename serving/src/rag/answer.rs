@@ -97,7 +97,12 @@ impl<'a> Draft<'a> {
     ///
     /// # Errors
     /// When the client has gone.
-    pub async fn quote(&mut self, source: usize, range: Range<usize>, before: &str) -> Result<(), Gone> {
+    pub async fn quote(
+        &mut self,
+        source: usize,
+        range: Range<usize>,
+        before: &str,
+    ) -> Result<(), Gone> {
         let findings = self.checker.quote(source, range, before);
         self.send(findings).await
     }

@@ -105,7 +105,8 @@ struct Open {
 impl Open {
     /// Where a byte of the text is in the answer; an end that touches the next stretch belongs to the one before.
     fn place(&self, byte: usize, end: bool) -> usize {
-        let before = |(start, _): &&(usize, usize)| if end { *start < byte } else { *start <= byte };
+        let before =
+            |(start, _): &&(usize, usize)| if end { *start < byte } else { *start <= byte };
         let stretch = self.places.iter().take_while(before).last();
         let (start, place) = stretch.or(self.places.first()).copied().unwrap_or((0, 0));
         place + self.text.get(start..byte).map_or(0, |t| t.chars().count())
@@ -126,7 +127,10 @@ impl Open {
     }
 
     fn ends(&self) -> bool {
-        let text = self.text.trim_end().trim_end_matches(['"', '”', '’', ')', '）', '」', '』', '*']);
+        let text = self
+            .text
+            .trim_end()
+            .trim_end_matches(['"', '”', '’', ')', '）', '」', '』', '*']);
         text.ends_with(['.', '。', '!', '！', '?', '？', '；', ';', '…'])
     }
 }
@@ -229,14 +233,18 @@ impl<'a> Checker<'a> {
                     let rest = self.held.split_off(after);
                     let mut text = std::mem::replace(&mut self.held, rest);
                     text.truncate(at);
-                    let label = LABELS.iter().find_map(|label| text.strip_suffix(label).map(str::len));
+                    let label = LABELS
+                        .iter()
+                        .find_map(|label| text.strip_suffix(label).map(str::len));
                     text.truncate(label.unwrap_or(text.len()));
                     self.add(&text);
                     marks.into_iter().for_each(|n| self.mark(n));
                 }
                 // More may come.
                 (None, _) if !end && inside.len() <= MARKER_BYTES_MAX => {
-                    let label = LABELS.iter().find_map(|label| self.held[..at].strip_suffix(label).map(str::len));
+                    let label = LABELS
+                        .iter()
+                        .find_map(|label| self.held[..at].strip_suffix(label).map(str::len));
                     let rest = self.held.split_off(label.unwrap_or(at));
                     let text = std::mem::replace(&mut self.held, rest);
                     self.add(&text);
@@ -295,7 +303,10 @@ impl<'a> Checker<'a> {
         if !sentence.chars().any(char::is_alphanumeric) {
             return;
         }
-        let answer = (self.open.place(range.start, false), self.open.place(range.end, true));
+        let answer = (
+            self.open.place(range.start, false),
+            self.open.place(range.end, true),
+        );
         let mut reason = Some(Reason::NoCitation);
         for n in marks {
             let Some(source) = self.sources.iter().find(|source| source.n == *n) else {
@@ -344,7 +355,13 @@ fn cited(source: &Source, range: Range<usize>, answer: (usize, usize)) -> Citati
 fn label_begun(text: &str) -> usize {
     LABELS
         .iter()
-        .flat_map(|label| label.char_indices().skip(1).map(|(i, _)| &label[..i]).chain([*label]))
+        .flat_map(|label| {
+            label
+                .char_indices()
+                .skip(1)
+                .map(move |(i, _)| &label[..i])
+                .chain([*label])
+        })
         .filter(|begun| text.ends_with(begun))
         .map(str::len)
         .max()
@@ -354,12 +371,21 @@ fn label_begun(text: &str) -> usize {
 /// The numbers inside a marker; `None` when it is no marker.
 fn numbers(inside: &str) -> Option<Vec<u32>> {
     let inside = inside.trim();
-    let inside = LABELS.iter().find_map(|label| inside.strip_prefix(label)).unwrap_or(inside);
+    let inside = LABELS
+        .iter()
+        .find_map(|label| inside.strip_prefix(label))
+        .unwrap_or(inside);
     let numbers: Option<Vec<u32>> = inside
         .split([',', '，', '、', ';', ' '])
         .map(str::trim)
         .filter(|part| !part.is_empty())
-        .map(|part| if part.len() <= 3 { part.parse().ok() } else { None })
+        .map(|part| {
+            if part.len() <= 3 {
+                part.parse().ok()
+            } else {
+                None
+            }
+        })
         .collect();
     numbers.filter(|numbers| !numbers.is_empty())
 }
@@ -418,7 +444,10 @@ fn verbatim(sentence: &str, text: &str) -> Option<Range<usize>> {
     let first = origin.get(start)?.start;
     let last = origin.get(start + wanted.len() - 1)?.end;
     // The sentence's own full stop belongs to the quote.
-    let stop = text[last..].chars().next().filter(|c| ".。!！?？；;".contains(*c));
+    let stop = text[last..]
+        .chars()
+        .next()
+        .filter(|c| ".。!！?？；;".contains(*c));
     Some(first..last + stop.map_or(0, char::len_utf8))
 }
 
@@ -428,7 +457,8 @@ mod tests {
     use crate::rag::retrieve::tests::source;
 
     const FREEZE: &str = "冻结行或列。先选择下一行。 然后选择“视图 - 冻结行列”。";
-    const CELLS: &str = "A cell holds 32 values. Select the cell below the row, then choose Freeze. Save it.";
+    const CELLS: &str =
+        "A cell holds 32 values. Select the cell below the row, then choose Freeze. Save it.";
 
     /// The text that arrives, the citations as `n quote`, the unsupported as `reason text`, whatever the pieces are.
     fn check(answer: &str) -> (String, Vec<String>, Vec<String>) {
@@ -453,18 +483,30 @@ mod tests {
                 Finding::Text(more) => text.push_str(&more),
                 Finding::Citation(c) => {
                     let chunk = &c.chunk.text;
-                    assert_eq!(&chunk[c.bytes.0..c.bytes.1], c.quote, "the quote is where it says");
+                    assert_eq!(
+                        &chunk[c.bytes.0..c.bytes.1],
+                        c.quote,
+                        "the quote is where it says"
+                    );
                     cited.push((c.n, c.quote.clone(), c.answer));
                 }
                 Finding::Unsupported(u) => bad.push(u),
             }
         }
-        let slice = |(from, to): (usize, usize)| -> String { text.chars().skip(from).take(to - from).collect() };
-        let cited = cited.iter().map(|(n, quote, at)| format!("{n} {quote} <- {}", slice(*at))).collect();
+        let slice = |(from, to): (usize, usize)| -> String {
+            text.chars().skip(from).take(to - from).collect()
+        };
+        let cited = cited
+            .iter()
+            .map(|(n, quote, at)| format!("{n} {quote} <- {}", slice(*at)))
+            .collect();
         let bad = bad
             .iter()
             .map(|u| {
-                assert_eq!(slice(u.answer).replace("[1]", "").replace("[2]", ""), u.text);
+                assert_eq!(
+                    slice(u.answer).replace("[1]", "").replace("[2]", ""),
+                    u.text
+                );
                 format!("{:?} {}", u.reason, u.text)
             })
             .collect();
@@ -473,8 +515,12 @@ mod tests {
 
     #[test]
     fn markers_in_every_form() {
-        let (text, cited, bad) = check("先选择下一行。[1]然后选择“视图 - 冻结行列”来源[1]。Save it.【2】");
-        assert_eq!(text, "先选择下一行。[1]然后选择“视图 - 冻结行列”[1]。Save it.[2]");
+        let (text, cited, bad) =
+            check("先选择下一行。[1]然后选择“视图 - 冻结行列”来源[1]。Save it.【2】");
+        assert_eq!(
+            text,
+            "先选择下一行。[1]然后选择“视图 - 冻结行列”[1]。Save it.[2]"
+        );
         assert_eq!(
             cited,
             [
@@ -484,8 +530,12 @@ mod tests {
             ]
         );
         assert_eq!(bad, Vec::<String>::new());
-        let (text, cited, _) = check("Choose Freeze after selecting the cell below the row [Source 2, 1].");
-        assert_eq!(text, "Choose Freeze after selecting the cell below the row [2][1].");
+        let (text, cited, _) =
+            check("Choose Freeze after selecting the cell below the row [Source 2, 1].");
+        assert_eq!(
+            text,
+            "Choose Freeze after selecting the cell below the row [2][1]."
+        );
         assert_eq!(cited.len(), 1, "{cited:?}");
     }
 
@@ -510,8 +560,12 @@ mod tests {
 
     #[test]
     fn brackets_that_are_no_markers_stay() {
-        let (text, _, _) = check("Use [Ctrl] and a[i] [see the long note that is no marker at all, really] [");
-        assert_eq!(text, "Use [Ctrl] and a[i] [see the long note that is no marker at all, really] [");
+        let (text, _, _) =
+            check("Use [Ctrl] and a[i] [see the long note that is no marker at all, really] [");
+        assert_eq!(
+            text,
+            "Use [Ctrl] and a[i] [see the long note that is no marker at all, really] ["
+        );
         let (text, _, _) = check("Open Source and S");
         assert_eq!(text, "Open Source and S");
     }

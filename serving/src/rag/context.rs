@@ -76,9 +76,20 @@ pub fn build(
     };
     let mut tokens = count(instructions) + count(&asked);
     let history = last_turns(history, tokens_max / HISTORY_PART, count);
-    tokens += history.iter().map(|turn| count(&turn.content)).sum::<usize>();
+    tokens += history
+        .iter()
+        .map(|turn| count(&turn.content))
+        .sum::<usize>();
 
-    let fence = "~".repeat(sources.iter().map(|s| longest_fence(&s.chunk.text)).max().unwrap_or(0).max(2) + 1);
+    let fence = "~".repeat(
+        sources
+            .iter()
+            .map(|s| longest_fence(&s.chunk.text))
+            .max()
+            .unwrap_or(0)
+            .max(2)
+            + 1,
+    );
     let mut kept: Vec<Source> = Vec::new();
     let mut parts: Vec<String> = Vec::new();
     for source in sources {
@@ -129,7 +140,12 @@ fn last_turns(history: &[Turn], tokens_max: usize, count: &dyn Fn(&str) -> usize
 /// `来源[n]：name › title, page`, then the text between fences.
 fn fenced(source: &Source, lang: Lang, fence: &str) -> String {
     let document = &source.document;
-    let mut place = vec![document.title.clone().unwrap_or_else(|| document.name.clone())];
+    let mut place = vec![
+        document
+            .title
+            .clone()
+            .unwrap_or_else(|| document.name.clone()),
+    ];
     place.extend(source.chunk.title_path.iter().cloned());
     let place = one_line(&place.join(" › "), LABEL_CHARS_MAX);
     let label = match (lang, source.chunk.page) {
@@ -143,7 +159,10 @@ fn fenced(source: &Source, lang: Lang, fence: &str) -> String {
 
 /// The longest run of `~` in a text.
 fn longest_fence(text: &str) -> usize {
-    text.split(|c| c != '~').map(str::len).max().unwrap_or(0)
+    text.split(|c: char| c != '~')
+        .map(str::len)
+        .max()
+        .unwrap_or(0)
 }
 
 fn empty(source: &Source) -> Source {
@@ -156,7 +175,10 @@ fn empty(source: &Source) -> Source {
 fn beginning(source: &Source, tokens_max: usize, count: &dyn Fn(&str) -> usize) -> Option<Source> {
     let text = &source.chunk.text;
     let fits = |end: &usize| count(&text[..*end]) <= tokens_max;
-    let end = sentences(text).map(|range| range.end).take_while(fits).last()?;
+    let end = sentences(text)
+        .map(|range| range.end)
+        .take_while(fits)
+        .last()?;
     let mut cut = source.clone();
     cut.chunk.text.truncate(end);
     Some(cut)
@@ -191,13 +213,21 @@ mod tests {
         assert_eq!((lines[1], lines[5]), ("~~~~~~", "~~~~~~"));
         assert_eq!(*lines.last().expect("lines"), "问题：冻结？");
         let english = build("q", Lang::En, &[], &[source("a", 1, "x")], 500, &words);
-        assert!(english.prompt.starts_with("Source[1]: a\n~~~\nx\n~~~"), "{}", english.prompt);
+        assert!(
+            english.prompt.starts_with("Source[1]: a\n~~~\nx\n~~~"),
+            "{}",
+            english.prompt
+        );
     }
 
     #[test]
     fn the_budget_holds() {
         let long = "one two three four five. ".repeat(20);
-        let sources = [source("a", 1, &long), source("b", 2, "short text here."), source("c", 3, &long)];
+        let sources = [
+            source("a", 1, &long),
+            source("b", 2, "short text here."),
+            source("c", 3, &long),
+        ];
         let fixed = words(INSTRUCTIONS_EN) + 2;
         let built = build("q", Lang::En, &[], &sources, fixed + 20, &words);
         let kept: Vec<u32> = built.sources.iter().map(|s| s.n).collect();
@@ -205,7 +235,10 @@ mod tests {
         assert!(built.tokens <= fixed + 20);
         // Nothing fits whole: the first is cut after a sentence.
         let built = build("q", Lang::En, &[], &sources[..1], fixed + 16, &words);
-        assert_eq!(built.sources[0].chunk.text, "one two three four five. one two three four five.");
+        assert_eq!(
+            built.sources[0].chunk.text,
+            "one two three four five. one two three four five."
+        );
         assert!(built.tokens <= fixed + 16, "{}", built.tokens);
     }
 
@@ -218,8 +251,14 @@ mod tests {
         }
         let kept = last_turns(&history, 100, &words);
         assert_eq!(kept.len(), 6);
-        assert_eq!((kept[0].content.as_str(), kept[5].content.as_str()), ("q2", "a4"));
-        assert_eq!(last_turns(&history, 1, &words), [turn(HistoryRole::Assistant, "a4")]);
+        assert_eq!(
+            (kept[0].content.as_str(), kept[5].content.as_str()),
+            ("q2", "a4")
+        );
+        assert_eq!(
+            last_turns(&history, 1, &words),
+            [turn(HistoryRole::Assistant, "a4")]
+        );
         assert_eq!(last_turns(&history, 0, &words), []);
     }
 }

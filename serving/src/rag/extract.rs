@@ -87,7 +87,9 @@ fn between(before: &Quote, quote: &Quote, sources: &[Source]) -> &'static str {
     };
     match gap {
         Some(gap) if !gap.contains('\n') => {
-            let wide = text[..quote.range.start].trim_end().ends_with(|c: char| !c.is_ascii());
+            let wide = text[..quote.range.start]
+                .trim_end()
+                .ends_with(|c: char| !c.is_ascii());
             if wide { "" } else { " " }
         }
         Some(gap) if gap.trim().is_empty() && !gap.contains("\n\n") => "\n",
@@ -112,9 +114,15 @@ fn choose(grade: &Grade) -> Vec<Quote> {
         if passages.contains(&place) || said.iter().any(|terms| alike(terms, &lead.terms)) {
             continue;
         }
-        let most = if passages.is_empty() { BEST_PASSAGE } else { OTHER_PASSAGE };
+        let most = if passages.is_empty() {
+            BEST_PASSAGE
+        } else {
+            OTHER_PASSAGE
+        };
         for sentence in passage(grade, lead, most) {
-            if chosen.len() == SENTENCES_MAX || bytes + sentence.range.len() > ANSWER_BYTES_MAX && bytes > 0 {
+            if chosen.len() == SENTENCES_MAX
+                || bytes + sentence.range.len() > ANSWER_BYTES_MAX && bytes > 0
+            {
                 return chosen;
             }
             bytes += sentence.range.len();
@@ -164,8 +172,18 @@ mod tests {
     use crate::rag::retrieve::tests::source;
 
     fn answer(question: &str, texts: &[&str]) -> String {
-        let sources: Vec<Source> = texts.iter().zip(1..).map(|(text, n)| source(&format!("d{n}"), n, text)).collect();
-        let graded = grade(question, Lang::of(question), &sources, None, &SentenceVectors::default());
+        let sources: Vec<Source> = texts
+            .iter()
+            .zip(1..)
+            .map(|(text, n)| source(&format!("d{n}"), n, text))
+            .collect();
+        let graded = grade(
+            question,
+            Lang::of(question),
+            &sources,
+            None,
+            &SentenceVectors::default(),
+        );
         let quotes = choose(&graded);
         let mut written = String::new();
         let mut before: Option<&Quote> = None;
@@ -182,11 +200,17 @@ mod tests {
         let text = "Freezing rows\n\nTo freeze rows, select the row below. Then choose View. The header stays.\n\nSpacing\n\n\
                     Spacing is set elsewhere.";
         assert_eq!(
-            answer("How do I freeze rows?", &[text, "Printers are in the system menu."]),
+            answer(
+                "How do I freeze rows?",
+                &[text, "Printers are in the system menu."]
+            ),
             "To freeze rows, select the row below. Then choose View. The header stays."
         );
         assert_eq!(
-            answer("如何冻结行？", &["冻结行\n\n先选择要冻结的行的下一行。然后点击“冻结”。"]),
+            answer(
+                "如何冻结行？",
+                &["冻结行\n\n先选择要冻结的行的下一行。然后点击“冻结”。"]
+            ),
             "先选择要冻结的行的下一行。然后点击“冻结”。"
         );
     }
@@ -195,7 +219,10 @@ mod tests {
     fn a_repetition_is_not_quoted_twice() {
         let said = answer(
             "How do I freeze rows?",
-            &["To freeze rows, select the row below.", "To freeze the rows, select the row below it."],
+            &[
+                "To freeze rows, select the row below.",
+                "To freeze the rows, select the row below it.",
+            ],
         );
         assert_eq!(said, "To freeze rows, select the row below.");
     }

@@ -63,7 +63,10 @@ impl Event {
     /// Its data on the wire.
     pub fn data(&self) -> Value {
         match self {
-            Self::Start(value) | Self::Retrieval(value) | Self::Usage(value) | Self::Done(value) => value.clone(),
+            Self::Start(value)
+            | Self::Retrieval(value)
+            | Self::Usage(value)
+            | Self::Done(value) => value.clone(),
             Self::Delta(text) => json!({"text": text}),
             Self::Citation(citation) => json!(citation),
         }
@@ -81,7 +84,9 @@ pub enum RagError {
     NotFresh(#[from] NotFresh),
     #[error("no retriever could answer, and nothing was found for this question before: {0}")]
     Unavailable(String),
-    #[error("searching took more than {0} s: the machine is busy, or a store does not answer; try again")]
+    #[error(
+        "searching took more than {0} s: the machine is busy, or a store does not answer; try again"
+    )]
     TimedOut(u64),
     #[error("the answer could not be written: {0}")]
     Write(String),
@@ -195,7 +200,8 @@ pub async fn run(
         Ok(false) => "nothing_found",
         Err(_) => "failed",
     };
-    metrics::counter!("va_rag_answers_total", "mode" => writer.mode(), "outcome" => word).increment(1);
+    metrics::counter!("va_rag_answers_total", "mode" => writer.mode(), "outcome" => word)
+        .increment(1);
     outcome.map(|_| ())
 }
 
@@ -235,13 +241,23 @@ async fn answer(
     }
 
     let searching = Instant::now();
-    let search = look_up(platform, tenant, ask, &made, model.as_deref(), &mut degraded);
+    let search = look_up(
+        platform,
+        tenant,
+        ask,
+        &made,
+        model.as_deref(),
+        &mut degraded,
+    );
     let found = tokio::time::timeout(RETRIEVAL_MAX, search)
         .await
         .map_err(|_| RagError::TimedOut(RETRIEVAL_MAX.as_secs()))??;
     took.grade = found.grade_ms;
     took.retrieval = ms(searching) - found.grade_ms;
-    platform.answers.alerts.look(platform, &collection, &retriever_faults(&degraded));
+    platform
+        .answers
+        .alerts
+        .look(platform, &collection, &retriever_faults(&degraded));
 
     let task = Task {
         question: ask.question.clone(),
@@ -288,12 +304,24 @@ async fn answer(
         grade: task.grade.trace(),
         took_ms: took,
     };
-    let done = done(ask, writer, &task, written.answered, &unsupported, &found.as_of, &degraded, &trace);
+    let done = done(
+        ask,
+        writer,
+        &task,
+        written.answered,
+        &unsupported,
+        &found.as_of,
+        &degraded,
+        &trace,
+    );
     send(events, Event::Done(done)).await?;
     Ok(written.answered)
 }
 
-#[expect(clippy::too_many_arguments, reason = "each is a part of the reply, used once")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is a part of the reply, used once"
+)]
 fn done(
     ask: &Ask,
     writer: &dyn Writer,
@@ -369,7 +397,10 @@ async fn look_up(
                 retriever: "all",
                 reason: reason.clone(),
             }];
-            platform.answers.alerts.look(platform, &scope(tenant, ask), &failed);
+            platform
+                .answers
+                .alerts
+                .look(platform, &scope(tenant, ask), &failed);
             return Err(RagError::Unavailable(reason));
         };
         let at = chrono::DateTime::from_timestamp_millis(before.at_ms)
@@ -466,7 +497,13 @@ async fn judge(
         let count = |text: &str| counter.count(text);
         let context = build(&question, lang, &history, &sources, tokens_max, &count);
         let vectors = &platform.answers.sentences;
-        let graded = grade(&standalone, lang, &context.sources, embedder.as_deref(), vectors);
+        let graded = grade(
+            &standalone,
+            lang,
+            &context.sources,
+            embedder.as_deref(),
+            vectors,
+        );
         let fault = fault.or_else(|| graded.degraded.clone());
         (context, graded, fault)
     })

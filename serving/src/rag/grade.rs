@@ -144,16 +144,26 @@ pub fn grade(
             None => candidate.coverage,
         };
         let text = &sources[candidate.source].chunk.text[candidate.range.clone()];
-        let foreign = if Lang::of(text) == lang { 0.0 } else { OTHER_LANGUAGE };
+        let foreign = if Lang::of(text) == lang {
+            0.0
+        } else {
+            OTHER_LANGUAGE
+        };
         candidate.score = candidate.evidence + rank_share(candidate) - foreign;
     }
     candidates.sort_by(|a, b| {
         let place = |c: &Candidate| (c.source, c.range.start);
-        b.score.total_cmp(&a.score).then_with(|| place(a).cmp(&place(b)))
+        b.score
+            .total_cmp(&a.score)
+            .then_with(|| place(a).cmp(&place(b)))
     });
     Grade {
         candidates,
-        threshold: if with_vectors { THRESHOLD } else { THRESHOLD_WORDS },
+        threshold: if with_vectors {
+            THRESHOLD
+        } else {
+            THRESHOLD_WORDS
+        },
         degraded,
     }
 }
@@ -253,8 +263,11 @@ fn is_heading(paragraph: &str) -> bool {
     if asks(paragraph) {
         return true;
     }
-    let item = paragraph.starts_with(['-', '*', '•', '·']) || paragraph.starts_with(|c: char| c.is_ascii_digit());
-    let stops = paragraph.ends_with(['.', '。', '!', '！', ';', '；', ':', '：', '…', ')', '）', '”', '"']);
+    let item = paragraph.starts_with(['-', '*', '•', '·'])
+        || paragraph.starts_with(|c: char| c.is_ascii_digit());
+    let stops = paragraph.ends_with([
+        '.', '。', '!', '！', ';', '；', ':', '：', '…', ')', '）', '”', '"',
+    ]);
     !item && !stops && !paragraph.contains(" | ")
 }
 
@@ -262,7 +275,11 @@ fn is_heading(paragraph: &str) -> bool {
 fn pieces(text: &str, range: Range<usize>) -> Vec<Range<usize>> {
     let range = trimmed(text, range);
     if range.len() <= SENTENCE_BYTES_MAX {
-        return if range.is_empty() { Vec::new() } else { vec![range] };
+        return if range.is_empty() {
+            Vec::new()
+        } else {
+            vec![range]
+        };
     }
     let mut pieces = Vec::new();
     let mut start = range.start;
@@ -295,7 +312,9 @@ fn cover(question: &BTreeSet<String>, candidates: &mut [Candidate]) {
         return;
     }
     for candidate in candidates {
-        let here = weights.iter().filter(|(word, _)| candidate.terms.contains(*word));
+        let here = weights
+            .iter()
+            .filter(|(word, _)| candidate.terms.contains(*word));
         candidate.coverage = here.map(|(_, weight)| weight).sum::<f64>() / sum;
     }
 }
@@ -337,7 +356,10 @@ fn compare(
         .collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     if !texts.is_empty() {
-        for (i, vector) in missing.into_iter().zip(embedder.embed(&texts, Role::Passage)?) {
+        for (i, vector) in missing
+            .into_iter()
+            .zip(embedder.embed(&texts, Role::Passage)?)
+        {
             let vector: Arc<[f32]> = vector.into();
             vectors.put(key(&few[i]), vector.clone());
             known[i] = Some(vector);
@@ -423,7 +445,10 @@ mod tests {
         let text = "如何冻结行？\n\n先选择下一行。然后点击“冻结”。";
         assert_eq!(
             sentences_of("如何冻结行", text, "表格"),
-            ["如何冻结行？: 先选择下一行。", "如何冻结行？: 然后点击“冻结”。"]
+            [
+                "如何冻结行？: 先选择下一行。",
+                "如何冻结行？: 然后点击“冻结”。"
+            ]
         );
     }
 
@@ -442,15 +467,32 @@ mod tests {
     #[test]
     fn by_words_alone_the_right_sentence_is_first() {
         let sources = [
-            source("a", 1, "Printers are set up in the system. Choose File to print a sheet."),
-            source("b", 2, "To freeze rows, select the row below. Then choose Freeze."),
+            source(
+                "a",
+                1,
+                "Printers are set up in the system. Choose File to print a sheet.",
+            ),
+            source(
+                "b",
+                2,
+                "To freeze rows, select the row below. Then choose Freeze.",
+            ),
         ];
         let vectors = SentenceVectors::default();
         let graded = grade("How do I freeze rows?", Lang::En, &sources, None, &vectors);
         let best = &graded.candidates[0];
-        assert_eq!(&sources[best.source].chunk.text[best.range.clone()], "To freeze rows, select the row below.");
+        assert_eq!(
+            &sources[best.source].chunk.text[best.range.clone()],
+            "To freeze rows, select the row below."
+        );
         assert!(graded.answerable(), "{}", graded.evidence());
-        let graded = grade("What is the capital of Peru?", Lang::En, &sources, None, &vectors);
+        let graded = grade(
+            "What is the capital of Peru?",
+            Lang::En,
+            &sources,
+            None,
+            &vectors,
+        );
         assert!(!graded.answerable(), "{}", graded.evidence());
     }
 }

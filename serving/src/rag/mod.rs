@@ -32,7 +32,7 @@ mod text;
 
 use std::path::Path;
 
-pub use answer::{Draft, Gone, Task, Writer, Written, WriteError};
+pub use answer::{Draft, Gone, Task, WriteError, Writer, Written};
 pub use cite::{Checker, Citation, Finding, Unsupported};
 pub use context::Context;
 pub use extract::Extractive;

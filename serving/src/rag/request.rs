@@ -168,14 +168,38 @@ mod tests {
         let ask = check(good).expect("a good request");
         assert_eq!((ask.question.as_str(), ask.k), ("冻结行?", 6));
         for (request, said) in [
-            (json!({"question": " ?! ", "collection": "c"}), "`question` is empty"),
-            (json!({"question": "字".repeat(8_001), "collection": "c"}), "8001 characters"),
-            (json!({"question": "a", "collection": "c", "k": 0}), "`k` is 0; use 1 to 20"),
-            (json!({"question": "a", "collection": "c", "k": 21}), "`k` is 21"),
-            (json!({"question": "a", "collection": "c", "context_tokens": 1}), "`context_tokens` is 1"),
-            (json!({"question": "a", "collection": "c", "freshness_timeout_ms": 30_001}), "use 0 to 30000"),
-            (json!({"question": "a", "collection": "c", "min_freshness": "soon"}), "`min_freshness`"),
-            (json!({"question": "a", "collection": "c", "tenant": "other"}), "unknown field `tenant`"),
+            (
+                json!({"question": " ?! ", "collection": "c"}),
+                "`question` is empty",
+            ),
+            (
+                json!({"question": "字".repeat(8_001), "collection": "c"}),
+                "8001 characters",
+            ),
+            (
+                json!({"question": "a", "collection": "c", "k": 0}),
+                "`k` is 0; use 1 to 20",
+            ),
+            (
+                json!({"question": "a", "collection": "c", "k": 21}),
+                "`k` is 21",
+            ),
+            (
+                json!({"question": "a", "collection": "c", "context_tokens": 1}),
+                "`context_tokens` is 1",
+            ),
+            (
+                json!({"question": "a", "collection": "c", "freshness_timeout_ms": 30_001}),
+                "use 0 to 30000",
+            ),
+            (
+                json!({"question": "a", "collection": "c", "min_freshness": "soon"}),
+                "`min_freshness`",
+            ),
+            (
+                json!({"question": "a", "collection": "c", "tenant": "other"}),
+                "unknown field `tenant`",
+            ),
             (json!({"question": "a", "collection": "a/b"}), "collection"),
             (json!({"collection": "c"}), "question"),
         ] {

@@ -115,7 +115,11 @@ impl Retrieved {
             };
             answered = true;
             for degraded in reply.degraded {
-                if !self.degraded.iter().any(|d| d.retriever == degraded.retriever) {
+                if !self
+                    .degraded
+                    .iter()
+                    .any(|d| d.retriever == degraded.retriever)
+                {
                     self.degraded.push(degraded);
                 }
             }
@@ -251,7 +255,10 @@ pub(crate) mod tests {
         let lists: Vec<(f64, Vec<Hit>)> = lists
             .iter()
             .map(|(weight, names)| {
-                let hits = names.iter().zip(1..).map(|(name, rank)| hit(name, rank, name));
+                let hits = names
+                    .iter()
+                    .zip(1..)
+                    .map(|(name, rank)| hit(name, rank, name));
                 (*weight, hits.collect())
             })
             .collect();
@@ -270,9 +277,16 @@ pub(crate) mod tests {
 
     #[test]
     fn a_copy_of_a_text_is_one_source() {
-        let hits = vec![hit("a", 1, "The same, text."), hit("b", 2, "the same text"), hit("c", 3, "x")];
+        let hits = vec![
+            hit("a", 1, "The same, text."),
+            hit("b", 2, "the same text"),
+            hit("c", 3, "x"),
+        ];
         let sources = fuse(&[(1.0, hits)], 20, 5);
-        let numbered: Vec<(u32, &str)> = sources.iter().map(|s| (s.n, s.document.name.as_str())).collect();
+        let numbered: Vec<(u32, &str)> = sources
+            .iter()
+            .map(|s| (s.n, s.document.name.as_str()))
+            .collect();
         assert_eq!(numbered, [(1, "a"), (2, "c")]);
     }
 }

@@ -68,13 +68,25 @@ pub struct Rewritten {
 
 /// Pronouns as they are written, in lower case.
 const PRONOUNS: &[&str] = &[
-    "it", "its", "they", "them", "their", "this", "that", "these", "those", "one", "ones", "它", "它们", "他", "他们",
-    "她", "她们", "这", "那", "这个", "那个", "这些", "那些", "其", "此", "这样", "那样", "这里", "那里",
+    "it", "its", "they", "them", "their", "this", "that", "these", "those", "one", "ones", "它",
+    "它们", "他", "他们", "她", "她们", "这", "那", "这个", "那个", "这些", "那些", "其", "此",
+    "这样", "那样", "这里", "那里",
 ];
 
 /// How follow-ups begin.
 const OPENINGS: &[&str] = &[
-    "and ", "what about", "how about", "what if", "then ", "also ", "那", "那么", "还有", "另外", "然后", "如果",
+    "and ",
+    "what about",
+    "how about",
+    "what if",
+    "then ",
+    "also ",
+    "那",
+    "那么",
+    "还有",
+    "另外",
+    "然后",
+    "如果",
 ];
 
 /// Makes the queries of a question.
@@ -143,7 +155,9 @@ fn standalone(question: &str, before: Option<&str>) -> Option<String> {
         })
         .collect();
     let opens = OPENINGS.iter().any(|opening| lower.starts_with(opening));
-    let trails = lower.trim_end_matches(['?', '？', '。', ' ']).ends_with('呢');
+    let trails = lower
+        .trim_end_matches(['?', '？', '。', ' '])
+        .ends_with('呢');
     let short = telling(question).len() <= 1;
     if pronouns.is_empty() && !opens && !trails && !short {
         return None;
@@ -208,7 +222,9 @@ fn in_other_language(
             .unwrap_or_default();
         let latin = written.is_ascii() && telling.contains(&terms[at].text);
         // In an English question a name is what has a capital or a digit and does not begin the sentence.
-        let name = written.bytes().any(|b| b.is_ascii_uppercase() || b.is_ascii_digit());
+        let name = written
+            .bytes()
+            .any(|b| b.is_ascii_uppercase() || b.is_ascii_digit());
         if latin && (lang == Lang::Zh || name && at > 0) {
             translated.push(written);
         }
@@ -230,7 +246,8 @@ mod tests {
     use super::*;
 
     fn table() -> Synonyms {
-        Synonyms::parse("冻结 | 固定 | freeze | fix\n行 | row\n列 | 栏 | column\n取消 | undo").expect("a table")
+        Synonyms::parse("冻结 | 固定 | freeze | fix\n行 | row\n列 | 栏 | column\n取消 | undo")
+            .expect("a table")
     }
 
     fn user(content: &str) -> Turn {
@@ -279,11 +296,18 @@ mod tests {
         ];
         let made = rewrite("How do I undo it?", &history, &table());
         assert_eq!(made.standalone, "freeze rows How do I undo");
-        assert_eq!((made.first[0].why, made.first[1].why), (Why::FollowUp, Why::AsAsked));
+        assert_eq!(
+            (made.first[0].why, made.first[1].why),
+            (Why::FollowUp, Why::AsAsked)
+        );
         assert_eq!(made.first[1].text, "How do I undo it?");
 
         let made = rewrite("那怎么取消呢？", &[user("如何冻结行？")], &table());
-        assert!(made.standalone.starts_with("冻结行 "), "{}", made.standalone);
+        assert!(
+            made.standalone.starts_with("冻结行 "),
+            "{}",
+            made.standalone
+        );
         assert!(made.standalone.contains("取消"), "{}", made.standalone);
 
         // Three turns on, the topic is still that of the first.
@@ -298,6 +322,9 @@ mod tests {
         let history = [user("How do I freeze rows?")];
         let question = "Where are printer settings stored?";
         assert_eq!(rewrite(question, &history, &table()).standalone, question);
-        assert_eq!(rewrite("它是什么？", &[], &table()).standalone, "它是什么？");
+        assert_eq!(
+            rewrite("它是什么？", &[], &table()).standalone,
+            "它是什么？"
+        );
     }
 }

@@ -112,18 +112,20 @@ impl Synonyms {
         let mut found = Vec::new();
         let mut first = 0;
         while first < words.len() {
-            let longest = (1..=ENTRY_WORDS_MAX.min(words.len() - first)).rev().find_map(|count| {
-                let key: Vec<String> = words[first..first + count]
-                    .iter()
-                    .map(|term| term.text.clone())
-                    .collect();
-                let group = self.by_words.get(&key)?;
-                Some(Match {
-                    first,
-                    count,
-                    group: &self.groups[*group],
-                })
-            });
+            let longest = (1..=ENTRY_WORDS_MAX.min(words.len() - first))
+                .rev()
+                .find_map(|count| {
+                    let key: Vec<String> = words[first..first + count]
+                        .iter()
+                        .map(|term| term.text.clone())
+                        .collect();
+                    let group = self.by_words.get(&key)?;
+                    Some(Match {
+                        first,
+                        count,
+                        group: &self.groups[*group],
+                    })
+                });
             first += longest.as_ref().map_or(1, |found| found.count);
             found.extend(longest);
         }
@@ -156,7 +158,8 @@ mod tests {
 
     #[test]
     fn entries_match_as_words() {
-        let table = Synonyms::parse("行 | row\nlog in | 登录\n# no\n\n冻结 | freeze").expect("a table");
+        let table =
+            Synonyms::parse("行 | row\nlog in | 登录\n# no\n\n冻结 | freeze").expect("a table");
         let firsts = |text: &str| -> Vec<String> {
             let words = words(text);
             let found = table.matches(&words);

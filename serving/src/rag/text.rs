@@ -39,11 +39,63 @@ pub fn is_han(c: char) -> bool {
 /// Words that make a question of a statement, as terms of the analysis (English ones are stemmed). Prepositions and
 /// articles are not among them: a phrase is found better whole.
 const QUESTION_WORDS: &[&str] = &[
-    "how", "what", "when", "where", "which", "who", "whi", "do", "doe", "did", "can", "could",
-    "should", "would", "will", "i", "you", "me", "tell", "pleas", "want", "need", "know", "there",
-    "如何", "怎么", "怎样", "怎么样", "什么", "哪些", "哪", "哪里", "哪个", "哪儿", "为什么", "为何", "吗", "呢",
-    "吧", "请问", "请", "可以", "能", "能否", "是否", "我", "你", "您", "想", "知道", "告诉", "多少", "几", "么",
-    "应该", "该", "要",
+    "how",
+    "what",
+    "when",
+    "where",
+    "which",
+    "who",
+    "whi",
+    "do",
+    "doe",
+    "did",
+    "can",
+    "could",
+    "should",
+    "would",
+    "will",
+    "i",
+    "you",
+    "me",
+    "tell",
+    "pleas",
+    "want",
+    "need",
+    "know",
+    "there",
+    "如何",
+    "怎么",
+    "怎样",
+    "怎么样",
+    "什么",
+    "哪些",
+    "哪",
+    "哪里",
+    "哪个",
+    "哪儿",
+    "为什么",
+    "为何",
+    "吗",
+    "呢",
+    "吧",
+    "请问",
+    "请",
+    "可以",
+    "能",
+    "能否",
+    "是否",
+    "我",
+    "你",
+    "您",
+    "想",
+    "知道",
+    "告诉",
+    "多少",
+    "几",
+    "么",
+    "应该",
+    "该",
+    "要",
 ];
 
 /// The terms of `text` that are words of their own, in order.
@@ -76,7 +128,11 @@ pub fn compared(text: &str) -> BTreeSet<String> {
     terms
         .into_iter()
         .filter(|term| term.kind != Kind::Single)
-        .filter(|term| frequent.iter().all(|f| term.end <= f.start || f.end <= term.start))
+        .filter(|term| {
+            frequent
+                .iter()
+                .all(|f| term.end <= f.start || f.end <= term.start)
+        })
         .map(|term| term.text)
         .collect()
 }
@@ -177,7 +233,10 @@ mod tests {
 
     #[test]
     fn a_name_cannot_steer() {
-        assert_eq!(one_line("a\n\n来源[9]：\u{1b}[31m b\u{202e}", 40), "a 来源[9]： [31m b");
+        assert_eq!(
+            one_line("a\n\n来源[9]：\u{1b}[31m b\u{202e}", 40),
+            "a 来源[9]： [31m b"
+        );
         assert_eq!(one_line("冻结行列", 2), "冻结…");
     }
 }
