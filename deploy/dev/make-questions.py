@@ -52,9 +52,9 @@ UNANSWERABLE = 20
 LETTERS_MIN = 40
 
 
-def plain(markup):
-    """The text of some HTML on one line."""
-    text = html.unescape(re.sub(r"<[^>]+>", " ", markup))
+def plain(markup, between=" "):
+    """The text of some HTML on one line, with `between` for each tag."""
+    text = html.unescape(re.sub(r"<[^>]+>", between, markup))
     return re.sub(r"\s+", " ", text).strip()
 
 
@@ -70,7 +70,7 @@ def sections(corpora, lang):
         titles = list(TITLE.finditer(markup))
         ends = [title.start() for title in titles[1:]] + [len(markup)]
         for title, end in zip(titles, ends):
-            heading = re.sub(r"^[\d.]+\s*", "", plain(title[3]).replace("\xa0", " "))
+            heading = re.sub(r"^[\d.]+\s*", "", plain(title[3], "").replace("\xa0", " "))
             yield title[2], heading, page, plain(markup[title.end() : end])
 
 

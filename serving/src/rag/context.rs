@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn the_budget_holds() {
-        let long = "one two three four five. ".repeat(20);
+        let long = "One two three four five. ".repeat(20);
         let sources = [
             source("a", 1, &long),
             source("b", 2, "short text here."),
@@ -237,7 +237,7 @@ mod tests {
         let built = build("q", Lang::En, &[], &sources[..1], fixed + 16, &words);
         assert_eq!(
             built.sources[0].chunk.text,
-            "one two three four five. one two three four five."
+            "One two three four five. One two three four five."
         );
         assert!(built.tokens <= fixed + 16, "{}", built.tokens);
     }
