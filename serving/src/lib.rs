@@ -3,6 +3,10 @@
 //! The command line is a client of the HTTP API. When no server holds the data directory, a command brings the platform
 //! up in its own process and talks to that, so there is one code path.
 
+// Whether a future that holds the platform may be sent between threads is decided by looking through it, down to the
+// expressions of every running plan; inside the futures of an answer that is deeper than the default.
+#![recursion_limit = "256"]
+
 pub mod backlog;
 pub mod cli;
 pub mod dead_letters;

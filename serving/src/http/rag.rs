@@ -5,6 +5,7 @@
 //! `error`, with the same body.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
@@ -21,6 +22,7 @@ use va_catalog::store::Principal;
 use super::documents::drain;
 use super::{App, Problem};
 use crate::freshness::NotFresh;
+use crate::platform::Platform;
 use crate::rag::{Ask, Event, Extractive, RagError, RagRequest, check, run};
 
 /// A question with its history; longer bodies are refused.
@@ -47,7 +49,7 @@ pub async fn query(
     let ask = request.check().map_err(Problem::invalid)?;
     check(&app.platform, &principal.tenant, &ask).await?;
     if streamed {
-        let events = events(app, principal.tenant, ask);
+        let events = events(app.platform, principal.tenant, ask);
         let beat = KeepAlive::new().interval(HEARTBEAT).text("heartbeat");
         return Ok(Sse::new(events).keep_alive(beat).into_response());
     }
@@ -121,17 +123,17 @@ async fn whole(app: &App, tenant: &TenantId, ask: &Ask) -> Result<Value, Problem
 
 /// The events as they come, then `[DONE]`. Polling the stream is what does the work.
 fn events(
-    app: App,
+    platform: Arc<Platform>,
     tenant: TenantId,
     ask: Ask,
 ) -> impl Stream<Item = Result<sse::Event, Infallible>> + Send {
     let (events_tx, events) = mpsc::channel::<Event>(EVENTS);
     let work = async move {
-        let stopping = app.platform.stopping().clone();
+        let stopping = platform.stopping().clone();
         // Dropped with this future's end, so that the receiver ends when it is empty.
         let events_tx = events_tx;
         tokio::select! {
-            done = run(&app.platform, &tenant, &ask, &Extractive, &events_tx) => done.map_err(Problem::from),
+            done = run(&platform, &tenant, &ask, &Extractive, &events_tx) => done.map_err(Problem::from),
             () = stopping.cancelled() => Err(Problem::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "stopping",
@@ -221,7 +223,6 @@ impl From<RagError> for Problem {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
