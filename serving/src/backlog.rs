@@ -148,18 +148,14 @@ pub async fn watch(platform: Arc<Platform>) {
         for (topic, full) in &after {
             metrics::gauge!("va_backlog_closed", "topic" => topic.to_string()).set(1.0);
             if !closed.contains_key(topic) {
-                tell(&platform, topic, "raised", &full.to_string()).await;
+                let full = full.to_string();
+                raise(&platform, "backlog", topic.as_str(), "raised", &full).await;
             }
         }
         for topic in closed.keys().filter(|topic| !after.contains_key(*topic)) {
             metrics::gauge!("va_backlog_closed", "topic" => topic.to_string()).set(0.0);
-            tell(
-                &platform,
-                topic,
-                "cleared",
-                &format!("`{topic}` takes new rows again"),
-            )
-            .await;
+            let open = format!("`{topic}` takes new rows again");
+            raise(&platform, "backlog", topic.as_str(), "cleared", &open).await;
         }
         platform.backlog.set(after);
     }
@@ -218,28 +214,42 @@ async fn plans(platform: &Platform) -> Result<Vec<Arc<Plan>>, String> {
     Ok(plans)
 }
 
-/// Writes the alert. Of several processes that see the same, one does.
-async fn tell(platform: &Platform, topic: &TopicName, state: &'static str, detail: &str) {
-    tracing::warn!(%topic, state, detail, "backlog");
-    metrics::counter!("va_alerts_total", "alert" => "backlog", "state" => state).increment(1);
-    if !platform.leads(&format!("alert/backlog/{topic}")).await {
+/// Writes an alert: of which kind, about what, `raised` or `cleared`. Of several processes that see the same, one does.
+pub(crate) async fn raise(
+    platform: &Platform,
+    kind: &'static str,
+    subject: &str,
+    state: &'static str,
+    detail: &str,
+) {
+    tracing::warn!(kind, subject, state, detail, "alert");
+    metrics::counter!("va_alerts_total", "alert" => kind, "state" => state).increment(1);
+    if !platform.leads(&format!("alert/{kind}/{subject}")).await {
         return;
     }
     let told = async {
-        let batch = alert(platform, topic, state, detail).map_err(|error| error.to_string())?;
+        let batch =
+            alert(platform, kind, subject, state, detail).map_err(|error| error.to_string())?;
         let alerts = TopicName::new(PLATFORM_ALERT).map_err(|error| error.to_string())?;
         let mut commit = platform.log.begin();
-        commit.append(&alerts, Target::Key(topic.to_string().into()), batch);
+        commit.append(&alerts, Target::Key(subject.to_owned().into()), batch);
         commit.finish().await.map_err(|error| error.to_string())
     };
     if let Err(error) = told.await {
-        tracing::warn!(error, %topic, state, "the alert did not reach its topic");
+        tracing::warn!(
+            error,
+            kind,
+            subject,
+            state,
+            "the alert did not reach its topic"
+        );
     }
 }
 
 fn alert(
     platform: &Platform,
-    topic: &TopicName,
+    kind: &str,
+    subject: &str,
     state: &str,
     detail: &str,
 ) -> Result<RecordBatch, arrow::error::ArrowError> {
@@ -250,12 +260,7 @@ fn alert(
             "`platform.alert` has no struct payload".into(),
         ));
     };
-    let payload = vec![
-        text("backlog"),
-        text(state),
-        text(topic.as_str()),
-        text(detail),
-    ];
+    let payload = vec![text(kind), text(state), text(subject), text(detail)];
     let payload = StructArray::try_new(fields.clone(), payload, None)?;
     let now = TimestampMillisecondArray::from(vec![now_ms()]).with_timezone("UTC");
     let columns: Vec<ArrayRef> = vec![

@@ -101,7 +101,9 @@ pub struct Platform {
     /// Which users' pipelines run here.
     pub deployment: crate::deployment::Deployment,
     /// How far `index` is behind, as last asked.
-    pub(crate) freshness: crate::retrieval::Freshness,
+    pub(crate) freshness: crate::freshness::Freshness,
+    /// What answering keeps between questions.
+    pub answers: crate::rag::Answers,
     /// Held while dead letters are retried: one retry at a time.
     pub(crate) retrying: tokio::sync::Mutex<()>,
     /// How the folders of the settings stand.
@@ -295,6 +297,7 @@ impl Platform {
         let parser =
             Arc::new(WorkerPool::new(pool_options(&settings.parse)).map_err(part("parser"))?);
 
+        let answers = crate::rag::Answers::open(&data).map_err(part("table of synonyms"))?;
         let disk = Disk::new(&data, settings.limits.disk_free_bytes_min);
         let runtime = Runtime::new(RuntimeConfig {
             log: log.clone(),
@@ -335,7 +338,8 @@ impl Platform {
             started_at_ms: now_ms(),
             backlog: crate::backlog::Backlog::default(),
             deployment: crate::deployment::Deployment::default(),
-            freshness: crate::retrieval::Freshness::default(),
+            freshness: crate::freshness::Freshness::default(),
+            answers,
             retrying: tokio::sync::Mutex::default(),
             folders: crate::folder::served::Folders::default(),
             shutdown: CancellationToken::new(),

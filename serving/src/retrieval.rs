@@ -5,8 +5,7 @@
 //! individual Rank Learning Methods", SIGIR 2009.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use va_catalog::settings::FusionMethod;
@@ -19,6 +18,7 @@ use va_fulltext::{highlights, snippet};
 use va_models::Role;
 use va_vector::Metric;
 
+use crate::freshness::{AsOf, as_of};
 use crate::platform::Platform;
 
 /// Longest snippet, in characters.
@@ -51,6 +51,9 @@ pub struct SearchRequest {
     /// Adds how the ranking came about.
     #[serde(default)]
     pub explain: bool,
+    /// What the keyword side looks for instead of `query`: a question without its question words. Not for clients.
+    #[serde(skip)]
+    pub keywords: Option<String>,
 }
 
 /// What a client gets.
@@ -70,16 +73,6 @@ pub struct SearchReply {
 pub struct Degraded {
     pub retriever: &'static str,
     pub reason: String,
-}
-
-/// How fresh the answer is.
-#[derive(Debug, Clone, Serialize)]
-pub struct AsOf {
-    /// When the last checkpoint of the `index` pipeline was committed (UTC milliseconds), as far as the processes that run
-    /// now have told.
-    pub indexed_at_ms: Option<i64>,
-    /// Documents that wait to be indexed.
-    pub pending: u64,
 }
 
 /// How the ranking came about.
@@ -189,6 +182,8 @@ pub async fn search(
             collection.collection
         )));
     }
+    // Before the view is taken: what the answer says that it has seen, it has seen.
+    let as_of = as_of(platform).await;
     // Both sides answer from the same checkpoint, whatever is written meanwhile.
     let view = platform.indexes.view(&collection).await;
     let candidates = limits.candidates.max(k) as usize;
@@ -296,70 +291,10 @@ pub async fn search(
     Ok(SearchReply {
         hits,
         degraded,
-        as_of: as_of(platform).await,
+        as_of,
         took_ms,
         explain,
     })
-}
-
-/// How far `index` was behind when servers were last asked.
-#[derive(Default)]
-pub struct Freshness(tokio::sync::Mutex<Option<(Instant, AsOf)>>);
-
-/// How long that is good enough: asking costs a few round trips, which no search should wait for.
-const FRESHNESS_KEPT: Duration = Duration::from_secs(1);
-
-async fn as_of(platform: &Platform) -> AsOf {
-    if platform.settings.log.brokers.is_none() {
-        let status = match va_catalog::PipelineName::new("index") {
-            Ok(name) => platform.runtime.status(&name).await.ok(),
-            Err(_) => None,
-        };
-        return AsOf {
-            indexed_at_ms: (status.as_ref()).and_then(|status| status.last_checkpoint_at_ms),
-            pending: status.map_or(0, |status| status.lag_rows),
-        };
-    }
-    let mut known = platform.freshness.0.lock().await;
-    if let Some((at, as_of)) = known.as_ref()
-        && at.elapsed() < FRESHNESS_KEPT
-    {
-        return as_of.clone();
-    }
-    let as_of = ask_as_of(platform).await.unwrap_or_else(|error| {
-        tracing::debug!(error, "how far `index` is");
-        AsOf {
-            indexed_at_ms: None,
-            pending: 0,
-        }
-    });
-    *known = Some((Instant::now(), as_of.clone()));
-    as_of
-}
-
-/// From the log, and from whichever processes run `index`.
-async fn ask_as_of(platform: &Platform) -> Result<AsOf, String> {
-    let name = va_catalog::PipelineName::new("index").map_err(|error| error.to_string())?;
-    let plan = match platform.runtime.plan(&name) {
-        Some(plan) => plan,
-        None => Arc::new(built_in_plan(&name).ok_or("it is not built in")?),
-    };
-    let lag = va_pipelines::runtime::lag(platform.log.as_ref(), &plan).await;
-    let processes = crate::processes::alive(platform).await;
-    let processes = processes.map_err(|error| error.to_string())?;
-    let doing = crate::processes::doing(&processes, &name).unwrap_or_default();
-    Ok(AsOf {
-        indexed_at_ms: doing["last_checkpoint_at_ms"].as_i64(),
-        pending: lag.map_err(|error| error.to_string())?.values().sum(),
-    })
-}
-
-fn built_in_plan(name: &va_catalog::PipelineName) -> Option<va_pipelines::Plan> {
-    let (file, text) = va_pipelines::definitions::builtin()
-        .into_iter()
-        .find(|(file, _)| file.strip_suffix(".yaml") == Some(name.as_str()))?;
-    let loaded = va_pipelines::load(file, text, &va_pipelines::plan::BuiltinNames).ok()?;
-    Some(loaded.plan)
 }
 
 async fn vector_side(
@@ -400,9 +335,10 @@ async fn vector_side(
 
 async fn keyword_side(view: &View, request: &SearchRequest, candidates: usize) -> Side {
     let started = Instant::now();
+    let query = request.keywords.as_deref().unwrap_or(&request.query);
     let hits = match &view.texts {
         Ok(Some(texts)) => texts
-            .search(&request.query, candidates, &request.filter)
+            .search(query, candidates, &request.filter)
             .await
             .map_err(|error| error.to_string())?,
         Ok(None) => Vec::new(),

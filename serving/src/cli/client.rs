@@ -231,6 +231,31 @@ impl Client {
         Ok(())
     }
 
+    /// `POST` of JSON with a reply of server-sent events: calls `each` with the name and the data of every one, as it comes.
+    pub async fn events(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        mut each: impl FnMut(&str, Value),
+    ) -> Outcome<()> {
+        let request = self.request(Method::POST, path).json(body);
+        let response = good(request.header("accept", "text/event-stream").send().await?).await?;
+        let mut pieces = response.bytes_stream();
+        let mut events = Events::default();
+        while let Some(piece) = pieces.next().await {
+            events.rest.extend_from_slice(&piece?);
+            while let Some((name, data)) = events.next() {
+                if data == "[DONE]" {
+                    return Ok(());
+                }
+                each(&name, serde_json::from_str(&data)?);
+            }
+        }
+        Err(Failure::failed(
+            "the connection ended before the answer did; ask again",
+        ))
+    }
+
     /// Downloads a URL that is not the server's.
     pub async fn download(&self, url: &str) -> Outcome<(bytes::Bytes, Option<String>)> {
         let response = self.http.get(url).send().await?.error_for_status()?;
@@ -240,6 +265,44 @@ impl Client {
             .and_then(|value| value.to_str().ok())
             .map(ToOwned::to_owned);
         Ok((response.bytes().await?, content_type))
+    }
+}
+
+/// Server-sent events from bytes as they come.
+#[derive(Default)]
+struct Events {
+    rest: Vec<u8>,
+    name: String,
+    data: String,
+}
+
+impl Events {
+    /// The next whole event's name and data; comments (heartbeats) are none.
+    fn next(&mut self) -> Option<(String, String)> {
+        while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.rest.drain(..=end).collect();
+            let line = String::from_utf8_lossy(&line);
+            let line = line.trim_end_matches(['\r', '\n']);
+            let (field, value) = line.split_once(':').unwrap_or((line, ""));
+            let value = value.strip_prefix(' ').unwrap_or(value);
+            match field {
+                "event" => value.clone_into(&mut self.name),
+                "data" => {
+                    if !self.data.is_empty() {
+                        self.data.push('\n');
+                    }
+                    self.data.push_str(value);
+                }
+                "" if line.is_empty() && !self.data.is_empty() => {
+                    return Some((
+                        std::mem::take(&mut self.name),
+                        std::mem::take(&mut self.data),
+                    ));
+                }
+                _ => {}
+            }
+        }
+        None
     }
 }
 
@@ -327,4 +390,28 @@ pub fn encode(text: &str) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_come_in_any_pieces() {
+        let wire = ": heartbeat\n\nid: 0\nevent: delta\ndata: {\"text\":\"冻\"}\n\ndata: a\r\ndata: b\r\n\r\ndata: [DONE]\n\n";
+        let mut events = Events::default();
+        let mut found = Vec::new();
+        for byte in wire.bytes() {
+            events.rest.push(byte);
+            found.extend(events.next());
+        }
+        let found: Vec<(&str, &str)> = found
+            .iter()
+            .map(|(n, d)| (n.as_str(), d.as_str()))
+            .collect();
+        assert_eq!(
+            found,
+            [("delta", "{\"text\":\"冻\"}"), ("", "a\nb"), ("", "[DONE]")]
+        );
+    }
 }

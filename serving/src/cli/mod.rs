@@ -1,7 +1,9 @@
 //! The command line: `va --help`. Exit code 0, 1 (failed) or 2 (wrong usage); errors on stderr.
 
+mod ask;
 mod client;
 mod dlq;
+mod eval;
 mod identity;
 mod index;
 mod model;
@@ -82,6 +84,9 @@ enum Command {
     },
     Index(index::IndexArgs),
     Search(search::SearchArgs),
+    Ask(ask::AskArgs),
+    Chat(ask::ChatArgs),
+    Eval(eval::EvalArgs),
     Sql(sql::SqlArgs),
     /// List, show, create and delete collections.
     #[command(subcommand)]
@@ -227,6 +232,9 @@ async fn run(cli: Cli) -> Outcome<()> {
     let result = match &cli.command {
         Command::Index(args) => index::index(&client, args).await,
         Command::Search(args) => search::search(&client, args).await,
+        Command::Ask(args) => ask::ask(&client, args).await,
+        Command::Chat(args) => ask::chat(&client, args).await,
+        Command::Eval(args) => eval::eval(&client, args).await,
         Command::Sql(args) => sql::sql(&client, args).await,
         Command::Collection(command) => resources::collection(&client, command).await,
         Command::Document(command) => resources::document(&client, command).await,

@@ -169,7 +169,8 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-async fn only_collection(client: &Client) -> Outcome<String> {
+/// The collection, when there is only one.
+pub(super) async fn only_collection(client: &Client) -> Outcome<String> {
     let list: Value = client.get("/api/v1/collections").await?;
     let names: Vec<&str> = list["items"]
         .as_array()
@@ -190,7 +191,7 @@ async fn only_collection(client: &Client) -> Outcome<String> {
 }
 
 /// `key=value` words as a filter.
-fn filter(words: &[String]) -> Outcome<Value> {
+pub(super) fn filter(words: &[String]) -> Outcome<Value> {
     let mut fields: Map<String, Value> = Map::new();
     for word in words {
         let (key, value) = word

@@ -137,6 +137,7 @@ impl Search for PlatformSearch {
             mode: Mode::Hybrid,
             filter: va_catalog::Filter::default(),
             explain: false,
+            keywords: None,
         };
         let reply = search(&self.0, tenant, &request)
             .await

@@ -13,6 +13,7 @@ mod oidc;
 mod operations;
 mod pipelines;
 mod problem;
+mod rag;
 mod roles;
 mod routes;
 mod search;

@@ -93,15 +93,8 @@ impl Problem {
         self
     }
 
-    #[must_use]
-    pub fn with(mut self, field: &'static str, value: Value) -> Self {
-        self.extra = Some((field, value));
-        self
-    }
-}
-
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
+    /// The body, also for where there is no reply to carry it: an event of a stream that has begun.
+    pub fn body(self) -> Value {
         let mut body = json!({
             "type": format!("urn:va:problem:{}", self.code),
             "title": self.status.canonical_reason().unwrap_or("Error"),
@@ -112,12 +105,25 @@ impl IntoResponse for Problem {
         if let Some((field, value)) = self.extra {
             body[field] = value;
         }
-        let mut response = (self.status, Json(body)).into_response();
-        if let Some(after) = self.retry_after {
+        body
+    }
+
+    #[must_use]
+    pub fn with(mut self, field: &'static str, value: Value) -> Self {
+        self.extra = Some((field, value));
+        self
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let (status, retry_after) = (self.status, self.retry_after);
+        let mut response = (status, Json(self.body())).into_response();
+        if let Some(after) = retry_after {
             let seconds = HeaderValue::from(after.as_secs());
             response.headers_mut().insert(header::RETRY_AFTER, seconds);
         }
-        if self.status == StatusCode::PAYLOAD_TOO_LARGE {
+        if status == StatusCode::PAYLOAD_TOO_LARGE {
             // Part of the body may be unread, so the connection cannot be used again.
             response
                 .headers_mut()

@@ -15,7 +15,7 @@ use va_catalog::Permission;
 
 use super::{
     App, audit, auth, bulk, collections, dead_letters, documents, keys, logins, oidc, operations,
-    pipelines, roles, search, sql, tenants, topics, users, v1, versions,
+    pipelines, rag, roles, search, sql, tenants, topics, users, v1, versions,
 };
 
 /// Who may call a route.
@@ -280,6 +280,7 @@ fn content() -> Routes {
         .delete("/api/v1/collections/{collection}/documents/{id}", write, documents::delete)
         .get("/api/v1/collections/{collection}/documents/{id}/versions", read, documents::versions)
         .post("/api/v1/retrieval/hybrid_search", Needs(Search), search::hybrid_search)
+        .post("/api/v1/rag/query", Needs(Chat), rag::query)
         .post("/api/v1/sql", Needs(SqlRead), sql::query)
 }
 

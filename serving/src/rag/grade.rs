@@ -1,0 +1,498 @@
+//! How well each sentence of the sources answers the question, and whether any of them does.
+//!
+//! A sentence is compared together with the heading above it: what stands under `Freezing rows` need not say `rows` again.
+//! Two measures, both from 0 to 1, are added up: the similarity of the embedder's vectors, and the share of the question's
+//! words that are there, rarer words counting more. Headings and questions are no answers, so they are never candidates.
+//!
+//! The weights and thresholds were chosen on one half of the labelled questions and are reported on the other, see
+//! `docs/answers.md`. Blocks its thread: call it through `spawn_blocking`.
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::hash::{Hash, Hasher};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Serialize;
+use va_catalog::ChunkId;
+use va_chunk::sentences;
+use va_models::{Embedder, ModelError, Role};
+
+use super::retrieve::Source;
+use super::text::{Lang, bare, compared, trimmed};
+
+/// Cosine similarities of this embedder family lie in a narrow band; it is spread to 0 to 1.
+const SIMILARITY_LOW: f64 = 0.74;
+const SIMILARITY_HIGH: f64 = 0.92;
+
+/// What similarity and shared words count.
+const SIMILARITY: f64 = 0.6;
+const COVERAGE: f64 = 0.4;
+
+/// Below it no sentence answers the question: with vectors, and by words alone.
+const THRESHOLD: f64 = 0.45;
+const THRESHOLD_WORDS: f64 = 0.55;
+
+/// What the best source has ahead of one that is far down the list.
+const RANK: f64 = 0.12;
+
+/// What a sentence in another language than the question has to make good.
+const OTHER_LANGUAGE: f64 = 0.15;
+
+/// Sentences whose vectors are made for one question.
+const EMBEDDED_MAX: usize = 48;
+
+/// Longest candidate, in bytes; what is longer (a table, a listing) is taken line by line.
+const SENTENCE_BYTES_MAX: usize = 900;
+
+/// Vectors of sentences that are kept: 1.5 KiB each with 384 dimensions.
+const VECTORS_MAX: usize = 8_192;
+
+/// A sentence that may answer.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// Index into the sources.
+    pub source: usize,
+    /// Bytes of the chunk's text.
+    pub range: Range<usize>,
+    /// Number of the heading it stands under, within its source.
+    pub section: usize,
+    pub heading: Option<String>,
+    pub terms: BTreeSet<String>,
+    /// Share of the question's words, by weight.
+    pub coverage: f64,
+    /// Cosine of the vectors; `None` where none was made.
+    pub similarity: Option<f64>,
+    /// How much speaks for it being an answer.
+    pub evidence: f64,
+    /// The evidence with what is known of its source: for the order.
+    pub score: f64,
+}
+
+/// What was found out.
+#[derive(Debug, Clone, Default)]
+pub struct Grade {
+    /// Best first.
+    pub candidates: Vec<Candidate>,
+    pub threshold: f64,
+    /// Why vectors were not compared although the collection has a model.
+    pub degraded: Option<String>,
+}
+
+/// The same for the trace.
+#[derive(Debug, Clone, Serialize)]
+pub struct GradeTrace {
+    pub answerable: bool,
+    pub evidence: f64,
+    pub threshold: f64,
+    pub similarity: Option<f64>,
+    pub coverage: f64,
+    pub sentences: usize,
+}
+
+impl Grade {
+    /// How much speaks for the best candidate.
+    pub fn evidence(&self) -> f64 {
+        self.candidates.first().map_or(0.0, |best| best.evidence)
+    }
+
+    /// Whether the sources hold an answer.
+    pub fn answerable(&self) -> bool {
+        !self.candidates.is_empty() && self.evidence() >= self.threshold
+    }
+
+    pub fn trace(&self) -> GradeTrace {
+        let best = self.candidates.first();
+        GradeTrace {
+            answerable: self.answerable(),
+            evidence: self.evidence(),
+            threshold: self.threshold,
+            similarity: best.and_then(|best| best.similarity),
+            coverage: best.map_or(0.0, |best| best.coverage),
+            sentences: self.candidates.len(),
+        }
+    }
+}
+
+/// Scores the sentences of `sources`. Without an embedder by words alone.
+pub fn grade(
+    question: &str,
+    lang: Lang,
+    sources: &[Source],
+    embedder: Option<&dyn Embedder>,
+    vectors: &SentenceVectors,
+) -> Grade {
+    let mut candidates = candidates(question, sources);
+    cover(&compared(question), &mut candidates);
+    let by_words = |candidate: &Candidate| candidate.coverage + rank_share(candidate);
+    candidates.sort_by(|a, b| by_words(b).total_cmp(&by_words(a)));
+    let mut degraded = None;
+    let mut with_vectors = false;
+    if let Some(embedder) = embedder {
+        match compare(question, sources, embedder, vectors, &mut candidates) {
+            Ok(()) => with_vectors = true,
+            Err(error) => degraded = Some(error.to_string()),
+        }
+    }
+    for candidate in &mut candidates {
+        candidate.evidence = match candidate.similarity {
+            Some(similarity) => {
+                let spread = (similarity - SIMILARITY_LOW) / (SIMILARITY_HIGH - SIMILARITY_LOW);
+                SIMILARITY * spread.clamp(0.0, 1.0) + COVERAGE * candidate.coverage
+            }
+            None if with_vectors => COVERAGE * candidate.coverage,
+            None => candidate.coverage,
+        };
+        let text = &sources[candidate.source].chunk.text[candidate.range.clone()];
+        let foreign = if Lang::of(text) == lang {
+            0.0
+        } else {
+            OTHER_LANGUAGE
+        };
+        candidate.score = candidate.evidence + rank_share(candidate) - foreign;
+    }
+    candidates.sort_by(|a, b| {
+        let place = |c: &Candidate| (c.source, c.range.start);
+        b.score
+            .total_cmp(&a.score)
+            .then_with(|| place(a).cmp(&place(b)))
+    });
+    Grade {
+        candidates,
+        threshold: if with_vectors {
+            THRESHOLD
+        } else {
+            THRESHOLD_WORDS
+        },
+        degraded,
+    }
+}
+
+fn rank_share(candidate: &Candidate) -> f64 {
+    RANK / (1.0 + candidate.source as f64)
+}
+
+/// The sentences that could answer, each once, in the order of the sources.
+fn candidates(question: &str, sources: &[Source]) -> Vec<Candidate> {
+    let asked = bare(question);
+    let mut seen = BTreeSet::new();
+    let mut found = Vec::new();
+    for (index, source) in sources.iter().enumerate() {
+        let text = &source.chunk.text;
+        let titles: BTreeSet<String> = source
+            .chunk
+            .title_path
+            .iter()
+            .chain(&source.document.title)
+            .map(|title| bare(title))
+            .collect();
+        let mut heading = source.chunk.title_path.last().cloned();
+        let mut section = 0;
+        let mut add = |range: Range<usize>, section: usize, heading: &Option<String>| {
+            let sentence = &text[range.clone()];
+            let plain = bare(sentence);
+            let letters = plain.chars().count();
+            let repeats = plain.contains(&asked) && letters < asked.chars().count() + 8;
+            if letters < 4 || repeats || asks(sentence) || !seen.insert(plain) {
+                return;
+            }
+            let with_heading = match heading {
+                Some(heading) => format!("{heading}\n{sentence}"),
+                None => sentence.to_owned(),
+            };
+            found.push(Candidate {
+                source: index,
+                range,
+                section,
+                heading: heading.clone(),
+                terms: compared(&with_heading),
+                coverage: 0.0,
+                similarity: None,
+                evidence: 0.0,
+                score: 0.0,
+            });
+        };
+        let paragraphs: Vec<Range<usize>> = paragraphs(text);
+        for (at, paragraph) in paragraphs.iter().enumerate() {
+            let written = &text[paragraph.clone()];
+            // A title of the path is none where it is all there is, as in a note of one line.
+            let alone = paragraphs.len() == 1;
+            let last = at + 1 == paragraphs.len();
+            if !alone && (titles.contains(&bare(written)) || !last && is_heading(written)) {
+                heading = Some(written.to_owned());
+                section += 1;
+                continue;
+            }
+            for sentence in sentences(written) {
+                let sentence = paragraph.start + sentence.start..paragraph.start + sentence.end;
+                for piece in pieces(text, sentence) {
+                    add(piece, section, &heading);
+                }
+            }
+        }
+    }
+    found
+}
+
+/// What empty lines set apart, without white space around it.
+fn paragraphs(text: &str) -> Vec<Range<usize>> {
+    let mut start = 0;
+    let mut found = Vec::new();
+    for paragraph in text.split_inclusive("\n\n") {
+        let range = trimmed(text, start..start + paragraph.len());
+        start += paragraph.len();
+        if !range.is_empty() {
+            found.push(range);
+        }
+    }
+    found
+}
+
+/// Whether a text ends as a question.
+fn asks(text: &str) -> bool {
+    text.trim_end_matches(['"', '”', '’', ')', '）', '!', '！'])
+        .ends_with(['?', '？'])
+}
+
+/// A short line that is no sentence, or that asks, and no item of a list or row of a table.
+fn is_heading(paragraph: &str) -> bool {
+    const HEADING_CHARS_MAX: usize = 160;
+    if paragraph.contains('\n') || paragraph.chars().count() > HEADING_CHARS_MAX {
+        return false;
+    }
+    if asks(paragraph) {
+        return true;
+    }
+    let item = paragraph.starts_with(['-', '*', '•', '·'])
+        || paragraph.starts_with(|c: char| c.is_ascii_digit());
+    let stops = paragraph.ends_with([
+        '.', '。', '!', '！', ';', '；', ':', '：', '…', ')', '）', '”', '"',
+    ]);
+    !item && !stops && !paragraph.contains(" | ")
+}
+
+/// A sentence without white space around it; one that is too long, line by line, the lines cut where they are too long.
+fn pieces(text: &str, range: Range<usize>) -> Vec<Range<usize>> {
+    let range = trimmed(text, range);
+    if range.len() <= SENTENCE_BYTES_MAX {
+        return if range.is_empty() {
+            Vec::new()
+        } else {
+            vec![range]
+        };
+    }
+    let mut pieces = Vec::new();
+    let mut start = range.start;
+    for line in text[range].split_inclusive('\n') {
+        let mut at = start;
+        start += line.len();
+        while at < start {
+            let end = text.floor_char_boundary((at + SENTENCE_BYTES_MAX).min(start));
+            let piece = trimmed(text, at..end);
+            if !piece.is_empty() {
+                pieces.push(piece);
+            }
+            at = end;
+        }
+    }
+    pieces
+}
+
+/// Sets the coverage of each candidate: the weight of the question's words that it has, of the weight of all of them. A word
+/// weighs more the fewer candidates have it; one that none has weighs most.
+fn cover(question: &BTreeSet<String>, candidates: &mut [Candidate]) {
+    let all = candidates.len() as f64;
+    let weight = |word: &String| {
+        let having = candidates.iter().filter(|c| c.terms.contains(word)).count();
+        (1.0 + all / (1.0 + having as f64)).ln()
+    };
+    let weights: Vec<(&String, f64)> = question.iter().map(|word| (word, weight(word))).collect();
+    let sum: f64 = weights.iter().map(|(_, weight)| weight).sum();
+    if sum <= 0.0 {
+        return;
+    }
+    for candidate in candidates {
+        let here = weights
+            .iter()
+            .filter(|(word, _)| candidate.terms.contains(*word));
+        candidate.coverage = here.map(|(_, weight)| weight).sum::<f64>() / sum;
+    }
+}
+
+/// Sets the similarity of the first candidates.
+fn compare(
+    question: &str,
+    sources: &[Source],
+    embedder: &dyn Embedder,
+    vectors: &SentenceVectors,
+    candidates: &mut [Candidate],
+) -> Result<(), ModelError> {
+    let Some(asked) = embedder.embed(&[question], Role::Query)?.into_iter().next() else {
+        return Ok(());
+    };
+    let mut hasher = DefaultHasher::new();
+    embedder.fingerprint().hash(&mut hasher);
+    let model = hasher.finish();
+    let few = candidates.len().min(EMBEDDED_MAX);
+    let few = &mut candidates[..few];
+    let key = |candidate: &Candidate| SentenceKey {
+        model,
+        chunk: sources[candidate.source].chunk.id,
+        start: candidate.range.start,
+        end: candidate.range.end,
+    };
+    let mut known: Vec<Option<Arc<[f32]>>> = few.iter().map(|c| vectors.get(&key(c))).collect();
+    let missing: Vec<usize> = (0..few.len()).filter(|i| known[*i].is_none()).collect();
+    let texts: Vec<String> = missing
+        .iter()
+        .map(|i| {
+            let candidate = &few[*i];
+            let sentence = &sources[candidate.source].chunk.text[candidate.range.clone()];
+            match &candidate.heading {
+                Some(heading) => format!("{heading}\n{sentence}"),
+                None => sentence.to_owned(),
+            }
+        })
+        .collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    if !texts.is_empty() {
+        for (i, vector) in missing
+            .into_iter()
+            .zip(embedder.embed(&texts, Role::Passage)?)
+        {
+            let vector: Arc<[f32]> = vector.into();
+            vectors.put(key(&few[i]), vector.clone());
+            known[i] = Some(vector);
+        }
+    }
+    for (candidate, vector) in few.iter_mut().zip(known) {
+        candidate.similarity = vector.map(|vector| {
+            let products = asked.iter().zip(vector.iter()).map(|(a, b)| a * b);
+            f64::from(products.sum::<f32>())
+        });
+    }
+    Ok(())
+}
+
+/// Names a sentence of a chunk under a model. A chunk's id names its version, so its text never changes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct SentenceKey {
+    model: u64,
+    chunk: ChunkId,
+    start: usize,
+    end: usize,
+}
+
+/// Vectors of sentences that were compared lately: questions meet the same passages again and again.
+#[derive(Default)]
+pub struct SentenceVectors(Mutex<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    vectors: HashMap<SentenceKey, Arc<[f32]>>,
+    /// Oldest first.
+    order: VecDeque<SentenceKey>,
+}
+
+impl SentenceVectors {
+    fn get(&self, key: &SentenceKey) -> Option<Arc<[f32]>> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.vectors.get(key).cloned()
+    }
+
+    fn put(&self, key: SentenceKey, vector: Arc<[f32]>) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.vectors.insert(key.clone(), vector).is_none() {
+            kept.order.push_back(key);
+        }
+        while kept.order.len() > VECTORS_MAX {
+            if let Some(oldest) = kept.order.pop_front() {
+                kept.vectors.remove(&oldest);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rag::retrieve::tests::source;
+
+    fn sentences_of(question: &str, text: &str, title: &str) -> Vec<String> {
+        let mut source = source("a", 1, text);
+        source.chunk.title_path = vec![title.into()];
+        let found = candidates(question, &[source.clone()]);
+        let shown = |c: &Candidate| {
+            let heading = c.heading.as_deref().unwrap_or("-");
+            format!("{heading}: {}", &source.chunk.text[c.range.clone()])
+        };
+        found.iter().map(shown).collect()
+    }
+
+    #[test]
+    fn headings_and_questions_are_no_answers() {
+        let text = "Freezing Rows\n\nSelect the row below. Is it so? Choose View.\n\nOther matters\n\nClick here now.\n\n\
+                    1.3. OK, what is Linux?!\n\nLinux is a kernel.";
+        assert_eq!(
+            sentences_of("How do I freeze rows?", text, "Freezing Rows"),
+            [
+                "Freezing Rows: Select the row below.",
+                "Freezing Rows: Choose View.",
+                "Other matters: Click here now.",
+                "1.3. OK, what is Linux?!: Linux is a kernel.",
+            ]
+        );
+        let text = "如何冻结行？\n\n先选择下一行。然后点击“冻结”。";
+        assert_eq!(
+            sentences_of("如何冻结行", text, "表格"),
+            [
+                "如何冻结行？: 先选择下一行。",
+                "如何冻结行？: 然后点击“冻结”。"
+            ]
+        );
+    }
+
+    #[test]
+    fn long_stretches_are_cut_at_lines() {
+        let row = format!("{}\n", "cell | ".repeat(40));
+        let table = row.repeat(8);
+        let pieces = pieces(&table, 0..table.len());
+        assert_eq!(pieces.len(), 8);
+        assert!(pieces.iter().all(|p| p.len() <= SENTENCE_BYTES_MAX));
+        let line = "字".repeat(1_000);
+        let cut = super::pieces(&line, 0..line.len());
+        assert_eq!(cut.iter().map(Range::len).sum::<usize>(), line.len());
+    }
+
+    #[test]
+    fn by_words_alone_the_right_sentence_is_first() {
+        let sources = [
+            source(
+                "a",
+                1,
+                "Printers are set up in the system. Choose File to print a sheet.",
+            ),
+            source(
+                "b",
+                2,
+                "To freeze rows, select the row below. Then choose Freeze.",
+            ),
+        ];
+        let vectors = SentenceVectors::default();
+        let graded = grade("How do I freeze rows?", Lang::En, &sources, None, &vectors);
+        let best = &graded.candidates[0];
+        assert_eq!(
+            &sources[best.source].chunk.text[best.range.clone()],
+            "To freeze rows, select the row below."
+        );
+        assert!(graded.answerable(), "{}", graded.evidence());
+        let graded = grade(
+            "What is the capital of Peru?",
+            Lang::En,
+            &sources,
+            None,
+            &vectors,
+        );
+        assert!(!graded.answerable(), "{}", graded.evidence());
+    }
+}

@@ -1,0 +1,65 @@
+//! Answers from documents, each sentence with a citation that can be opened.
+//!
+//! ```text
+//! question, history ─ rewrite ─► queries ─ retrieve ─► sources ─ context ─► what fits the budget
+//!                                  ▲                                          │
+//!                                  └── once more, other queries ── no ── grade: is the answer in there?
+//!                                                                             │ yes
+//!                                     events ◄─ cite: every claim checked ◄─ Writer
+//! ```
+//!
+//! - `rewrite` (with `synonyms`) makes the queries, `retrieve` fuses what they find, `earlier` is for when nothing can be
+//!   searched; `freshness` (next to this folder) makes readers see their own writes
+//! - `context` numbers and fences the sources, `grade` scores their sentences against the question
+//! - `answer` is the seam for writers: [`extract`] quotes, models come behind the same seam; `cite` checks what they write
+//! - `flow` runs all of it for one question and emits [`Event`]s; the HTTP layer makes JSON or SSE of them
+//!
+//! Nothing here writes an answer of its own: without a source that holds it, the reply says that nothing was found.
+
+mod alerts;
+mod answer;
+mod cite;
+mod context;
+mod earlier;
+mod extract;
+mod flow;
+mod grade;
+mod request;
+mod retrieve;
+mod rewrite;
+mod synonyms;
+mod text;
+
+use std::path::Path;
+
+pub use answer::{Draft, Gone, Task, WriteError, Writer, Written};
+pub use cite::{Checker, Citation, Finding, Unsupported};
+pub use context::Context;
+pub use extract::Extractive;
+pub use flow::{Event, RagError, check, run};
+pub use request::{Ask, HistoryRole, RagRequest, Turn};
+pub use retrieve::Source;
+pub use text::{Lang, bare};
+
+/// What answering keeps between questions, of one process.
+pub struct Answers {
+    pub(crate) synonyms: synonyms::Synonyms,
+    pub(crate) earlier: earlier::Earlier,
+    pub(crate) alerts: alerts::Alerts,
+    pub(crate) sentences: grade::SentenceVectors,
+}
+
+impl Answers {
+    /// Reads `synonyms.txt` of the data directory, or takes the built-in table when there is none.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be used.
+    pub fn open(data: &Path) -> Result<Self, synonyms::TableError> {
+        Ok(Self {
+            synonyms: synonyms::Synonyms::open(&data.join("synonyms.txt"))?,
+            earlier: earlier::Earlier::default(),
+            alerts: alerts::Alerts::default(),
+            sentences: grade::SentenceVectors::default(),
+        })
+    }
+}

@@ -1,0 +1,292 @@
+//! Several queries at once, fused into one ranked list of sources.
+//!
+//! Each query is a whole hybrid search, with its own degradation; ranks are fused by reciprocal rank with the weight of the
+//! query. A chunk counts once, and so does a text that several documents share. [`fuse`] is a pure function.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Instant;
+
+use futures::future::join_all;
+use serde::Serialize;
+use va_catalog::{ChunkId, DocumentRef, TenantId};
+
+use super::request::Ask;
+use super::rewrite::{Query, Why};
+use super::text::bare;
+use crate::freshness::AsOf;
+use crate::platform::Platform;
+use crate::retrieval::{Degraded, Hit, Mode, RankScore, SearchError, SearchRequest, search};
+
+/// Hits of each query that take part in the fusion.
+const HITS: u32 = 20;
+
+/// A chunk that an answer may be made from.
+#[derive(Debug, Clone, Serialize)]
+pub struct Source {
+    /// What a citation calls it: `来源[n]`, `Source[n]`. From 1, best first.
+    pub n: u32,
+    pub score: f64,
+    pub document: DocumentRef,
+    pub chunk: Passage,
+    /// Which queries found it, and where each of them ranked it.
+    pub found: Vec<Found>,
+}
+
+/// The chunk of a source.
+#[derive(Debug, Clone, Serialize)]
+pub struct Passage {
+    pub id: ChunkId,
+    pub text: String,
+    pub title_path: Vec<String>,
+    pub page: Option<u32>,
+    /// Character offsets in the document's text.
+    pub start: u64,
+    pub end: u64,
+}
+
+/// A rank that a query gave.
+#[derive(Debug, Clone, Serialize)]
+pub struct Found {
+    /// Index into the trace's `queries`.
+    pub query: usize,
+    pub rank: u32,
+    pub vector: Option<RankScore>,
+    pub keyword: Option<RankScore>,
+}
+
+/// What one query did.
+#[derive(Debug, Clone, Serialize)]
+pub struct QueryTrace {
+    /// 1, or 2 for the queries of the second round.
+    pub round: u32,
+    pub why: Why,
+    pub text: String,
+    pub keywords: String,
+    pub hits: usize,
+    pub took_ms: f64,
+}
+
+/// The hits of all queries so far.
+#[derive(Debug, Default)]
+pub struct Retrieved {
+    lists: Vec<(f64, Vec<Hit>)>,
+    pub queries: Vec<QueryTrace>,
+    pub degraded: Vec<Degraded>,
+    /// Of the least fresh search.
+    pub as_of: Option<AsOf>,
+}
+
+impl Retrieved {
+    /// Searches for all `queries` and adds what they find.
+    ///
+    /// # Errors
+    /// When not one of them could be answered.
+    pub async fn add(
+        &mut self,
+        platform: &Platform,
+        tenant: &TenantId,
+        ask: &Ask,
+        queries: &[Query],
+        round: u32,
+    ) -> Result<(), SearchError> {
+        let searches = queries.iter().map(|query| async move {
+            let started = Instant::now();
+            let request = SearchRequest {
+                query: query.text.clone(),
+                collection: ask.collection.clone(),
+                k: Some(HITS.max(ask.k as u32).min(platform.settings.search.k_max)),
+                mode: Mode::Hybrid,
+                filter: ask.filter.clone(),
+                explain: false,
+                keywords: Some(query.keywords.clone()),
+            };
+            let reply = search(platform, tenant, &request).await;
+            (reply, started.elapsed().as_secs_f64() * 1_000.0)
+        });
+        let mut failed = None;
+        let mut answered = false;
+        for (query, (reply, took_ms)) in queries.iter().zip(join_all(searches).await) {
+            let reply = match reply {
+                Ok(reply) => reply,
+                Err(error) => {
+                    failed = Some(error);
+                    continue;
+                }
+            };
+            answered = true;
+            for degraded in reply.degraded {
+                if !self
+                    .degraded
+                    .iter()
+                    .any(|d| d.retriever == degraded.retriever)
+                {
+                    self.degraded.push(degraded);
+                }
+            }
+            // Searches of one question run at about the same time; the first has seen the least.
+            self.as_of.get_or_insert(reply.as_of);
+            self.queries.push(QueryTrace {
+                round,
+                why: query.why,
+                text: query.text.clone(),
+                keywords: query.keywords.clone(),
+                hits: reply.hits.len(),
+                took_ms,
+            });
+            self.lists.push((query.weight, reply.hits));
+        }
+        match failed {
+            Some(error) if !answered => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// The best `k` sources of all queries so far.
+    pub fn sources(&self, rrf_k: u32, k: usize) -> Vec<Source> {
+        fuse(&self.lists, rrf_k, k)
+    }
+}
+
+/// Fuses ranked lists, each with its weight. Ties keep the better single rank first, then the id.
+fn fuse(lists: &[(f64, Vec<Hit>)], rrf_k: u32, k: usize) -> Vec<Source> {
+    let mut by_chunk: HashMap<ChunkId, Source> = HashMap::new();
+    for (query, (weight, hits)) in lists.iter().enumerate() {
+        for hit in hits {
+            let source = by_chunk.entry(hit.chunk.id).or_insert_with(|| Source {
+                n: 0,
+                score: 0.0,
+                document: hit.document.clone(),
+                chunk: Passage {
+                    id: hit.chunk.id,
+                    text: hit.chunk.text.clone(),
+                    title_path: hit.chunk.title_path.clone(),
+                    page: hit.chunk.page,
+                    start: hit.chunk.start,
+                    end: hit.chunk.end,
+                },
+                found: Vec::new(),
+            });
+            source.score += weight / f64::from(rrf_k + hit.rank);
+            source.found.push(Found {
+                query,
+                rank: hit.rank,
+                vector: hit.retrievers.vector,
+                keyword: hit.retrievers.keyword,
+            });
+        }
+    }
+    let mut sources: Vec<Source> = by_chunk.into_values().collect();
+    let best = |source: &Source| source.found.iter().map(|found| found.rank).min();
+    sources.sort_by(|a, b| {
+        b.score
+            .total_cmp(&a.score)
+            .then_with(|| best(a).cmp(&best(b)))
+            .then_with(|| a.chunk.id.cmp(&b.chunk.id))
+    });
+    // The same text in a second document (another format of it, a copy) says nothing more.
+    let mut seen = HashSet::new();
+    sources.retain(|source| seen.insert(bare(&source.chunk.text)));
+    sources.truncate(k);
+    for (source, n) in sources.iter_mut().zip(1..) {
+        source.n = n;
+    }
+    sources
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::retrieval::{HitChunk, Retrievers, Snippet};
+    use va_catalog::{CollectionName, CollectionRef, DocumentId, Version};
+
+    fn hit(name: &str, rank: u32, text: &str) -> Hit {
+        let source = source(name, rank, text);
+        Hit {
+            rank,
+            score: 1.0,
+            document: source.document,
+            chunk: HitChunk {
+                id: source.chunk.id,
+                text: text.into(),
+                title_path: Vec::new(),
+                page: None,
+                start: 0,
+                end: 0,
+                highlights: Vec::new(),
+                snippet: Snippet {
+                    text: String::new(),
+                    highlights: Vec::new(),
+                },
+            },
+            retrievers: Retrievers::default(),
+        }
+    }
+
+    /// A source for tests of this folder.
+    pub fn source(name: &str, n: u32, text: &str) -> Source {
+        let collection = CollectionRef {
+            tenant: TenantId::default_tenant(),
+            collection: CollectionName::new("c").expect("a name"),
+        };
+        let id = DocumentId::of(&collection, name);
+        Source {
+            n,
+            score: 1.0,
+            document: DocumentRef {
+                id,
+                name: name.into(),
+                uri: name.into(),
+                title: None,
+                version: Version(1),
+            },
+            chunk: Passage {
+                id: ChunkId::of(&collection, id, Version(1), 0),
+                text: text.into(),
+                title_path: Vec::new(),
+                page: None,
+                start: 0,
+                end: text.chars().count() as u64,
+            },
+            found: Vec::new(),
+        }
+    }
+
+    fn order(lists: &[(f64, &[&str])]) -> String {
+        let lists: Vec<(f64, Vec<Hit>)> = lists
+            .iter()
+            .map(|(weight, names)| {
+                let hits = names
+                    .iter()
+                    .zip(1..)
+                    .map(|(name, rank)| hit(name, rank, name));
+                (*weight, hits.collect())
+            })
+            .collect();
+        let sources = fuse(&lists, 20, 3);
+        let names: Vec<&str> = sources.iter().map(|s| s.document.name.as_str()).collect();
+        names.join(" ")
+    }
+
+    #[test]
+    fn queries_are_fused_by_weight() {
+        assert_eq!(order(&[(1.0, &["a", "b", "c", "d"])]), "a b c");
+        assert_eq!(order(&[(1.0, &["a", "b"]), (0.5, &["b", "c"])]), "b a c");
+        assert_eq!(order(&[(1.0, &["a", "b"]), (0.1, &["c", "d"])]), "a b c");
+        assert_eq!(order(&[]), "");
+    }
+
+    #[test]
+    fn a_copy_of_a_text_is_one_source() {
+        let hits = vec![
+            hit("a", 1, "The same, text."),
+            hit("b", 2, "the same text"),
+            hit("c", 3, "x"),
+        ];
+        let sources = fuse(&[(1.0, hits)], 20, 5);
+        let numbered: Vec<(u32, &str)> = sources
+            .iter()
+            .map(|s| (s.n, s.document.name.as_str()))
+            .collect();
+        assert_eq!(numbered, [(1, "a"), (2, "c")]);
+    }
+}
