@@ -117,8 +117,9 @@ async fn what_people_tell_is_sealed_and_found_by_address(on: On) {
     assert_eq!((changed.name, changed.phone.as_deref()), (None, Some("1")));
     assert_eq!(serde_json::Value::Object(changed.preferences), preferences);
     assert_eq!(changed.roles, roles(&["owner", "viewer"]));
+    let longest = "x".repeat(201);
     let long = UserChange {
-        name: Some(&"x".repeat(201)),
+        name: Some(&longest),
         ..UserChange::default()
     };
     assert!(catalog.update_user(&a, &ann.id, &long).await.is_err());
