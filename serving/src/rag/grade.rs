@@ -4,8 +4,8 @@
 //! Two measures, both from 0 to 1, are added up: the similarity of the embedder's vectors, and the share of the question's
 //! words that are there, rarer words counting more. Headings and questions are no answers, so they are never candidates.
 //!
-//! The weights and thresholds were chosen on one half of the labelled questions and are reported on the other, see
-//! `docs/answers.md`. Blocks its thread: call it through `spawn_blocking`.
+//! The weights and thresholds are first estimates. They are to be chosen with `va eval` on the `tune` half of the labelled
+//! questions and reported on the `test` half, see `docs/answers.md`. Blocks its thread: call it through `spawn_blocking`.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeSet, HashMap, VecDeque};
