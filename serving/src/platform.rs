@@ -34,8 +34,8 @@ use va_splits::{SplitOptions, SplitStore};
 use va_vector::{LanceStore, VectorStore};
 
 use crate::disk::Disk;
-use crate::identity::Identity;
 use crate::gateway::Gateway;
+use crate::identity::Identity;
 
 /// How long a parser process without work is kept.
 const PARSER_IDLE: Duration = Duration::from_secs(60);
@@ -290,7 +290,10 @@ impl Platform {
         // A worker answers nobody, so it needs no keys of providers either.
         let llm = match role {
             Role::Worker => LlmSettings::default(),
-            Role::Up | Role::Serve => settings.llm.clone().or_environment(crate::gateway::variable),
+            Role::Up | Role::Serve => settings
+                .llm
+                .clone()
+                .or_environment(crate::gateway::variable),
         };
         let gateway = Gateway::new(&llm, embedders.clone(), log.clone(), &process);
         let gateway = Arc::new(gateway.map_err(part("model gateway"))?);

@@ -245,6 +245,8 @@ impl Default for RoutingSettings {
 #[serde(rename_all = "snake_case")]
 pub enum BudgetWindow {
     Day,
+    /// On Monday.
+    Week,
     #[default]
     Month,
     /// Never.

@@ -44,7 +44,7 @@ pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
 pub struct Catalog {
     pub(crate) write: Pool,
     pub(crate) read: Pool,
-    clock: Clock,
+    pub(super) clock: Clock,
     /// What opens people's data; see [`Catalog::unlocked`].
     pub(super) master: Option<Arc<MasterKey>>,
 }

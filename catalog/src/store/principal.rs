@@ -9,6 +9,7 @@ use super::sessions::SessionId;
 use super::users::UserId;
 use crate::ids::TenantId;
 use crate::permission::Permissions;
+pub use crate::settings::llm::BudgetWindow;
 
 /// Who calls, and what the call may do. It comes from a credential and from nothing else; above all the tenant does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,17 +78,6 @@ pub struct Budget {
     /// Millionths of a US dollar.
     pub micros: i64,
     pub window: BudgetWindow,
-}
-
-/// When a budget begins anew.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BudgetWindow {
-    Day,
-    Week,
-    Month,
-    /// Never.
-    Total,
 }
 
 impl BudgetWindow {

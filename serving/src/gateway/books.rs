@@ -51,6 +51,7 @@ struct Spent {
     total: i128,
     /// In the window that begins then.
     month: (i64, i128),
+    week: (i64, i128),
     day: (i64, i128),
     calls: u64,
     reserved: i128,
@@ -218,6 +219,7 @@ impl Spent {
         self.calls += 1;
         for (window, sum) in [
             (BudgetWindow::Month, &mut self.month),
+            (BudgetWindow::Week, &mut self.week),
             (BudgetWindow::Day, &mut self.day),
         ] {
             let begin = window_begin(window, at_ms);
@@ -235,6 +237,7 @@ impl Spent {
         let (begin, sum) = match window {
             BudgetWindow::Total => return self.total,
             BudgetWindow::Month => self.month,
+            BudgetWindow::Week => self.week,
             BudgetWindow::Day => self.day,
         };
         if begin == window_begin(window, now_ms) {
@@ -257,6 +260,10 @@ fn window_begin(window: BudgetWindow, at_ms: i64) -> i64 {
     match window {
         BudgetWindow::Total => i64::MIN,
         BudgetWindow::Day => at_ms.div_euclid(DAY_MS) * DAY_MS,
+        // The first day of 1970 was a Thursday.
+        BudgetWindow::Week => {
+            (at_ms.div_euclid(DAY_MS) + 3).div_euclid(7) * 7 * DAY_MS - 3 * DAY_MS
+        }
         BudgetWindow::Month => {
             let day = chrono::DateTime::from_timestamp_millis(at_ms).unwrap_or_default();
             let (year, month) = (chrono::Datelike::year(&day), chrono::Datelike::month(&day));
@@ -270,6 +277,7 @@ fn window_end(window: BudgetWindow, at_ms: i64) -> Option<i64> {
     match window {
         BudgetWindow::Total => None,
         BudgetWindow::Day => Some(window_begin(window, at_ms) + DAY_MS),
+        BudgetWindow::Week => Some(window_begin(window, at_ms) + 7 * DAY_MS),
         BudgetWindow::Month => {
             // A month has at most 31 days, and two have more than 32.
             Some(window_begin(
@@ -330,6 +338,9 @@ mod tests {
         assert_eq!(window_begin(BudgetWindow::Day, at), ms("2026-12-31"));
         assert_eq!(window_end(BudgetWindow::Day, at), Some(ms("2027-01-01")));
         assert_eq!(window_end(BudgetWindow::Total, at), None);
+        // 2026-12-31 is a Thursday.
+        assert_eq!(window_begin(BudgetWindow::Week, at), ms("2026-12-28"));
+        assert_eq!(window_end(BudgetWindow::Week, at), Some(ms("2027-01-04")));
     }
 
     #[test]

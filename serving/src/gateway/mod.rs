@@ -12,7 +12,7 @@ mod local;
 use std::sync::Arc;
 
 use va_catalog::TenantId;
-use va_catalog::settings::llm::{BudgetSettings, LlmSettings, ModelUse};
+use va_catalog::settings::llm::{Amount, BudgetSettings, LlmSettings, ModelUse};
 use va_catalog::store::Principal;
 use va_connectors::log::Log;
 use va_llm::{
@@ -27,6 +27,9 @@ use ledger::{Accounts, UsageLedger};
 use local::LocalModels;
 
 use crate::platform::{Platform, now_ms};
+
+/// Budgets of keys are in millionths, the books in billionths of a thousandth.
+const PICOS_PER_MICRO: i128 = 1_000_000;
 
 /// A variable of the environment.
 pub fn variable(name: &str) -> Option<String> {
@@ -108,10 +111,20 @@ impl Gateway {
     pub fn caller(&self, principal: &Principal, request_id: &str) -> Caller {
         Caller {
             tenant: principal.tenant.clone(),
-            key: Some(principal.key_id.to_string()),
-            user: None,
-            models: None,
-            budgets: Vec::new(),
+            key: principal.key().map(ToString::to_string),
+            user: principal.user().map(ToString::to_string),
+            models: principal.limits.models.clone(),
+            budgets: principal
+                .limits
+                .budget
+                .iter()
+                .map(|budget| BudgetSettings {
+                    tenant: principal.tenant.to_string(),
+                    key: principal.key().map(ToString::to_string),
+                    amount: Amount::from_picos(i128::from(budget.micros) * PICOS_PER_MICRO),
+                    window: budget.window,
+                })
+                .collect(),
             request_id: request_id.to_owned(),
         }
     }
