@@ -159,7 +159,8 @@ async fn keys_have_limits_owners_and_an_end(on: On) {
         ..UserChange::default()
     };
     let viewer = ["viewer".to_owned()];
-    let changed = catalog.update_user(&default, &user.id, &change(Some(&viewer)));
+    let viewing = change(Some(&viewer));
+    let changed = catalog.update_user(&default, &user.id, &viewing);
     changed.await.expect("changed");
     assert_eq!(may().await, Some(BuiltInRole::Viewer.permissions()));
     let disabled = UserChange {

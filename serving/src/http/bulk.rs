@@ -224,6 +224,7 @@ pub async fn states(
 ) -> Result<Json<Value>, Problem> {
     bounded("ids", wanted.ids.len())?;
     let collection = scoped(&principal, &collection)?;
+    app.platform.catalog.collection(&collection).await?;
     let documents = app
         .platform
         .catalog

@@ -22,7 +22,6 @@ use crate::ingest::{self, NewDocument, outcome_word};
 
 /// What is read of a body that was refused, so that the sender comes to read the reply.
 const DRAIN_BYTES_MAX: usize = 256 << 20;
-const DRAIN_WAIT: Duration = Duration::from_secs(5);
 
 /// How long `wait=ready` waits; the document goes on being indexed after it.
 const WAIT_MAX: Duration = Duration::from_secs(120);
@@ -256,20 +255,9 @@ fn new_document(
     }
 }
 
-/// Reads the rest of a refused body away, within bounds: a connection that is closed on unread bytes is reset, and the
-/// sender would see that instead of the reason.
-pub(super) async fn drain(mut body: impl Stream<Item = std::io::Result<Bytes>> + Unpin) {
-    let mut left = DRAIN_BYTES_MAX;
-    let read = async {
-        while let Some(Ok(piece)) = body.next().await {
-            left = left.saturating_sub(piece.len());
-            if left == 0 {
-                return;
-            }
-        }
-    };
-    // Whoever sends more, or slower, finds the connection closed.
-    let _ = tokio::time::timeout(DRAIN_WAIT, read).await;
+/// Reads the rest of an upload away that was refused: its sender may send much, and is known.
+pub(super) async fn drain(body: impl Stream<Item = std::io::Result<Bytes>> + Unpin) {
+    super::leftover::drain(body, DRAIN_BYTES_MAX).await;
 }
 
 fn stream_of(body: RawBody) -> Part {

@@ -8,6 +8,7 @@ mod collections;
 mod dead_letters;
 mod documents;
 mod keys;
+mod leftover;
 mod logins;
 mod oidc;
 mod operations;
@@ -67,6 +68,7 @@ pub fn router(app: App) -> Router {
         .layer(middleware::from_fn(v1::around))
         // Bodies are streamed and bounded by the handlers, which know the limit to name.
         .layer(axum::extract::DefaultBodyLimit::disable())
+        .layer(middleware::from_fn(leftover::read_away))
         .layer(middleware::from_fn(observe))
         .with_state(app)
 }

@@ -93,11 +93,12 @@ try:
 except openai.AuthenticationError as error:
     assert error.code == "invalid_api_key", error
 
-# Anthropic: messages, streams, functions, errors.
-message = claude.messages.create(model="smollm2", max_tokens=6, temperature=0, messages=question)
+# Anthropic: messages, streams, functions, errors. Its client has no argument for the temperature any more, its API has.
+steady = {"extra_body": {"temperature": 0}}
+message = claude.messages.create(model="smollm2", max_tokens=6, messages=question, **steady)
 assert message.content[0].text == text and message.stop_reason == "max_tokens", message
 assert message.usage.output_tokens == 6
-with claude.messages.stream(model="smollm2", max_tokens=6, temperature=0, messages=question, system="Be kind.") as events:
+with claude.messages.stream(model="smollm2", max_tokens=6, messages=question, system="Be kind.", **steady) as events:
     pieces = "".join(events.text_stream)
     final = events.get_final_message()
 assert pieces and final.content[0].text == pieces and final.usage.output_tokens == 6, final
