@@ -17,6 +17,8 @@ use super::text::Lang;
 const SENTENCES_MAX: usize = 5;
 const BEST_PASSAGE: usize = 3;
 const OTHER_PASSAGE: usize = 1;
+/// Sentences of a passage, also of a further one, when one leads to the next.
+const COMPLETE: usize = 3;
 /// Passages that are quoted.
 const PASSAGES_MAX: usize = 3;
 
@@ -137,7 +139,8 @@ fn choose(grade: &Grade) -> Vec<Quote> {
     chosen
 }
 
-/// A sentence with the ones that follow it under the same heading, then those before it, as long as they are good enough.
+/// A sentence with the ones that follow it under the same heading, then those before it, as long as they are good enough or
+/// one leads to the next: `Run the command` is no answer without the command, nor the command a sentence without it.
 fn passage<'a>(grade: &'a Grade, lead: &'a Candidate, most: usize) -> Vec<&'a Candidate> {
     let mut section: Vec<&Candidate> = grade
         .candidates
@@ -150,6 +153,13 @@ fn passage<'a>(grade: &'a Grade, lead: &'a Candidate, most: usize) -> Vec<&'a Ca
     };
     let good = |c: &&Candidate| c.score >= lead.score - NEIGHBOUR;
     let (mut from, mut to) = (at, at + 1);
+    let whole = most.max(COMPLETE);
+    while from > 0 && to - from < whole && section[from - 1].opens {
+        from -= 1;
+    }
+    while to < section.len() && to - from < whole && section[to - 1].opens {
+        to += 1;
+    }
     while to - from < most && section.get(to).is_some_and(&good) {
         to += 1;
     }
@@ -205,6 +215,13 @@ mod tests {
                 &[text, "Printers are in the system menu."]
             ),
             "To freeze rows, select the row below. Then choose View. The header stays."
+        );
+        let text = "8.4. Which files are in a package?\n\nTo list all the files provided by the installed package foo execute the \
+                    command\n\ndpkg --listfiles foo\n\nThere is no undo.";
+        assert_eq!(
+            answer("Which files has an installed package?", &[text]),
+            "To list all the files provided by the installed package foo execute the command\n\ndpkg --listfiles foo\n\n\
+             There is no undo."
         );
         assert_eq!(
             answer(

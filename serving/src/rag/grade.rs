@@ -4,8 +4,8 @@
 //! Two measures, both from 0 to 1, are added up: the similarity of the embedder's vectors, and the share of the question's
 //! words that are there, rarer words counting more. Headings and questions are no answers, so they are never candidates.
 //!
-//! The weights and thresholds are first estimates. They are to be chosen with `va eval` on the `tune` half of the labelled
-//! questions and reported on the `test` half, see `docs/answers.md`. Blocks its thread: call it through `spawn_blocking`.
+//! The weights and thresholds were chosen on the `tune` half of the labelled questions; what they come to on the `test` half
+//! is in `docs/answers.md`. Blocks its thread: call it through `spawn_blocking`.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -19,28 +19,28 @@ use va_chunk::sentences;
 use va_models::{Embedder, ModelError, Role};
 
 use super::retrieve::Source;
-use super::text::{Lang, bare, compared, trimmed};
+use super::text::{Lang, bare, compared, is_han, trimmed};
 
 /// Cosine similarities of this embedder family lie in a narrow band; it is spread to 0 to 1.
-const SIMILARITY_LOW: f64 = 0.74;
-const SIMILARITY_HIGH: f64 = 0.92;
+const SIMILARITY_LOW: f64 = 0.78;
+const SIMILARITY_HIGH: f64 = 0.94;
 
 /// What similarity and shared words count.
-const SIMILARITY: f64 = 0.6;
-const COVERAGE: f64 = 0.4;
+const SIMILARITY: f64 = 0.7;
+const COVERAGE: f64 = 0.3;
 
 /// Below it no sentence answers the question: with vectors, and by words alone.
-const THRESHOLD: f64 = 0.45;
+const THRESHOLD: f64 = 0.5;
 const THRESHOLD_WORDS: f64 = 0.55;
 
 /// What the best source has ahead of one that is far down the list.
-const RANK: f64 = 0.12;
+const RANK: f64 = 0.2;
 
 /// What a sentence in another language than the question has to make good.
 const OTHER_LANGUAGE: f64 = 0.15;
 
 /// Sentences whose vectors are made for one question.
-const EMBEDDED_MAX: usize = 48;
+const EMBEDDED_MAX: usize = 32;
 
 /// Longest candidate, in bytes; what is longer (a table, a listing) is taken line by line.
 const SENTENCE_BYTES_MAX: usize = 900;
@@ -58,6 +58,8 @@ pub struct Candidate {
     /// Number of the heading it stands under, within its source.
     pub section: usize,
     pub heading: Option<String>,
+    /// Whether it leads to what stands after it, as `Run the command` does.
+    pub opens: bool,
     pub terms: BTreeSet<String>,
     /// Share of the question's words, by weight.
     pub coverage: f64,
@@ -205,6 +207,7 @@ fn candidates(question: &str, sources: &[Source]) -> Vec<Candidate> {
                 range,
                 section,
                 heading: heading.clone(),
+                opens: opens(sentence),
                 terms: compared(&with_heading),
                 coverage: 0.0,
                 similarity: None,
@@ -254,21 +257,48 @@ fn asks(text: &str) -> bool {
         .ends_with(['?', '？'])
 }
 
-/// A short line that is no sentence, or that asks, and no item of a list or row of a table.
+/// A short line that is no sentence, or that asks, and no item of a list, row of a table or line of code.
+///
+/// Chunks are plain text, so this goes by looks. What is taken for a heading cannot be quoted: in doubt it is none.
 fn is_heading(paragraph: &str) -> bool {
-    const HEADING_CHARS_MAX: usize = 160;
-    if paragraph.contains('\n') || paragraph.chars().count() > HEADING_CHARS_MAX {
+    const QUESTION_CHARS_MAX: usize = 160;
+    const WORDS_MAX: usize = 12;
+    const CHINESE_MAX: usize = 40;
+    /// A clause before a comma makes a sentence of all but the shortest Chinese lines.
+    const CHINESE_CLAUSE_MAX: usize = 20;
+    if paragraph.contains('\n') || paragraph.chars().count() > QUESTION_CHARS_MAX {
         return false;
     }
     if asks(paragraph) {
         return true;
     }
+    let chinese = paragraph.chars().filter(|c| is_han(*c)).count();
+    let most = if paragraph.contains('，') {
+        CHINESE_CLAUSE_MAX
+    } else {
+        CHINESE_MAX
+    };
+    let words = paragraph.split_whitespace().count();
+    if words > WORDS_MAX || chinese > most || paragraph.contains('。') {
+        return false;
+    }
+    // `dpkg --listfiles foo`; a single word is a term that is explained below.
+    let code = words > 1 && paragraph.starts_with(|c: char| c.is_ascii_lowercase())
+        || paragraph.starts_with(['$', '#', '/', '~', '<'])
+        || paragraph.contains(" -") && !paragraph.contains(" - ");
     let item = paragraph.starts_with(['-', '*', '•', '·'])
         || paragraph.starts_with(|c: char| c.is_ascii_digit());
     let stops = paragraph.ends_with([
         '.', '。', '!', '！', ';', '；', ':', '：', '…', ')', '）', '”', '"',
     ]);
-    !item && !stops && !paragraph.contains(" | ")
+    !code && !item && !stops && !paragraph.contains(" | ")
+}
+
+/// Whether something must follow: it ends in a colon, or does not end at all.
+fn opens(sentence: &str) -> bool {
+    let closed = ['.', '。', '!', '！', '?', '？', ';', '；', '…'];
+    let quoted = ['"', '”', '’', '\'', ')', '）', '」', '』', '*'];
+    !sentence.trim_end_matches(quoted).ends_with(closed)
 }
 
 /// A sentence without white space around it; one that is too long, line by line, the lines cut where they are too long.
@@ -440,6 +470,16 @@ mod tests {
                 "Freezing Rows: Choose View.",
                 "Other matters: Click here now.",
                 "1.3. OK, what is Linux?!: Linux is a kernel.",
+            ]
+        );
+        let text = "8.4. Which files?\n\nTo list all files that the installed package foo has brought execute the command\n\n\
+                    dpkg --listfiles foo\n\nFiles of scripts are not shown.";
+        assert_eq!(
+            sentences_of("Which files?", text, "8.4. Which files?"),
+            [
+                "8.4. Which files?: To list all files that the installed package foo has brought execute the command",
+                "8.4. Which files?: dpkg --listfiles foo",
+                "8.4. Which files?: Files of scripts are not shown.",
             ]
         );
         let text = "如何冻结行？\n\n先选择下一行。然后点击“冻结”。";
