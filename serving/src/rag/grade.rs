@@ -31,7 +31,7 @@ const COVERAGE: f64 = 0.3;
 
 /// Below it no sentence answers the question: with vectors, and by words alone.
 const THRESHOLD: f64 = 0.5;
-const THRESHOLD_WORDS: f64 = 0.55;
+const THRESHOLD_WORDS: f64 = 0.45;
 
 /// What the best source has ahead of one that is far down the list.
 const RANK: f64 = 0.2;
