@@ -1,6 +1,8 @@
 //! The model gateway: faults of providers, money, the protocols of clients, and the real thing, which is llama.cpp's server
 //! behind it and the official clients of OpenAI and Anthropic before it.
 
+#[path = "gateway/answers.rs"]
+mod answers;
 #[path = "gateway/faults.rs"]
 mod faults;
 #[path = "gateway/money.rs"]

@@ -35,6 +35,12 @@ pub struct AskArgs {
     /// Show how the answer came about.
     #[arg(long)]
     pub explain: bool,
+    /// Who writes: `auto` (a model where one is configured), `extractive` (sentences of the documents), `generated`.
+    #[arg(long)]
+    pub mode: Option<String>,
+    /// The model that writes.
+    #[arg(long)]
+    pub model: Option<String>,
     #[arg(long)]
     pub json: bool,
 }
@@ -59,6 +65,12 @@ pub async fn ask(client: &Client, args: &AskArgs) -> Outcome<()> {
     });
     if let Some(k) = args.k {
         request["k"] = json!(k);
+    }
+    if let Some(mode) = &args.mode {
+        request["mode"] = json!(mode);
+    }
+    if let Some(model) = &args.model {
+        request["model"] = json!(model);
     }
     if args.fresh {
         request["min_freshness"] = json!("now");

@@ -20,10 +20,12 @@ use va_catalog::TenantId;
 use va_catalog::store::Principal;
 
 use super::documents::drain;
-use super::{App, Problem};
+use super::{App, Problem, RequestId};
 use crate::freshness::NotFresh;
 use crate::platform::Platform;
-use crate::rag::{Ask, Event, Extractive, RagError, RagRequest, check, run};
+use crate::rag::{
+    Ask, Event, Extractive, Generated, Mode, RagError, RagRequest, Writer, check, run,
+};
 
 /// A question with its history; longer bodies are refused.
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -37,6 +39,7 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 pub async fn query(
     State(app): State<App>,
     Extension(principal): Extension<Principal>,
+    Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, Problem> {
     let accepts = request
@@ -48,12 +51,45 @@ pub async fn query(
     let streamed = request.stream || accepts;
     let ask = request.check().map_err(Problem::invalid)?;
     check(&app.platform, &principal.tenant, &ask).await?;
+    let writer = writer(&app, &principal, &id, &ask)?;
     if streamed {
-        let events = events(app.platform, principal.tenant, ask);
+        let events = events(app.platform, principal.tenant, ask, writer);
         let beat = KeepAlive::new().interval(HEARTBEAT).text("heartbeat");
         return Ok(Sse::new(events).keep_alive(beat).into_response());
     }
-    Ok(Json(whole(&app, &principal.tenant, &ask).await?).into_response())
+    Ok(Json(whole(&app, &principal.tenant, &ask, &*writer).await?).into_response())
+}
+
+/// Who writes the answer: what was asked for, or else a model where there is one.
+fn writer(
+    app: &App,
+    principal: &Principal,
+    id: &RequestId,
+    ask: &Ask,
+) -> Result<Box<dyn Writer>, Problem> {
+    let gateway = &app.platform.gateway;
+    let model = ask.model.as_deref().or(gateway.default_model());
+    let wanted = match ask.mode {
+        Mode::Extractive => false,
+        Mode::Generated => true,
+        Mode::Auto => ask.model.is_some() || (gateway.is_configured() && model.is_some()),
+    };
+    if !wanted {
+        return Ok(Box::new(Extractive));
+    }
+    let Some(model) = model.filter(|_| gateway.is_configured()) else {
+        return Err(Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no_provider",
+            "there is no model to write with: configure one (docs/gateway.md) and name it in `model` or \
+             `llm.default_model`, or leave out `mode` and `model` to get sentences of the documents",
+        ));
+    };
+    Ok(Box::new(Generated {
+        gateway: gateway.clone(),
+        caller: gateway.caller(principal, &id.0),
+        model: model.to_owned(),
+    }))
 }
 
 /// The body, when it is JSON of a bounded size.
@@ -87,12 +123,17 @@ async fn read(request: Request) -> Result<RagRequest, Problem> {
 }
 
 /// The whole reply in one object.
-async fn whole(app: &App, tenant: &TenantId, ask: &Ask) -> Result<Value, Problem> {
+async fn whole(
+    app: &App,
+    tenant: &TenantId,
+    ask: &Ask,
+    writer: &dyn Writer,
+) -> Result<Value, Problem> {
     let (events_tx, mut events) = mpsc::channel(EVENTS);
     let work = async {
         // Dropped at the end, so that the collecting ends too.
         let events_tx = events_tx;
-        run(&app.platform, tenant, ask, &Extractive, &events_tx).await
+        run(&app.platform, tenant, ask, writer, &events_tx).await
     };
     let collect = async {
         let mut reply = json!({"answer": "", "citations": []});
@@ -126,6 +167,7 @@ fn events(
     platform: Arc<Platform>,
     tenant: TenantId,
     ask: Ask,
+    writer: Box<dyn Writer>,
 ) -> impl Stream<Item = Result<sse::Event, Infallible>> + Send {
     let (events_tx, events) = mpsc::channel::<Event>(EVENTS);
     let work = async move {
@@ -133,7 +175,7 @@ fn events(
         // Dropped with this future's end, so that the receiver ends when it is empty.
         let events_tx = events_tx;
         tokio::select! {
-            done = run(&platform, &tenant, &ask, &Extractive, &events_tx) => done.map_err(Problem::from),
+            done = run(&platform, &tenant, &ask, &*writer, &events_tx) => done.map_err(Problem::from),
             () = stopping.cancelled() => Err(Problem::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "stopping",

@@ -37,6 +37,10 @@ pub struct Written {
     /// Tokens that a model was given and gave; 0 without one.
     pub prompt_tokens: u64,
     pub completion_tokens: u64,
+    /// How it was written, where that is not the writer's own mode.
+    pub mode: Option<&'static str>,
+    /// What went wrong with the model that did not cost the answer.
+    pub trouble: Option<String>,
 }
 
 /// Nobody reads the answer any more: the writer stops.

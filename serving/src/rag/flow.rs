@@ -284,9 +284,18 @@ async fn answer(
         Err(WriteError::Failed(reason)) => return Err(RagError::Write(reason)),
     };
     let (unsupported, citations) = draft.finish().await?;
+    let mode = written.mode.unwrap_or(writer.mode());
+    if let Some(reason) = written.trouble {
+        degraded.push(Degraded {
+            retriever: "model",
+            reason,
+        });
+        let faults = retriever_faults(&degraded);
+        platform.answers.alerts.look(platform, &collection, &faults);
+    }
     took.write = ms(writing);
     took.total = ms(started);
-    metrics::histogram!("va_rag_seconds", "mode" => writer.mode()).record(took.total / 1_000.0);
+    metrics::histogram!("va_rag_seconds", "mode" => mode).record(took.total / 1_000.0);
     metrics::counter!("va_rag_citations_total").increment(citations as u64);
     metrics::counter!("va_rag_unsupported_total").increment(unsupported.len() as u64);
 
@@ -306,7 +315,7 @@ async fn answer(
     };
     let done = done(
         ask,
-        writer,
+        mode,
         &task,
         written.answered,
         &unsupported,
@@ -324,7 +333,7 @@ async fn answer(
 )]
 fn done(
     ask: &Ask,
-    writer: &dyn Writer,
+    mode: &'static str,
     task: &Task,
     answered: bool,
     unsupported: &[Unsupported],
@@ -334,7 +343,7 @@ fn done(
 ) -> Value {
     let mut done = json!({
         "answered": answered,
-        "mode": writer.mode(),
+        "mode": mode,
         "unsupported": unsupported,
         "as_of": as_of,
         "degraded": degraded,

@@ -11,7 +11,7 @@
 //! - `rewrite` (with `synonyms`) makes the queries, `retrieve` fuses what they find, `earlier` is for when nothing can be
 //!   searched; `freshness` (next to this folder) makes readers see their own writes
 //! - `context` numbers and fences the sources, `grade` scores their sentences against the question
-//! - `answer` is the seam for writers: [`extract`] quotes, models come behind the same seam; `cite` checks what they write
+//! - `answer` is the seam for writers: `extract` quotes, `generate` lets a model write; `cite` checks what they write
 //! - `flow` runs all of it for one question and emits [`Event`]s; the HTTP layer makes JSON or SSE of them
 //!
 //! Nothing here writes an answer of its own: without a source that holds it, the reply says that nothing was found.
@@ -23,6 +23,7 @@ mod context;
 mod earlier;
 mod extract;
 mod flow;
+mod generate;
 mod grade;
 mod request;
 mod retrieve;
@@ -37,7 +38,8 @@ pub use cite::{Checker, Citation, Finding, Unsupported};
 pub use context::Context;
 pub use extract::Extractive;
 pub use flow::{Event, RagError, check, run};
-pub use request::{Ask, HistoryRole, RagRequest, Turn};
+pub use generate::Generated;
+pub use request::{Ask, HistoryRole, Mode, RagRequest, Turn};
 pub use retrieve::Source;
 pub use text::{Lang, bare};
 

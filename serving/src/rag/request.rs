@@ -38,6 +38,19 @@ pub struct Turn {
     pub content: String,
 }
 
+/// Who writes an answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// A model where one is configured, else the sentences of the documents themselves.
+    #[default]
+    Auto,
+    /// The sentences of the documents themselves.
+    Extractive,
+    /// A model.
+    Generated,
+}
+
 /// `POST /api/v1/rag/query`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -67,6 +80,11 @@ pub struct RagRequest {
     /// Adds the prompt and the scores of the best sentences.
     #[serde(default)]
     pub explain: bool,
+    /// `auto`, `extractive` or `generated`.
+    #[serde(default)]
+    pub mode: Mode,
+    /// The model that writes; the gateway's default when left out.
+    pub model: Option<String>,
 }
 
 /// A request that makes sense.
@@ -82,6 +100,8 @@ pub struct Ask {
     pub freshness_timeout: Duration,
     pub allow_stale: bool,
     pub explain: bool,
+    pub mode: Mode,
+    pub model: Option<String>,
 }
 
 impl RagRequest {
@@ -147,6 +167,8 @@ impl RagRequest {
             freshness_timeout: Duration::from_millis(timeout),
             allow_stale: self.allow_stale,
             explain: self.explain,
+            mode: self.mode,
+            model: self.model,
         })
     }
 }

@@ -1,0 +1,125 @@
+//! The writer with a model: the gateway's reply to the context, sent on as it comes and checked like any other.
+//!
+//! The model is asked only when the sources hold an answer; otherwise the reply is that nothing was found, as without a
+//! model. When it fails before anything was shown, the best sentences are quoted instead and the reply says so; after that,
+//! the answer ends with the reason. Routing, limits and what it costs are the gateway's business.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use va_llm::{Caller, ChatRequest, Event, FinishReason, Message, Role, Usage};
+
+use super::answer::{Draft, Task, WriteError, Writer, Written};
+use super::extract::Extractive;
+use super::request::HistoryRole;
+use crate::gateway::Gateway;
+
+/// Tokens of an answer at most: about a page.
+const ANSWER_TOKENS_MAX: u32 = 1_000;
+
+/// Lets a model write.
+pub struct Generated {
+    pub gateway: Arc<Gateway>,
+    /// On whose behalf.
+    pub caller: Caller,
+    pub model: String,
+}
+
+impl Generated {
+    fn request(&self, task: &Task) -> ChatRequest {
+        let context = &task.context;
+        let mut messages = vec![Message::text(Role::System, context.instructions)];
+        messages.extend(context.history.iter().map(|turn| {
+            let role = match turn.role {
+                HistoryRole::User => Role::User,
+                HistoryRole::Assistant => Role::Assistant,
+            };
+            Message::text(role, turn.content.as_str())
+        }));
+        messages.push(Message::text(Role::User, context.prompt.as_str()));
+        ChatRequest {
+            model: self.model.clone(),
+            messages,
+            // The sources say what is true; there is nothing to be inventive about.
+            temperature: Some(0.0),
+            max_tokens: Some(ANSWER_TOKENS_MAX),
+            user: self.caller.user.clone(),
+            stream: true,
+            ..ChatRequest::default()
+        }
+    }
+}
+
+#[async_trait]
+impl Writer for Generated {
+    fn mode(&self) -> &'static str {
+        "generated"
+    }
+
+    async fn write(&self, task: &Task, draft: &mut Draft<'_>) -> Result<Written, WriteError> {
+        if !task.grade.answerable() {
+            return Extractive.write(task, draft).await;
+        }
+        let mut reply = match self.gateway.chat(&self.caller, &self.request(task)).await {
+            Ok(reply) => reply,
+            Err(error) => return quote_instead(task, draft, error.message).await,
+        };
+        let mut shown = false;
+        let mut refused = String::new();
+        let mut finish = None;
+        let mut usage = Usage::default();
+        while let Some(event) = reply.next().await {
+            match event {
+                Ok(Event::Text { text, .. }) if !text.is_empty() => {
+                    shown = true;
+                    draft.text(&text).await?;
+                }
+                Ok(Event::Refusal(text)) => refused.push_str(&text),
+                Ok(Event::Finish { reason, .. }) => finish = Some(reason),
+                Ok(Event::Usage(told)) => usage = told,
+                Ok(_) => {}
+                Err(error) if shown => return Err(WriteError::Failed(error.message)),
+                Err(error) => return quote_instead(task, draft, error.message).await,
+            }
+        }
+        let (prompt_tokens, completion_tokens) = (usage.input, usage.output);
+        let mut written = if shown {
+            let cut = match finish {
+                Some(FinishReason::Length) => Some("the answer is as long as it may be"),
+                Some(FinishReason::ContentFilter) => Some("the provider ended the answer"),
+                _ => None,
+            };
+            Written {
+                answered: true,
+                trouble: cut.map(str::to_owned),
+                ..Written::default()
+            }
+        } else {
+            let reason = if refused.is_empty() {
+                "the model wrote nothing".to_owned()
+            } else {
+                format!("the model refused: {refused}")
+            };
+            quote_instead(task, draft, reason).await?
+        };
+        (written.prompt_tokens, written.completion_tokens) = (prompt_tokens, completion_tokens);
+        Ok(written)
+    }
+}
+
+/// The best sentences, where a model was to write and could not.
+async fn quote_instead(
+    task: &Task,
+    draft: &mut Draft<'_>,
+    reason: String,
+) -> Result<Written, WriteError> {
+    let written = Extractive.write(task, draft).await?;
+    Ok(Written {
+        mode: Some(Extractive.mode()),
+        trouble: Some(format!(
+            "sentences of the documents are quoted instead of an answer in the model's words: {reason}"
+        )),
+        ..written
+    })
+}
