@@ -14,11 +14,11 @@ use super::retrieve::Source;
 use super::text::Lang;
 
 /// Sentences of one answer, of its best passage, and of each further one.
-const SENTENCES_MAX: usize = 5;
+const SENTENCES_MAX: usize = 6;
 const BEST_PASSAGE: usize = 3;
 const OTHER_PASSAGE: usize = 1;
-/// Sentences of a passage, also of a further one, when one leads to the next.
-const COMPLETE: usize = 3;
+/// How many more a passage may have when one leads to the next.
+const COMPLETE: usize = 2;
 /// Passages that are quoted.
 const PASSAGES_MAX: usize = 3;
 
@@ -153,7 +153,7 @@ fn passage<'a>(grade: &'a Grade, lead: &'a Candidate, most: usize) -> Vec<&'a Ca
     };
     let good = |c: &&Candidate| c.score >= lead.score - NEIGHBOUR;
     let (mut from, mut to) = (at, at + 1);
-    let whole = most.max(COMPLETE);
+    let whole = most + COMPLETE;
     while from > 0 && to - from < whole && section[from - 1].opens {
         from -= 1;
     }
