@@ -15,6 +15,9 @@ use va_parse::Input;
 
 use crate::frame::{self, Request};
 
+/// Where so much cannot be had any more, a parser that panics does so for want of memory.
+const ROOM: usize = 1 << 20;
+
 /// Serves requests until the pool is gone. `memory_bytes_max` bounds what this process may allocate; the allocation
 /// beyond it aborts the process.
 ///
@@ -22,8 +25,18 @@ use crate::frame::{self, Request};
 /// When standard input is no socket, or the limit cannot be set: the caller says so and exits.
 pub fn run_worker(memory_bytes_max: u64) -> io::Result<()> {
     limit(memory_bytes_max)?;
-    // Panics are caught and told in the reply.
-    std::panic::set_hook(Box::new(|_| {}));
+    // Panics are caught and told in the reply, but for those of libraries that make one of an allocation that failed.
+    std::panic::set_hook(Box::new(|_| {
+        let mut room = Vec::<u8>::new();
+        let had = room.try_reserve_exact(ROOM);
+        // Else an optimiser may find that nobody uses it, and not ask.
+        std::hint::black_box(&room);
+        if had.is_err() {
+            // In the words of the runtime, which the pool looks for.
+            let _ = io::stderr().write_all(b"memory allocation of a parser failed\n");
+            std::process::abort();
+        }
+    }));
     let mut replies = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut socket = BufReader::with_capacity(256 << 10, replies.try_clone()?);
     replies.peer_addr().map_err(|_| {
