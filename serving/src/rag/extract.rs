@@ -157,10 +157,11 @@ fn passage<'a>(grade: &'a Grade, lead: &'a Candidate, most: usize) -> Vec<&'a Ca
     while from > 0 && to - from < whole && section[from - 1].opens {
         from -= 1;
     }
-    while to < section.len() && to - from < whole && section[to - 1].opens {
-        to += 1;
-    }
-    while to - from < most && section.get(to).is_some_and(&good) {
+    while to < section.len() {
+        let room = if section[to - 1].opens { whole } else { most };
+        if to - from >= room || !section[to - 1].opens && !good(&section[to]) {
+            break;
+        }
         to += 1;
     }
     while to - from < most && from > 0 && good(&section[from - 1]) {

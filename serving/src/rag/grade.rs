@@ -304,7 +304,7 @@ fn is_heading(paragraph: &str) -> bool {
     const WORDS_MAX: usize = 12;
     const CHINESE_MAX: usize = 40;
     /// A clause before a comma makes a sentence of all but the shortest Chinese lines.
-    const CHINESE_CLAUSE_MAX: usize = 20;
+    const CHINESE_CLAUSE_MAX: usize = 12;
     if paragraph.contains('\n') || paragraph.chars().count() > QUESTION_CHARS_MAX {
         return false;
     }
