@@ -27,7 +27,7 @@ const BATCH: u32 = 500;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// The pause after something failed.
 const PAUSE: Duration = Duration::from_secs(2);
-/// Whose state in the log it is. No pipeline can have a name like this one, since it is not of the catalog.
+/// Whose state in the log it is.
 const GROUP: &str = "conversation.outbox";
 
 /// Why events were not moved.
