@@ -134,18 +134,20 @@ impl Conversations {
     /// Stops what is being written in a conversation; returns how many answers.
     pub fn stop(&self, owner: &Owner, conversation: &str) -> usize {
         let running = lock(&self.running);
-        let of_it = running
-            .values()
-            .filter(|live| live.is_of(owner, conversation));
-        of_it.map(|live| live.stop.cancel()).count()
+        let mut stopped = 0;
+        for live in running.values() {
+            if live.is_of(owner, conversation) {
+                live.stop.cancel();
+                stopped += 1;
+            }
+        }
+        stopped
     }
 
     /// Whether something is being written in a conversation.
     pub fn is_busy(&self, owner: &Owner, conversation: &str) -> bool {
         let running = lock(&self.running);
-        running
-            .values()
-            .any(|live| live.is_of(owner, conversation))
+        running.values().any(|live| live.is_of(owner, conversation))
     }
 
     /// Says that the outbox has something.

@@ -56,6 +56,10 @@ pub struct Begun {
 ///
 /// # Errors
 /// When the conversation is gone or the catalog does not answer; then nothing has begun.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is a part of the answer, used once"
+)]
 pub async fn begin(
     platform: &Arc<Platform>,
     room: OwnedSemaphorePermit,
@@ -258,7 +262,8 @@ impl Answer {
             self.degraded.extend(told.iter().cloned());
         }
         done["degraded"] = json!(self.degraded);
-        done["answered_by"] = done["mode"].take();
+        let by = done["mode"].take();
+        done["answered_by"] = by;
         done["mode"] = json!(self.mode);
         done["state"] = json!(outcome);
         done["reason"] = json!(reason);
@@ -277,8 +282,10 @@ fn working(
         Work::Rag { ask, writer } => Box::pin(async move {
             // Dropped with this future's end, so that the receiver ends when it is empty.
             let events = events;
-            run(&platform, &tenant, &ask, &*writer, &events).await?;
-            Ok(None)
+            run(&platform, &tenant, &ask, &*writer, &events)
+                .await
+                .map_err(Problem::from)?;
+            Ok::<_, Problem>(None)
         }),
         Work::Chat {
             caller,
@@ -301,10 +308,9 @@ async fn chat(
     question: String,
     events: &mpsc::Sender<Event>,
 ) -> Result<Option<String>, Problem> {
-    let tell = async |event| events.send(event).await.map_err(|_| gone());
     let start =
         json!({"id": uuid::Uuid::now_v7().to_string(), "question": question, "model": model});
-    tell(Event::Start(start)).await?;
+    tell(events, Event::Start(start)).await?;
     let mut messages: Vec<Message> = history
         .iter()
         .map(|turn| {
@@ -330,7 +336,7 @@ async fn chat(
     while let Some(event) = reply.next().await {
         match event? {
             va_llm::Event::Text { text, .. } | va_llm::Event::Refusal(text) if !text.is_empty() => {
-                tell(Event::Delta(text)).await?;
+                tell(events, Event::Delta(text)).await?;
             }
             va_llm::Event::Finish { reason: end, .. } => {
                 reason = match end {
@@ -348,19 +354,22 @@ async fn chat(
         "completion_tokens": usage.output,
         "total_tokens": usage.input + usage.output,
     });
-    tell(Event::Usage(usage)).await?;
-    tell(Event::Done(
-        json!({"answered": true, "mode": "generated", "degraded": []}),
-    ))
+    tell(events, Event::Usage(usage)).await?;
+    tell(
+        events,
+        Event::Done(json!({"answered": true, "mode": "generated", "degraded": []})),
+    )
     .await?;
     Ok(reason)
 }
 
-/// Nobody keeps the answer any more.
-fn gone() -> Problem {
-    Problem::new(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "gone",
-        "the answer was ended while it was written",
-    )
+/// Passes an event on, unless nobody keeps the answer any more.
+async fn tell(events: &mpsc::Sender<Event>, event: Event) -> Result<(), Problem> {
+    events.send(event).await.map_err(|_| {
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "gone",
+            "the answer was ended while it was written",
+        )
+    })
 }
