@@ -13,6 +13,8 @@ pub const DOCUMENT_UPLOADED: &str = "document.uploaded";
 pub const DOCUMENT_INDEXED: &str = "document.indexed";
 /// `platform.alert`: something needs a look, or does no more.
 pub const PLATFORM_ALERT: &str = "platform.alert";
+/// `conversation.events`: what becomes of conversations and their messages.
+pub const CONVERSATION_EVENTS: &str = "conversation.events";
 /// `llm.usage`: what calls of models reserve, take and give back.
 pub const LLM_USAGE: &str = "llm.usage";
 /// Event type of `llm.usage`: a call begins and may cost so much.
@@ -66,6 +68,24 @@ pub fn document_indexed_schema() -> SchemaRef {
         Field::new("version", DataType::UInt32, false),
         Field::new("title", DataType::Utf8, true),
         Field::new("chunks", DataType::UInt32, false),
+    ]))
+}
+
+/// Schema of `conversation.events`. `kind` is `created`, `finished`, `deleted` or `feedback`; without `message_id` it is about
+/// the conversation. What was said is not in here: a tenant's readers of topics are not the owners of its conversations.
+pub fn conversation_events_schema() -> SchemaRef {
+    event_schema(Fields::from(vec![
+        Field::new("conversation_id", DataType::Utf8, false),
+        Field::new("message_id", DataType::Utf8, true),
+        Field::new("kind", DataType::Utf8, false),
+        // `user` or `assistant`.
+        Field::new("role", DataType::Utf8, true),
+        // `complete`, `writing` or `partial`.
+        Field::new("state", DataType::Utf8, true),
+        // Length of the content in characters.
+        Field::new("chars", DataType::UInt64, true),
+        // `up` or `down`.
+        Field::new("feedback", DataType::Utf8, true),
     ]))
 }
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use va_catalog::event::{
-    DOCUMENT_INDEXED, DOCUMENT_UPLOADED, LLM_USAGE, PLATFORM_ALERT, dead_letter_schema,
-    llm_usage_schema, platform_alert_schema,
+    CONVERSATION_EVENTS, DOCUMENT_INDEXED, DOCUMENT_UPLOADED, LLM_USAGE, PLATFORM_ALERT,
+    conversation_events_schema, dead_letter_schema, llm_usage_schema, platform_alert_schema,
 };
 use va_catalog::event::{document_indexed_schema, document_uploaded_schema};
 use va_catalog::{Graph, Node, NodeName, Role, TopicName};
@@ -214,6 +214,7 @@ pub struct BuiltinNames;
 impl Names for BuiltinNames {
     fn topic_schema(&self, topic: &TopicName) -> Option<SchemaRef> {
         match topic.as_str() {
+            CONVERSATION_EVENTS => Some(conversation_events_schema()),
             DOCUMENT_UPLOADED => Some(document_uploaded_schema()),
             DOCUMENT_INDEXED => Some(document_indexed_schema()),
             LLM_USAGE => Some(llm_usage_schema()),
@@ -225,6 +226,7 @@ impl Names for BuiltinNames {
 
     fn topics(&self) -> Vec<TopicName> {
         [
+            CONVERSATION_EVENTS,
             DOCUMENT_UPLOADED,
             DOCUMENT_INDEXED,
             LLM_USAGE,

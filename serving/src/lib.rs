@@ -9,6 +9,7 @@
 
 pub mod backlog;
 pub mod cli;
+pub mod conversations;
 pub mod dead_letters;
 pub mod deployment;
 pub mod disk;

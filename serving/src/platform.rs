@@ -50,6 +50,9 @@ const PATIENCE: Duration = Duration::from_secs(3_600);
 const TIDY_INTERVAL: Duration = Duration::from_secs(30);
 const LEASE: Duration = Duration::from_secs(90);
 
+/// Why an answer is partial that nobody writes any more.
+const ABANDONED: &str = "the server ended while it was written";
+
 /// What a process does of the platform's work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -102,6 +105,8 @@ pub struct Platform {
     pub deployment: crate::deployment::Deployment,
     /// How far `index` is behind, as last asked.
     pub(crate) freshness: crate::freshness::Freshness,
+    /// Answers of conversations that are being written here.
+    pub conversations: crate::conversations::Conversations,
     /// What answering keeps between questions.
     pub answers: crate::rag::Answers,
     /// Held while dead letters are retried: one retry at a time.
@@ -342,6 +347,7 @@ impl Platform {
             backlog: crate::backlog::Backlog::default(),
             deployment: crate::deployment::Deployment::default(),
             freshness: crate::freshness::Freshness::default(),
+            conversations: crate::conversations::Conversations::default(),
             answers,
             retrying: tokio::sync::Mutex::default(),
             folders: crate::folder::served::Folders::default(),
@@ -388,6 +394,10 @@ impl Platform {
             crate::dead_letters::resume(self)
                 .await
                 .map_err(part("dead letters"))?;
+            self.catalog
+                .end_abandoned_answers_all_tenants(i64::MAX, ABANDONED)
+                .await
+                .map_err(part("catalog"))?;
         }
         if !ahead.is_empty() {
             tokio::spawn(recovered(self.clone()));
@@ -396,6 +406,7 @@ impl Platform {
         tokio::spawn(crate::disk::watch(self.clone()));
         if self.role != Role::Worker {
             tokio::spawn(crate::backlog::watch(self.clone()));
+            tokio::spawn(crate::conversations::outbox::run(self.clone()));
         }
         tokio::spawn(crate::sweep::run(self.clone()));
         Ok(())
@@ -489,6 +500,7 @@ impl Platform {
     /// Stops pipelines after a last checkpoint and closes the stores.
     pub async fn stop(&self) {
         self.shutdown.cancel();
+        self.conversations.close().await;
         self.runtime.shutdown().await;
         if self.catalog.is_shared()
             && let Err(error) = self.catalog.forget_process(&self.process).await
@@ -630,6 +642,15 @@ async fn tidy(platform: Arc<Platform>) {
         }
         if let Err(error) = crate::dead_letters::resume(&platform).await {
             tracing::warn!(%error, "take up retries that a process left undone; it is tried again");
+        }
+        // No answer takes so long.
+        let longest = crate::conversations::ANSWER_TIME_MAX * 2;
+        let before = now_ms() - i64::try_from(longest.as_millis()).unwrap_or(i64::MAX);
+        let ended = platform
+            .catalog
+            .end_abandoned_answers_all_tenants(before, ABANDONED);
+        if let Err(error) = ended.await {
+            tracing::warn!(%error, "end answers that a process left undone; it is tried again");
         }
     }
 }

@@ -6,15 +6,18 @@
 
 mod audit;
 mod collections;
+mod conversations;
 mod database;
 mod documents;
 mod error;
 mod invites;
 mod keys;
 mod linked;
+mod messages;
 mod models;
 mod news;
 mod objects;
+mod outbox;
 mod page;
 mod passwords;
 mod pipelines;
@@ -38,6 +41,7 @@ mod versions;
 
 pub use audit::{AuditEvent, NewAuditEvent};
 pub use collections::{Collection, CollectionConfig, CollectionCounts};
+pub use conversations::{Conversation, Owner};
 pub use database::{Catalog, Clock};
 pub use documents::{
     DocumentFilter, DocumentInfo, ExpectedInIndex, LiveContent, Unchanged, VersionInfo,
@@ -45,7 +49,9 @@ pub use documents::{
 pub use error::CatalogError;
 pub use invites::Invite;
 pub use keys::{ApiKey, KeyId, NewKey, Scope, SecretKey, host_name};
+pub use messages::{Feedback, FinishedAnswer, MessageRole, MessageState, StoredMessage};
 pub use models::Model;
+pub use outbox::{ConversationEvent, EventKind, OutboxEvent};
 pub use page::{Listing, PAGE_LIMIT_MAX, Page};
 pub use passwords::LoginRecord;
 pub use pipelines::{DesiredState, Pipeline, PipelineVersion};

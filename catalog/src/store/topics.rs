@@ -78,6 +78,12 @@ const SEVEN_DAYS_MS: u64 = 7 * 24 * 3_600_000;
 pub fn built_in_topics() -> Vec<Topic> {
     [
         (
+            event::CONVERSATION_EVENTS,
+            event::conversation_events_schema(),
+            "what becomes of conversations and their messages",
+            Some(SEVEN_DAYS_MS),
+        ),
+        (
             event::DOCUMENT_UPLOADED,
             event::document_uploaded_schema(),
             "document versions that wait to be indexed or removed",

@@ -291,6 +291,9 @@ impl Catalog {
             "DELETE FROM sessions WHERE tenant_id = $1 AND user_id = $2",
             "DELETE FROM user_roles WHERE tenant_id = $1 AND user_id = $2",
             "DELETE FROM linked_logins WHERE tenant_id = $1 AND user_id = $2",
+            "DELETE FROM messages WHERE tenant_id = $1 AND conversation_id IN \
+             (SELECT id FROM conversations WHERE tenant_id = $1 AND owner = $2)",
+            "DELETE FROM conversations WHERE tenant_id = $1 AND owner = $2",
         ] {
             query(statement)
                 .bind(tenant.as_str())

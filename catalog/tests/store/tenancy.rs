@@ -377,6 +377,7 @@ async fn topics_models_and_settings_survive_a_restart(on: On) {
     assert_eq!(
         names,
         [
+            event::CONVERSATION_EVENTS,
             event::DOCUMENT_INDEXED,
             event::DOCUMENT_UPLOADED,
             event::LLM_USAGE,

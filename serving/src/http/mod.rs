@@ -5,6 +5,7 @@ mod audit;
 mod auth;
 mod bulk;
 mod collections;
+mod conversations;
 mod dead_letters;
 mod documents;
 mod keys;

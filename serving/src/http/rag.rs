@@ -61,7 +61,7 @@ pub async fn query(
 }
 
 /// Who writes the answer: what was asked for, or else a model where there is one.
-fn writer(
+pub(super) fn writer(
     app: &App,
     principal: &Principal,
     id: &RequestId,

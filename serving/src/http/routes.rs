@@ -14,8 +14,8 @@ use axum::routing::{MethodFilter, MethodRouter, on};
 use va_catalog::Permission;
 
 use super::{
-    App, audit, auth, bulk, collections, dead_letters, documents, keys, logins, oidc, operations,
-    pipelines, rag, roles, search, sql, tenants, topics, users, v1, versions,
+    App, audit, auth, bulk, collections, conversations, dead_letters, documents, keys, logins, oidc,
+    operations, pipelines, rag, roles, search, sql, tenants, topics, users, v1, versions,
 };
 
 /// Who may call a route.
@@ -205,6 +205,7 @@ pub fn api() -> Routes {
     Routes::new()
         .merge(identity())
         .merge(content())
+        .merge(talk())
         .merge(flows())
         .merge(dead_letters::routes())
         .merge(v1::routes())
@@ -282,6 +283,25 @@ fn content() -> Routes {
         .post("/api/v1/retrieval/hybrid_search", Needs(Search), search::hybrid_search)
         .post("/api/v1/rag/query", Needs(Chat), rag::query)
         .post("/api/v1/sql", Needs(SqlRead), sql::query)
+}
+
+/// Conversations of the caller.
+#[rustfmt::skip] // One route a line, as the table that it is.
+fn talk() -> Routes {
+    let chat = Access::Needs(Permission::Chat);
+    Routes::new()
+        .post("/api/v1/chat", chat, conversations::chat)
+        .get("/api/v1/conversations", chat, conversations::list)
+        .post("/api/v1/conversations", chat, conversations::create)
+        .get("/api/v1/conversations/{conversation}", chat, conversations::get)
+        .patch("/api/v1/conversations/{conversation}", chat, conversations::update)
+        .delete("/api/v1/conversations/{conversation}", chat, conversations::delete)
+        .get("/api/v1/conversations/{conversation}/messages", chat, conversations::messages)
+        .get("/api/v1/conversations/{conversation}/messages/{message}/events", chat, conversations::events)
+        .put("/api/v1/conversations/{conversation}/messages/{message}/feedback", chat, conversations::feedback)
+        .post("/api/v1/conversations/{conversation}/regenerate", chat, conversations::regenerate)
+        .post("/api/v1/conversations/{conversation}/stop", chat, conversations::stop)
+        .bodies_max(conversations::BODY_BYTES_MAX)
 }
 
 /// Pipelines and topics. There is one log, and pipelines see all of it, so they are the operators'.

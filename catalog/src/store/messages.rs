@@ -1,0 +1,480 @@
+//! Messages of conversations: questions, answers while and after they are written, and what people thought of them.
+//!
+//! Whatever changes here and is told on the log is written together with its event (`outbox.rs`), so a message is in the
+//! table if and only if its event is, or will be, on the log.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::conversations::{Owner, fold, must_be_there};
+use super::database::{Catalog, Part};
+use super::error::CatalogError;
+use super::outbox::{self, ConversationEvent, EventKind};
+use super::page::{Listing, Page};
+use super::query::{Row, Transaction, query};
+use crate::ids::TenantId;
+
+/// Who said it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MessageRole {
+    User,
+    Assistant,
+}
+
+impl MessageRole {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
+
+    fn read(text: &str) -> Result<Self, CatalogError> {
+        match text {
+            "user" => Ok(Self::User),
+            "assistant" => Ok(Self::Assistant),
+            other => Err(CatalogError::corrupt("role", other)),
+        }
+    }
+}
+
+/// How far a message is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MessageState {
+    Complete,
+    /// An answer that is being written.
+    Writing,
+    /// An answer that ended early; the reason says why.
+    Partial,
+}
+
+impl MessageState {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Writing => "writing",
+            Self::Partial => "partial",
+        }
+    }
+
+    fn read(text: &str) -> Result<Self, CatalogError> {
+        match text {
+            "complete" => Ok(Self::Complete),
+            "writing" => Ok(Self::Writing),
+            "partial" => Ok(Self::Partial),
+            other => Err(CatalogError::corrupt("state", other)),
+        }
+    }
+}
+
+/// What somebody thought of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Feedback {
+    Up,
+    Down,
+}
+
+impl Feedback {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down => "down",
+        }
+    }
+
+    fn read(text: &str) -> Result<Self, CatalogError> {
+        match text {
+            "up" => Ok(Self::Up),
+            "down" => Ok(Self::Down),
+            other => Err(CatalogError::corrupt("feedback", other)),
+        }
+    }
+}
+
+/// A message.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StoredMessage {
+    pub id: String,
+    /// Its place in the conversation, from 1.
+    pub seq: i64,
+    pub role: MessageRole,
+    pub content: String,
+    pub state: MessageState,
+    /// Why it is not complete.
+    pub reason: Option<String>,
+    /// How an answer came about: `chat` or `rag`.
+    pub mode: Option<String>,
+    pub citations: Value,
+    pub usage: Value,
+    pub feedback: Option<Feedback>,
+    pub feedback_comment: Option<String>,
+    /// UTC milliseconds.
+    pub created_at: i64,
+}
+
+/// How an answer ended.
+#[derive(Debug, Clone)]
+pub struct FinishedAnswer<'a> {
+    pub content: &'a str,
+    /// Why it ended early; `None`: it is complete.
+    pub reason: Option<&'a str>,
+    pub citations: &'a Value,
+    pub usage: &'a Value,
+}
+
+const COMMENT_CHARS_MAX: usize = 2_000;
+const COLUMNS: &str = "id, seq, role, content, state, reason, mode, citations, usage, feedback, feedback_comment, created_at";
+
+impl Catalog {
+    /// Adds a question, where there is a new one, and the answer that is going to be written; returns both.
+    pub async fn begin_answer(
+        &self,
+        owner: &Owner,
+        conversation: &str,
+        question: Option<&str>,
+        mode: &str,
+    ) -> Result<(Option<StoredMessage>, StoredMessage), CatalogError> {
+        let now = self.now_ms();
+        let mut transaction = self.begin(Part::Tenant(&owner.tenant)).await?;
+        must_be_there(&mut transaction, owner, conversation).await?;
+        let row = query(
+            "SELECT COALESCE(MAX(seq), 0) AS last FROM messages WHERE tenant_id = $1 AND conversation_id = $2",
+        )
+        .bind(owner.tenant.as_str())
+        .bind(conversation)
+        .fetch_one(&mut transaction)
+        .await?;
+        let mut seq: i64 = row.try_get("last")?;
+        let mut message = |role, content: &str, state, mode: Option<&str>| {
+            seq += 1;
+            StoredMessage {
+                id: format!("msg_{}", Uuid::now_v7().simple()),
+                seq,
+                role,
+                content: content.to_owned(),
+                state,
+                reason: None,
+                mode: mode.map(ToOwned::to_owned),
+                citations: Value::Array(Vec::new()),
+                usage: Value::Null,
+                feedback: None,
+                feedback_comment: None,
+                created_at: now,
+            }
+        };
+        let question =
+            question.map(|text| message(MessageRole::User, text, MessageState::Complete, None));
+        let answer = message(
+            MessageRole::Assistant,
+            "",
+            MessageState::Writing,
+            Some(mode),
+        );
+        for one in question.iter().chain([&answer]) {
+            insert(&mut transaction, owner, conversation, one).await?;
+        }
+        query("UPDATE conversations SET updated_at = $3 WHERE tenant_id = $1 AND id = $2")
+            .bind(owner.tenant.as_str())
+            .bind(conversation)
+            .bind(now)
+            .execute(&mut transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok((question, answer))
+    }
+
+    /// Keeps what has been written of an answer so far, so that little is lost when the process dies.
+    pub async fn save_answer_so_far(
+        &self,
+        owner: &Owner,
+        conversation: &str,
+        id: &str,
+        content: &str,
+    ) -> Result<(), CatalogError> {
+        query(
+            "UPDATE messages SET content = $4, folded = $5 \
+             WHERE tenant_id = $1 AND conversation_id = $2 AND id = $3 AND state = 'writing'",
+        )
+        .bind(owner.tenant.as_str())
+        .bind(conversation)
+        .bind(id)
+        .bind(content)
+        .bind(fold(content))
+        .execute(&self.write)
+        .await
+        .map(drop)
+    }
+
+    /// Ends an answer. [`CatalogError::NotFound`] when it is not being written any more, or its conversation is gone.
+    pub async fn finish_answer(
+        &self,
+        owner: &Owner,
+        conversation: &str,
+        id: &str,
+        finished: &FinishedAnswer<'_>,
+    ) -> Result<(), CatalogError> {
+        let now = self.now_ms();
+        let state = match finished.reason {
+            None => MessageState::Complete,
+            Some(_) => MessageState::Partial,
+        };
+        let mut transaction = self.begin(Part::Tenant(&owner.tenant)).await?;
+        let updated = query(
+            "UPDATE messages SET content = $4, folded = $5, state = $6, reason = $7, citations = $8, usage = $9 \
+             WHERE tenant_id = $1 AND conversation_id = $2 AND id = $3 AND state = 'writing'",
+        )
+        .bind(owner.tenant.as_str())
+        .bind(conversation)
+        .bind(id)
+        .bind(finished.content)
+        .bind(fold(finished.content))
+        .bind(state.as_str())
+        .bind(finished.reason)
+        .bind(finished.citations.to_string())
+        .bind(finished.usage.to_string())
+        .execute(&mut transaction)
+        .await?;
+        if updated == 0 {
+            return Err(CatalogError::not_found("answer being written", id));
+        }
+        let event = ConversationEvent {
+            message_id: Some(id.to_owned()),
+            role: Some(MessageRole::Assistant.as_str().to_owned()),
+            state: Some(state.as_str().to_owned()),
+            chars: Some(finished.content.chars().count() as u64),
+            ..ConversationEvent::of(EventKind::Finished, conversation)
+        };
+        outbox::put(&mut transaction, owner, &event, now).await?;
+        transaction.commit().await
+    }
+
+    /// Ends answers that were begun before that time and are written by nobody any more; returns how many.
+    pub async fn end_abandoned_answers_all_tenants(
+        &self,
+        before_ms: i64,
+        reason: &str,
+    ) -> Result<usize, CatalogError> {
+        let rows = query(
+            "SELECT m.tenant_id, m.conversation_id, m.id, m.content, c.owner FROM messages m \
+             JOIN conversations c ON c.tenant_id = m.tenant_id AND c.id = m.conversation_id \
+             WHERE m.state = 'writing' AND m.created_at <= $1 ORDER BY m.created_at LIMIT 1000",
+        )
+        .bind(before_ms)
+        .fetch_all(&self.read)
+        .await?;
+        let mut ended = 0;
+        for row in &rows {
+            let tenant: String = row.try_get("tenant_id")?;
+            let tenant = TenantId::new(tenant)
+                .map_err(|error| CatalogError::corrupt("tenant_id", &error.to_string()))?;
+            let owner = Owner {
+                tenant,
+                id: row.try_get("owner")?,
+            };
+            let conversation: String = row.try_get("conversation_id")?;
+            let id: String = row.try_get("id")?;
+            let content: String = row.try_get("content")?;
+            let finished = FinishedAnswer {
+                content: &content,
+                reason: Some(reason),
+                citations: &Value::Array(Vec::new()),
+                usage: &Value::Null,
+            };
+            match self
+                .finish_answer(&owner, &conversation, &id, &finished)
+                .await
+            {
+                Ok(()) => ended += 1,
+                // Somebody else was faster.
+                Err(CatalogError::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(ended)
+    }
+
+    /// The messages of a conversation, oldest first.
+    pub async fn messages(
+        &self,
+        owner: &Owner,
+        conversation: &str,
+        page: &Page,
+    ) -> Result<Listing<StoredMessage>, CatalogError> {
+        self.conversation(owner, conversation).await?;
+        let after = page.after()?;
+        let after: i64 = match after.as_str() {
+            "" => 0,
+            text => text.parse().map_err(|_| {
+                CatalogError::Invalid(
+                    "the cursor is not one of messages: use `cursor` of the page before".into(),
+                )
+            })?,
+        };
+        let text = format!(
+            "SELECT {COLUMNS} FROM messages WHERE tenant_id = $1 AND conversation_id = $2 AND seq > $3 \
+             ORDER BY seq LIMIT $4"
+        );
+        let rows = query(&text)
+            .bind(owner.tenant.as_str())
+            .bind(conversation)
+            .bind(after)
+            .bind(page.rows()?)
+            .fetch_all(&self.read)
+            .await?;
+        let mut messages = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let message = read_message(row)?;
+            messages.push((message.seq.to_string(), message));
+        }
+        let listing = page.listing(messages, |one: &(String, StoredMessage)| one.0.as_str());
+        Ok(Listing {
+            items: listing.items.into_iter().map(|(_, one)| one).collect(),
+            next: listing.next,
+        })
+    }
+
+    /// The last messages of a conversation, at most `limit`, oldest first.
+    pub async fn last_messages(
+        &self,
+        owner: &Owner,
+        conversation: &str,
+        limit: u32,
+    ) -> Result<Vec<StoredMessage>, CatalogError> {
+        self.conversation(owner, conversation).await?;
+        let text = format!(
+            "SELECT {COLUMNS} FROM messages WHERE tenant_id = $1 AND conversation_id = $2 ORDER BY seq DESC LIMIT $3"
+        );
+        let rows = query(&text)
+            .bind(owner.tenant.as_str())
+            .bind(conversation)
+            .bind(i64::from(limit))
+            .fetch_all(&self.read)
+            .await?;
+        rows.iter().rev().map(read_message).collect()
+    }
+
+    /// One message.
+    pub async fn message(
+        &self,
+        owner: &Owner,
+        conversation: &str,
+        id: &str,
+    ) -> Result<StoredMessage, CatalogError> {
+        self.conversation(owner, conversation).await?;
+        let text = format!(
+            "SELECT {COLUMNS} FROM messages WHERE tenant_id = $1 AND conversation_id = $2 AND id = $3"
+        );
+        let row = query(&text)
+            .bind(owner.tenant.as_str())
+            .bind(conversation)
+            .bind(id)
+            .fetch_optional(&self.read)
+            .await?
+            .ok_or_else(|| CatalogError::not_found("message", id))?;
+        read_message(&row)
+    }
+
+    /// Notes what somebody thought of an answer; the last word counts.
+    pub async fn set_feedback(
+        &self,
+        owner: &Owner,
+        conversation: &str,
+        id: &str,
+        feedback: Feedback,
+        comment: Option<&str>,
+    ) -> Result<StoredMessage, CatalogError> {
+        if comment.is_some_and(|text| text.chars().count() > COMMENT_CHARS_MAX) {
+            return Err(CatalogError::Invalid(format!(
+                "`comment` has at most {COMMENT_CHARS_MAX} characters"
+            )));
+        }
+        let now = self.now_ms();
+        let mut transaction = self.begin(Part::Tenant(&owner.tenant)).await?;
+        must_be_there(&mut transaction, owner, conversation).await?;
+        let updated = query(
+            "UPDATE messages SET feedback = $4, feedback_comment = $5 \
+             WHERE tenant_id = $1 AND conversation_id = $2 AND id = $3 AND role = 'assistant'",
+        )
+        .bind(owner.tenant.as_str())
+        .bind(conversation)
+        .bind(id)
+        .bind(feedback.as_str())
+        .bind(comment)
+        .execute(&mut transaction)
+        .await?;
+        if updated == 0 {
+            return Err(CatalogError::not_found("answer", id));
+        }
+        let event = ConversationEvent {
+            message_id: Some(id.to_owned()),
+            role: Some(MessageRole::Assistant.as_str().to_owned()),
+            feedback: Some(feedback.as_str().to_owned()),
+            ..ConversationEvent::of(EventKind::Feedback, conversation)
+        };
+        outbox::put(&mut transaction, owner, &event, now).await?;
+        transaction.commit().await?;
+        self.message(owner, conversation, id).await
+    }
+}
+
+/// Writes a new message and its event.
+async fn insert(
+    transaction: &mut Transaction,
+    owner: &Owner,
+    conversation: &str,
+    message: &StoredMessage,
+) -> Result<(), CatalogError> {
+    query(
+        "INSERT INTO messages (tenant_id, conversation_id, seq, id, role, content, folded, state, mode, citations, \
+         created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, '[]', $10)",
+    )
+    .bind(owner.tenant.as_str())
+    .bind(conversation)
+    .bind(message.seq)
+    .bind(&message.id)
+    .bind(message.role.as_str())
+    .bind(&message.content)
+    .bind(fold(&message.content))
+    .bind(message.state.as_str())
+    .bind(&message.mode)
+    .bind(message.created_at)
+    .execute(&mut *transaction)
+    .await?;
+    let event = ConversationEvent {
+        message_id: Some(message.id.clone()),
+        role: Some(message.role.as_str().to_owned()),
+        state: Some(message.state.as_str().to_owned()),
+        chars: Some(message.content.chars().count() as u64),
+        ..ConversationEvent::of(EventKind::Created, conversation)
+    };
+    outbox::put(transaction, owner, &event, message.created_at).await
+}
+
+fn read_message(row: &Row) -> Result<StoredMessage, CatalogError> {
+    let role: String = row.try_get("role")?;
+    let state: String = row.try_get("state")?;
+    let citations: String = row.try_get("citations")?;
+    let usage: Option<String> = row.try_get("usage")?;
+    let feedback: Option<String> = row.try_get("feedback")?;
+    let json = |column: &'static str, text: &str| {
+        serde_json::from_str::<Value>(text).map_err(|_| CatalogError::corrupt(column, text))
+    };
+    Ok(StoredMessage {
+        id: row.try_get("id")?,
+        seq: row.try_get("seq")?,
+        role: MessageRole::read(&role)?,
+        content: row.try_get("content")?,
+        state: MessageState::read(&state)?,
+        reason: row.try_get("reason")?,
+        mode: row.try_get("mode")?,
+        citations: json("citations", &citations)?,
+        usage: usage.map_or(Ok(Value::Null), |text| json("usage", &text))?,
+        feedback: feedback.as_deref().map(Feedback::read).transpose()?,
+        feedback_comment: row.try_get("feedback_comment")?,
+        created_at: row.try_get("created_at")?,
+    })
+}
