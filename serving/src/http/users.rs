@@ -229,7 +229,9 @@ async fn said(app: &App, principal: &Principal, id: &UserId) -> Result<Vec<Value
             if left == 0 {
                 return Ok(said);
             }
-            let messages = catalog.last_messages(&owner, &conversation.id, left).await?;
+            let messages = catalog
+                .last_messages(&owner, &conversation.id, left)
+                .await?;
             left = left.saturating_sub(messages.len() as u32);
             let mut whole = json!(conversation);
             whole["messages"] = json!(messages);
