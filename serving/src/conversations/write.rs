@@ -78,7 +78,7 @@ pub async fn begin(
             .catalog
             .begin_answer(&owner, &conversation, question.as_deref(), mode.as_str())
             .await?;
-        Ok(spawn(
+        Ok::<_, CatalogError>(spawn(
             platform,
             room,
             owner,

@@ -181,7 +181,6 @@ pub async fn feedback(
 }
 
 /// How an answer is to be made.
-#[derive(Default)]
 struct How {
     mode: Option<Mode>,
     model: Option<String>,
