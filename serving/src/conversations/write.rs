@@ -33,7 +33,7 @@ const SAVE_PAUSE: Duration = Duration::from_millis(300);
 pub enum Work {
     /// A model answers by itself.
     Chat {
-        caller: Caller,
+        caller: Box<Caller>,
         model: String,
         history: Vec<Turn>,
         question: String,

@@ -504,7 +504,7 @@ async fn plan(
                 ));
             };
             let work = Work::Chat {
-                caller: gateway.caller(principal, &id.0),
+                caller: Box::new(gateway.caller(principal, &id.0)),
                 model: model.to_owned(),
                 history,
                 question: question.to_owned(),
