@@ -12,6 +12,8 @@
 mod bad_input;
 #[path = "platform/chaos.rs"]
 mod chaos;
+#[path = "platform/conversations.rs"]
+mod conversations;
 #[path = "platform/crash.rs"]
 mod crash;
 #[path = "platform/dlq.rs"]

@@ -12,7 +12,7 @@ mod protocols;
 #[path = "gateway/real.rs"]
 mod real;
 #[path = "gateway/upstream.rs"]
-mod upstream;
+pub mod upstream;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use crate::http::RequestBuilder;
 use crate::server::{PATIENCE, Server, va};
 
 /// A server with this section `llm` (YAML, indented by two) and nothing of the test machine's own providers.
-fn serve(data: &Path, llm: &str) -> Server {
+pub fn serve(data: &Path, llm: &str) -> Server {
     let config = data.join("va.yaml");
     let text = if llm.is_empty() {
         String::new()
@@ -98,7 +98,7 @@ fn send(request: RequestBuilder) -> Reply {
 }
 
 /// Asks SQL again until the rows are as they should be.
-fn until_sql(server: &Server, query: &str, expected: &Value) {
+pub fn until_sql(server: &Server, query: &str, expected: &Value) {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let rows = json!(server.sql(query));

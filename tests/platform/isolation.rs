@@ -132,10 +132,19 @@ impl Tenant {
             Some(key),
         ));
         let letter = text(&letters["items"][0]["id"]);
+        // Answered with the document's own sentences: no model is configured.
+        let said = post(
+            "/api/v1/chat",
+            json!({"message": format!("Was ist {word}inhalt?"), "collection": collection}),
+        );
+        let (conversation, message) = (text(&said["conversation_id"]), text(&said["message_id"]));
+        markers.extend([conversation.clone(), message.clone()]);
         let own = BTreeMap::from([
             ("collection", collection.clone()),
             ("document", text(&document["id"])),
             ("letter", letter),
+            ("conversation", conversation),
+            ("message", message),
             ("user", user),
             ("key", key_id),
             ("role", role),

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::conversations::Owner;
 use super::database::Catalog;
 use super::error::CatalogError;
-use super::query::{Transaction, query};
+use super::query::{Row, Transaction, query};
 use crate::event::CONVERSATION_EVENTS;
 
 /// What became of a conversation or a message.
@@ -105,19 +105,7 @@ impl Catalog {
         .bind(i64::from(limit))
         .fetch_all(&self.read)
         .await?;
-        rows.iter()
-            .map(|row| {
-                let text: String = row.try_get("event")?;
-                Ok(OutboxEvent {
-                    id: row.try_get("id")?,
-                    tenant: row.try_get("tenant_id")?,
-                    owner: row.try_get("owner")?,
-                    event: serde_json::from_str(&text)
-                        .map_err(|error| CatalogError::storage("read an event", error))?,
-                    at: row.try_get("created_at")?,
-                })
-            })
-            .collect()
+        rows.iter().map(read_event).collect()
     }
 
     /// Forgets events that the log has; those that are not there are passed over.
@@ -137,3 +125,15 @@ impl Catalog {
 
 /// Parameters of one statement.
 const IDS_AT_ONCE: usize = 200;
+
+fn read_event(row: &Row) -> Result<OutboxEvent, CatalogError> {
+    let text: String = row.try_get("event")?;
+    Ok(OutboxEvent {
+        id: row.try_get("id")?,
+        tenant: row.try_get("tenant_id")?,
+        owner: row.try_get("owner")?,
+        event: serde_json::from_str(&text)
+            .map_err(|error| CatalogError::storage("read an event", error))?,
+        at: row.try_get("created_at")?,
+    })
+}

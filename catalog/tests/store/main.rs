@@ -27,6 +27,7 @@ macro_rules! on_both {
     };
 }
 
+mod conversations;
 mod database;
 mod documents;
 mod identity;

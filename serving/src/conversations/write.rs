@@ -33,7 +33,7 @@ const SAVE_PAUSE: Duration = Duration::from_millis(300);
 pub enum Work {
     /// A model answers by itself.
     Chat {
-        caller: Caller,
+        caller: Box<Caller>,
         model: String,
         history: Vec<Turn>,
         question: String,
@@ -70,17 +70,53 @@ pub async fn begin(
     degraded: Vec<Value>,
     work: Work,
 ) -> Result<Begun, CatalogError> {
-    let (question, answer) = platform
-        .catalog
-        .begin_answer(&owner, conversation, question, mode.as_str())
-        .await?;
+    let (platform, conversation) = (platform.clone(), conversation.to_owned());
+    let question = question.map(ToOwned::to_owned);
+    // In a task: a client that goes in between must not leave an answer behind that nobody writes.
+    let beginning = tokio::spawn(async move {
+        let rows = platform
+            .catalog
+            .begin_answer(&owner, &conversation, question.as_deref(), mode.as_str())
+            .await?;
+        Ok::<_, CatalogError>(spawn(
+            platform,
+            room,
+            owner,
+            conversation,
+            mode,
+            degraded,
+            work,
+            rows,
+        ))
+    });
+    beginning.await.map_err(|error| CatalogError::Storage {
+        action: "begin an answer".to_owned(),
+        source: Box::new(error),
+    })?
+}
+
+/// Begins to write an answer whose rows are there.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is a part of the answer, used once"
+)]
+fn spawn(
+    platform: Arc<Platform>,
+    room: OwnedSemaphorePermit,
+    owner: Owner,
+    conversation: String,
+    mode: Mode,
+    degraded: Vec<Value>,
+    work: Work,
+    (question, answer): (Option<StoredMessage>, StoredMessage),
+) -> Begun {
     platform.conversations.tell();
-    let live = Arc::new(Live::new(owner.clone(), conversation));
+    let live = Arc::new(Live::new(owner.clone(), &conversation));
     lock(&platform.conversations.running).insert(answer.id.clone(), live.clone());
     let task = Answer {
-        platform: platform.clone(),
+        platform,
         owner,
-        conversation: conversation.to_owned(),
+        conversation,
         question: question.as_ref().map(|message| message.id.clone()),
         message: answer.id.clone(),
         mode,
@@ -93,11 +129,11 @@ pub async fn begin(
         _room: room,
     };
     tokio::spawn(task.run(work));
-    Ok(Begun {
+    Begun {
         question,
         answer,
         live,
-    })
+    }
 }
 
 /// An answer and what there is of it.

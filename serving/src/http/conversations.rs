@@ -181,7 +181,6 @@ pub async fn feedback(
 }
 
 /// How an answer is to be made.
-#[derive(Default)]
 struct How {
     mode: Option<Mode>,
     model: Option<String>,
@@ -505,7 +504,7 @@ async fn plan(
                 ));
             };
             let work = Work::Chat {
-                caller: gateway.caller(principal, &id.0),
+                caller: Box::new(gateway.caller(principal, &id.0)),
                 model: model.to_owned(),
                 history,
                 question: question.to_owned(),

@@ -14,8 +14,8 @@ use axum::routing::{MethodFilter, MethodRouter, on};
 use va_catalog::Permission;
 
 use super::{
-    App, audit, auth, bulk, collections, conversations, dead_letters, documents, keys, logins, oidc,
-    operations, pipelines, rag, roles, search, sql, tenants, topics, users, v1, versions,
+    App, audit, auth, bulk, collections, conversations, dead_letters, documents, keys, logins,
+    oidc, operations, pipelines, rag, roles, search, sql, tenants, topics, users, v1, versions,
 };
 
 /// Who may call a route.

@@ -5,7 +5,7 @@ use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use va_catalog::store::{NewUser, Principal, UserChange, UserId, UserState};
+use va_catalog::store::{NewUser, Owner, Page, Principal, UserChange, UserId, UserState};
 
 use super::auth::require_all;
 use super::collections::Paging;
@@ -209,7 +209,39 @@ async fn exported(app: &App, principal: &Principal, id: &UserId) -> Result<Value
         "sessions": catalog.sessions_of(tenant, id, EXPORTED_MAX).await?,
         "keys": catalog.keys_of(tenant, id, EXPORTED_MAX).await?,
         "audit": catalog.audit_of(tenant, id, EXPORTED_MAX).await?,
+        "conversations": said(app, principal, id).await?,
     }))
+}
+
+/// Conversations of a user with their messages, newest first, until there are [`EXPORTED_MAX`] messages.
+async fn said(app: &App, principal: &Principal, id: &UserId) -> Result<Vec<Value>, Problem> {
+    let catalog = &app.platform.catalog;
+    let owner = Owner {
+        tenant: principal.tenant.clone(),
+        id: id.as_str().to_owned(),
+    };
+    let mut said = Vec::new();
+    let mut left = EXPORTED_MAX;
+    let mut page = Page::first(100);
+    loop {
+        let listing = catalog.conversations(&owner, None, &page).await?;
+        for conversation in listing.items {
+            if left == 0 {
+                return Ok(said);
+            }
+            let messages = catalog
+                .last_messages(&owner, &conversation.id, left)
+                .await?;
+            left = left.saturating_sub(messages.len() as u32);
+            let mut whole = json!(conversation);
+            whole["messages"] = json!(messages);
+            said.push(whole);
+        }
+        match listing.next {
+            Some(next) => page.cursor = Some(next),
+            None => return Ok(said),
+        }
+    }
 }
 
 #[derive(Deserialize)]
