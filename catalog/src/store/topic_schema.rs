@@ -396,6 +396,7 @@ mod tests {
             event::document_indexed_schema(),
             event::platform_alert_schema(),
             event::llm_usage_schema(),
+            event::conversation_events_schema(),
             event::dead_letter_schema(),
             event::parsed_schema(),
             chunk_schema(Some(384)),
@@ -405,7 +406,7 @@ mod tests {
             let json = serde_json::from_str(&text).expect("valid json");
             assert_eq!(schema_from_json(&json).expect("a schema"), schema, "{text}");
         }
-        assert_eq!(built_in_topics().len(), 4);
+        assert_eq!(built_in_topics().len(), 5);
     }
 
     /// Catalogs hold this text: it must be readable for ever.

@@ -385,7 +385,7 @@ async fn topics_models_and_settings_survive_a_restart(on: On) {
             "订单"
         ]
     );
-    assert_eq!(topics[1].schema, Some(event::document_uploaded_schema()));
+    assert_eq!(topics[2].schema, Some(event::document_uploaded_schema()));
     assert_eq!(
         catalog
             .model(&default, "e5")
