@@ -19,6 +19,7 @@ pub mod gateway;
 pub mod http;
 pub mod identity;
 pub mod ingest;
+mod percent;
 pub mod platform;
 pub mod processes;
 pub mod rag;

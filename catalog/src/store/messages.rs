@@ -270,7 +270,7 @@ impl Catalog {
         for row in &rows {
             let tenant: String = row.try_get("tenant_id")?;
             let tenant = TenantId::new(tenant)
-                .map_err(|error| CatalogError::corrupt("tenant_id", &error.to_string()))?;
+                .map_err(|error| CatalogError::corrupt("tenant_id", error.to_string()))?;
             let owner = Owner {
                 tenant,
                 id: row.try_get("owner")?,

@@ -75,7 +75,7 @@ pub struct KeyLimits {
 /// An amount of money for a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Budget {
-    /// Millionths of a US dollar.
+    /// Millionths of the currency that prices are in (`llm.currency`).
     pub micros: i64,
     pub window: BudgetWindow,
 }

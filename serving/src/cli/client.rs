@@ -11,6 +11,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use va_catalog::settings::Settings;
 
+pub use crate::percent::encode;
+
 use super::up::{Booted, boot};
 use crate::platform::{OpenError, Role};
 
@@ -377,19 +379,6 @@ fn read_key(path: &PathBuf) -> Outcome<String> {
         Failure::failed(format!("read the key in `{}`: {error}", path.display()))
     })?;
     Ok(text.trim().to_owned())
-}
-
-/// A name as one segment of a URL path or one value of its query.
-pub fn encode(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -112,6 +112,10 @@ async fn observe(mut request: Request, next: Next) -> Response {
         .and_then(trace_of)
         .unwrap_or_else(|| uuid::Uuid::now_v7().simple().to_string());
     request.extensions_mut().insert(RequestId(id.clone()));
+    // Handlers that look at headers, as those of models do for their events, find the id that the client is told.
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        request.headers_mut().insert(REQUEST_ID, value);
+    }
     let span = tracing::info_span!("request", %method, route, request_id = %id, %trace_id);
     let mut response = next.run(request).instrument(span).await;
     let status = response.status().as_u16().to_string();

@@ -31,6 +31,7 @@ use va_catalog::store::{CatalogError, NewUser, UserId, UserState};
 
 use super::login::{LoggedIn, LoginError, Note, Origin};
 use super::{Identity, TokenError, Tokens};
+use crate::percent::encode;
 use crate::platform::now_ms;
 
 /// How long somebody may take at the provider.
@@ -572,18 +573,6 @@ fn form(fields: &[(&str, &str)]) -> String {
         .map(|(name, value)| format!("{name}={}", encode(value)))
         .collect();
     fields.join("&")
-}
-
-fn encode(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
 }
 
 #[cfg(test)]
