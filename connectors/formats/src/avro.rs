@@ -54,9 +54,9 @@ impl Writer {
         })
     }
 
-    fn read<'a>(
+    fn read(
         &mut self,
-        bodies: &mut dyn Iterator<Item = &'a [u8]>,
+        bodies: &mut dyn Iterator<Item = &[u8]>,
         columns: &SchemaRef,
     ) -> Result<RecordBatch, String> {
         let mut reader = match self.reader.take() {

@@ -21,7 +21,7 @@ pub(crate) fn salvage(
 ) -> Result<Decoded, FormatError> {
     let (mut parts, mut payloads, mut failures) = (Vec::new(), Vec::new(), Vec::new());
     let mut by_payload = true;
-    let mut ranges = vec![0..count];
+    let mut ranges: Vec<_> = std::iter::once(0..count).collect();
     while let Some(range) = ranges.pop() {
         if range.is_empty() {
             continue;

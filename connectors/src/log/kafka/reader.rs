@@ -93,6 +93,10 @@ impl Record {
 }
 
 /// What a fetch begins with.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one, on the stack of one fetch"
+)]
 enum Begun<'a> {
     Nothing {
         next: Offset,

@@ -248,7 +248,7 @@ fn partitions_for(wanted: u32, aligned: &[u32]) -> u32 {
 
 /// The partitions of state that hold the keys of some partitions of rows.
 fn needed(rows: &[u32], of: u32, partitions: u32) -> BTreeSet<usize> {
-    let aligned = of > 0 && partitions % of == 0;
+    let aligned = of > 0 && partitions.is_multiple_of(of);
     (0..partitions)
         .filter(|state| !aligned || rows.contains(&(state % of)))
         .map(|state| state as usize)
