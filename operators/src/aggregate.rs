@@ -8,13 +8,18 @@
 //! Relies on all rows of a key coming to one task. Where they do not, the graph cuts it in two (see [`ByKey`]): the first
 //! half ([`Form::Partial`]) adds up what came since the last checkpoint, without state, and emits it in the columns of
 //! the result; the second ([`Form::Merging`]) adds those up by key, in the state that the whole would have.
+//!
+//! `layout` resolves the options, `values` holds what keys have come to.
+
+mod layout;
+mod values;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, Float64Array, Int64Array, RecordBatch};
+use arrow::array::{ArrayRef, AsArray, Float64Array, Int64Array, RecordBatch};
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Field, Float64Type, Int64Type, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Float64Type, Int64Type, SchemaRef};
 use arrow::row::{RowConverter, SortField};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -23,15 +28,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use va_connectors::flow::{FlowError, Names, Problem};
 
+use self::layout::{Function, Layout};
+use self::values::{Column, Table, Value, decode, encode};
 use crate::operator::{ByKey, Cx, Operator, OperatorSpec, Resources};
-use crate::shape::column_names;
 
 /// Keys whose state is kept in memory between checkpoints; the others are read again when their next row comes.
 const CACHED_KEYS_MAX: usize = 100_000;
 /// Most rows in one emitted batch.
 const ROWS_MAX: usize = 8_192;
-/// First byte of every stored state. Another layout takes another number, so that old state is refused, not misread.
-const LAYOUT: u8 = 1;
 
 /// Running aggregates by key. At every checkpoint one row is emitted for each key that changed: the key's columns and
 /// what its aggregates have come to since the pipeline first ran.
@@ -134,399 +138,6 @@ fn converter<'a>(fields: impl IntoIterator<Item = &'a Field>) -> Result<RowConve
         .map(|field| SortField::new(field.data_type().clone()))
         .collect();
     Ok(RowConverter::new(fields)?)
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Function {
-    Count,
-    Sum,
-    Min,
-    Max,
-    Last,
-}
-
-impl Function {
-    const ALL: [(&'static str, Self); 5] = [
-        ("count", Self::Count),
-        ("sum", Self::Sum),
-        ("min", Self::Min),
-        ("max", Self::Max),
-        ("last", Self::Last),
-    ];
-
-    /// Whether its state is a value of the column, not a number.
-    fn keeps_value(self) -> bool {
-        matches!(self, Self::Min | Self::Max | Self::Last)
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Aggregate {
-    function: Function,
-    /// `None` only for `count()`.
-    column: Option<usize>,
-    /// Whether a sum is of floating-point numbers.
-    float: bool,
-}
-
-/// The options, resolved against the input's schema.
-struct Layout {
-    keys: Vec<usize>,
-    aggregates: Vec<Aggregate>,
-    schema: SchemaRef,
-}
-
-impl Layout {
-    /// What the aggregates of a key are before its first row.
-    fn nothing(&self) -> Vec<Value> {
-        self.aggregates.iter().map(|&it| Value::new(it)).collect()
-    }
-}
-
-impl AggregateSpec {
-    fn layout(&self, input: &Schema) -> Result<Layout, Vec<Problem>> {
-        if self.form == Form::Merging {
-            return self.merging_layout(input);
-        }
-        let mut problems = Vec::new();
-        let known = || format!("the input has {}", column_names(input));
-        let mut fields: Vec<Field> = Vec::new();
-        let mut keys = Vec::new();
-        for name in &self.group_by {
-            match input.index_of(name) {
-                Ok(column) if !RowConverter::supports_fields(&[sort_field(input, column)]) => {
-                    problems.push(
-                        Problem::new(
-                            &["group_by"],
-                            format!(
-                                "`{name}` is {} and cannot be a key",
-                                input.field(column).data_type()
-                            ),
-                        )
-                        .hint("use a `map` before that makes text or a number of it"),
-                    );
-                }
-                Ok(column) => {
-                    keys.push(column);
-                    fields.push(input.field(column).clone());
-                }
-                Err(_) => problems
-                    .push(Problem::new(&["group_by"], format!("no column `{name}`")).hint(known())),
-            }
-        }
-        if self.compute.is_empty() {
-            problems.push(
-                Problem::new(&["compute"], "nothing to compute")
-                    .hint("name at least one column, such as `orders: count()`"),
-            );
-        }
-        let mut aggregates = Vec::new();
-        for (name, call) in &self.compute {
-            let resolved = match call.as_str() {
-                Some(call) => aggregate(call, input),
-                None => Err((format!("`{call}` is not a call of a function"), usage())),
-            };
-            match resolved {
-                Ok(aggregate) => {
-                    fields.push(result_field(name, aggregate, input));
-                    aggregates.push(aggregate);
-                }
-                Err((message, hint)) => problems.push(
-                    Problem::new(&["compute", name], message).hint(hint.unwrap_or_else(known)),
-                ),
-            }
-        }
-        for (at, field) in fields.iter().enumerate() {
-            if fields[..at]
-                .iter()
-                .any(|before| before.name() == field.name())
-            {
-                problems.push(
-                    Problem::new(&["compute"], format!("`{}` is there twice", field.name()))
-                        .hint("give the computed column a name of its own"),
-                );
-            }
-        }
-        if problems.is_empty() {
-            Ok(Layout {
-                keys,
-                aggregates,
-                schema: Arc::new(Schema::new(fields)),
-            })
-        } else {
-            Err(problems)
-        }
-    }
-}
-
-impl AggregateSpec {
-    /// Its input has the columns of the result.
-    fn merging_layout(&self, input: &Schema) -> Result<Layout, Vec<Problem>> {
-        let column = |name: &str| {
-            input
-                .index_of(name)
-                .map_err(|error| vec![Problem::new(&["compute"], error.to_string())])
-        };
-        let keys = self
-            .group_by
-            .iter()
-            .map(|name| column(name))
-            .collect::<Result<_, _>>()?;
-        let mut aggregates = Vec::new();
-        for (name, call) in &self.compute {
-            let (function, _) = call
-                .as_str()
-                .and_then(function)
-                .ok_or_else(|| vec![Problem::new(&["compute", name], "no call")])?;
-            let column = column(name)?;
-            aggregates.push(Aggregate {
-                function,
-                column: Some(column),
-                float: input.field(column).data_type().is_floating(),
-            });
-        }
-        Ok(Layout {
-            keys,
-            aggregates,
-            schema: Arc::new(input.clone()),
-        })
-    }
-}
-
-fn sort_field(input: &Schema, column: usize) -> SortField {
-    SortField::new(input.field(column).data_type().clone())
-}
-
-fn usage() -> Option<String> {
-    Some(
-        "write `count()`, `sum(column)`, `min(column)`, `max(column)` or `last(column)`".to_owned(),
-    )
-}
-
-/// `sum(amount)` as `sum` and `amount`.
-fn parts(call: &str) -> Option<(&str, &str)> {
-    let (function, argument) = call.trim().strip_suffix(')')?.split_once('(')?;
-    Some((function.trim(), argument.trim()))
-}
-
-fn function(call: &str) -> Option<(Function, &str)> {
-    let (function, argument) = parts(call)?;
-    let (_, function) = Function::ALL
-        .into_iter()
-        .find(|(name, _)| name.eq_ignore_ascii_case(function))?;
-    Some((function, argument))
-}
-
-/// Reads `sum(amount)`. The error is what is wrong and, unless it is about the columns, what to do.
-fn aggregate(call: &str, input: &Schema) -> Result<Aggregate, (String, Option<String>)> {
-    let (name, _) =
-        parts(call).ok_or_else(|| (format!("`{call}` is not a call of a function"), usage()))?;
-    let (function, argument) =
-        function(call).ok_or_else(|| (format!("no function `{name}`"), usage()))?;
-    if argument.is_empty() || argument == "*" {
-        return match function {
-            Function::Count => Ok(Aggregate {
-                function,
-                column: None,
-                float: false,
-            }),
-            _ => Err((format!("`{call}` needs a column"), usage())),
-        };
-    }
-    let column = input
-        .index_of(argument)
-        .map_err(|_| (format!("no column `{argument}`"), None))?;
-    let data_type = input.field(column).data_type();
-    let float = data_type.is_floating();
-    match function {
-        Function::Sum if !(data_type.is_integer() || float) || data_type == &DataType::UInt64 => {
-            Err((
-                format!("`{argument}` is {data_type}, which cannot be added up"),
-                Some(
-                    "sum signed whole or floating-point numbers; a `map` before can cast"
-                        .to_owned(),
-                ),
-            ))
-        }
-        Function::Min | Function::Max | Function::Last
-            if data_type.is_nested()
-                || !RowConverter::supports_fields(&[sort_field(input, column)]) =>
-        {
-            Err((
-                format!("`{argument}` is {data_type}, of which no value can be kept"),
-                Some("use a `map` before that makes text or a number of it".to_owned()),
-            ))
-        }
-        _ => Ok(Aggregate {
-            function,
-            column: Some(column),
-            float,
-        }),
-    }
-}
-
-fn result_field(name: &str, aggregate: Aggregate, input: &Schema) -> Field {
-    match (aggregate.function, aggregate.column) {
-        (Function::Count, _) | (_, None) => Field::new(name, DataType::Int64, false),
-        (Function::Sum, _) if aggregate.float => Field::new(name, DataType::Float64, true),
-        (Function::Sum, _) => Field::new(name, DataType::Int64, true),
-        (_, Some(column)) => Field::new(name, input.field(column).data_type().clone(), true),
-    }
-}
-
-/// What an aggregate has come to for one key.
-#[derive(Debug, Clone, PartialEq)]
-enum Value {
-    Count(i64),
-    /// `None` until a number has come.
-    Whole(Option<i64>),
-    Float(Option<f64>),
-    /// A value of the column in arrow's row format, in which the order of bytes is the order of values. `None` until one
-    /// has come.
-    Kept(Option<Bytes>),
-}
-
-impl Value {
-    fn new(aggregate: Aggregate) -> Self {
-        match aggregate.function {
-            Function::Count => Self::Count(0),
-            Function::Sum if aggregate.float => Self::Float(None),
-            Function::Sum => Self::Whole(None),
-            Function::Min | Function::Max | Function::Last => Self::Kept(None),
-        }
-    }
-}
-
-/// The numbers or row bytes of one aggregate's column in a batch.
-enum Column {
-    /// `count()`: every row counts.
-    All,
-    Counted(ArrayRef),
-    /// `count` of the merging form: counts to add up.
-    Counts(Int64Array),
-    Whole(Int64Array),
-    Float(Float64Array),
-    Kept(ArrayRef, arrow::row::Rows),
-}
-
-impl Column {
-    /// Whether `value` can take row `row`.
-    fn fits(&self, row: usize, value: &Value) -> bool {
-        match (self, value) {
-            (Self::Whole(column), Value::Whole(Some(sum))) if column.is_valid(row) => {
-                sum.checked_add(column.value(row)).is_some()
-            }
-            _ => true,
-        }
-    }
-
-    /// Whether every sum can take what comes for it, and much more. False is no answer: then it is looked at row by row.
-    fn surely_fits(&self, places: &[u32], values: &[Value], at: usize, width: usize) -> bool {
-        let Self::Whole(column) = self else {
-            return true;
-        };
-        let largest = places
-            .iter()
-            .map(|&place| match values[place as usize * width + at] {
-                Value::Whole(Some(sum)) => sum.unsigned_abs(),
-                _ => 0,
-            });
-        // What is below a null counts too, which only makes the answer more careful.
-        let added = column
-            .values()
-            .iter()
-            .fold(0_u128, |all, value| all + u128::from(value.unsigned_abs()));
-        u128::from(largest.max().unwrap_or(0)) + added < i64::MAX as u128
-    }
-
-    /// Puts every row into the value of its place; all of them fit.
-    fn apply_all(
-        &self,
-        places: &[u32],
-        function: Function,
-        values: &mut [Value],
-        at: usize,
-        width: usize,
-    ) {
-        let rows = places.iter().map(|&place| place as usize * width + at);
-        match self {
-            Self::All => {
-                for place in rows {
-                    if let Value::Count(count) = &mut values[place] {
-                        *count += 1;
-                    }
-                }
-            }
-            Self::Whole(column) if column.null_count() == 0 => {
-                for (place, added) in rows.zip(column.values()) {
-                    if let Value::Whole(sum) = &mut values[place] {
-                        *sum = Some(sum.unwrap_or(0) + added);
-                    }
-                }
-            }
-            _ => {
-                for (row, place) in rows.enumerate() {
-                    self.apply(row, function, &mut values[place]);
-                }
-            }
-        }
-    }
-
-    /// Puts row `row`, which [fits](Self::fits), into `value`.
-    fn apply(&self, row: usize, function: Function, value: &mut Value) {
-        match (self, value) {
-            (Self::All, Value::Count(count)) => *count += 1,
-            (Self::Counted(column), Value::Count(count)) => {
-                *count += i64::from(column.is_valid(row));
-            }
-            (Self::Counts(column), Value::Count(count)) => {
-                *count = count.saturating_add(column.value(row));
-            }
-            (Self::Whole(column), Value::Whole(sum)) if column.is_valid(row) => {
-                *sum = Some(sum.unwrap_or(0).saturating_add(column.value(row)));
-            }
-            (Self::Float(column), Value::Float(sum)) if column.is_valid(row) => {
-                *sum = Some(sum.unwrap_or(0.0) + column.value(row));
-            }
-            (Self::Kept(column, rows), Value::Kept(kept))
-                if function == Function::Last || column.is_valid(row) =>
-            {
-                let new = rows.row(row);
-                let new: &[u8] = new.as_ref();
-                let better = kept.as_ref().is_none_or(|old| match function {
-                    Function::Min => new < old.as_ref(),
-                    Function::Max => new > old.as_ref(),
-                    _ => true,
-                });
-                if better {
-                    *kept = Some(Bytes::copy_from_slice(new));
-                }
-            }
-            _ => {}
-        }
-    }
-}
-
-/// What the aggregates of keys have come to: for each key, a stretch of `values` as long as there are aggregates.
-#[derive(Default)]
-struct Table {
-    places: HashMap<Bytes, u32, RandomState>,
-    /// By place, in order of their first row.
-    keys: Vec<Bytes>,
-    values: Vec<Value>,
-}
-
-impl Table {
-    /// The place of a key. A new one is behind all others, and its values have to follow.
-    fn place_of(&mut self, key: &[u8]) -> u32 {
-        if let Some(&place) = self.places.get(key) {
-            return place;
-        }
-        let (key, place) = (Bytes::copy_from_slice(key), self.keys.len() as u32);
-        self.keys.push(key.clone());
-        self.places.insert(key, place);
-        place
-    }
 }
 
 struct AggregateTask {
@@ -773,79 +384,12 @@ impl AggregateTask {
     }
 }
 
-/// The layout byte, then each value: numbers as 8 bytes little endian, kept values as their length (4 bytes) and their
-/// bytes, each after a byte that says whether there is one.
-fn encode(values: &[Value]) -> Bytes {
-    let mut out = vec![LAYOUT];
-    let mut optional = |some: Option<&[u8]>| {
-        out.push(u8::from(some.is_some()));
-        out.extend_from_slice(some.unwrap_or_default());
-    };
-    for value in values {
-        match value {
-            Value::Count(count) => optional(Some(&count.to_le_bytes())),
-            Value::Whole(sum) => {
-                optional(sum.map(i64::to_le_bytes).as_ref().map(<[u8; 8]>::as_slice))
-            }
-            Value::Float(sum) => {
-                optional(sum.map(f64::to_le_bytes).as_ref().map(<[u8; 8]>::as_slice))
-            }
-            Value::Kept(None) => optional(None),
-            Value::Kept(Some(kept)) => {
-                let mut bytes = (kept.len() as u32).to_le_bytes().to_vec();
-                bytes.extend_from_slice(kept);
-                optional(Some(&bytes));
-            }
-        }
-    }
-    out.into()
-}
-
-fn decode(stored: &[u8], aggregates: &[Aggregate]) -> Result<Vec<Value>, FlowError> {
-    let mut rest = stored;
-    let values = (take(&mut rest, 1) == Some(&[LAYOUT]))
-        .then(|| {
-            aggregates
-                .iter()
-                .map(|&aggregate| read(&mut rest, aggregate))
-                .collect::<Option<Vec<_>>>()
-        })
-        .flatten()
-        .filter(|_| rest.is_empty());
-    values.ok_or_else(|| {
-        FlowError::fatal(
-            "aggregate",
-            "the stored state does not fit the columns of `compute`, which have changed since it was written; \
-             give the operator another name, so that it begins anew, and replay the source",
-        )
-    })
-}
-
-fn read(rest: &mut &[u8], aggregate: Aggregate) -> Option<Value> {
-    let there = take(rest, 1)? == [1];
-    let mut number = || -> Option<[u8; 8]> { take(rest, 8)?.try_into().ok() };
-    Some(match Value::new(aggregate) {
-        Value::Count(_) => Value::Count(i64::from_le_bytes(number()?)),
-        empty if !there => empty,
-        Value::Whole(_) => Value::Whole(Some(i64::from_le_bytes(number()?))),
-        Value::Float(_) => Value::Float(Some(f64::from_le_bytes(number()?))),
-        Value::Kept(_) => {
-            let length = u32::from_le_bytes(take(rest, 4)?.try_into().ok()?);
-            Value::Kept(Some(Bytes::copy_from_slice(take(rest, length as usize)?)))
-        }
-    })
-}
-
-fn take<'a>(rest: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
-    let (taken, left) = rest.split_at_checked(length)?;
-    *rest = left;
-    Some(taken)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
     use arrow::array::StringArray;
+    use arrow::datatypes::Schema;
+
+    use super::*;
 
     fn spec(compute: &[(&str, &str)]) -> AggregateSpec {
         AggregateSpec {
