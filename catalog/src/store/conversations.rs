@@ -98,7 +98,7 @@ impl Catalog {
             .bind(owner.tenant.as_str())
             .bind(&owner.id)
             .bind(id)
-            .fetch_optional(&self.read)
+            .fetch_optional(self.read_of(&owner.tenant))
             .await?
             .ok_or_else(|| CatalogError::not_found("conversation", id))?;
         read_conversation(&row)
@@ -125,7 +125,7 @@ impl Catalog {
             .bind(page.rows()?)
             .bind(i64::from(pattern.is_some()))
             .bind(pattern.unwrap_or_default())
-            .fetch_all(&self.read)
+            .fetch_all(self.read_of(&owner.tenant))
             .await?;
         let conversations = rows
             .iter()
