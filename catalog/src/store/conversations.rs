@@ -12,12 +12,13 @@ use super::outbox::{self, ConversationEvent, EventKind};
 use super::page::{Listing, Page};
 use super::principal::Principal;
 use super::query::{Row, Transaction, query};
-use crate::ids::{CollectionName, TenantId};
+use crate::ids::CollectionName;
+use crate::scope::TenantScope;
 
 /// Whose conversations: a user's, or an API key's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Owner {
-    pub tenant: TenantId,
+    pub tenant: TenantScope,
     pub id: String,
 }
 

@@ -26,6 +26,7 @@ use super::seal::random;
 use super::users::{UserId, UserState};
 use crate::ids::TenantId;
 use crate::permission::{BuiltInRole, Permissions};
+use crate::scope::TenantScope;
 
 /// A rough word for what a key permits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -203,7 +204,7 @@ impl Catalog {
             permissions = permissions.intersection(rights);
         }
         let principal = Principal {
-            tenant,
+            tenant: TenantScope::of_credential(tenant),
             caller: Caller::Key { id, user },
             permissions,
             limits: read_limits(&row)?,

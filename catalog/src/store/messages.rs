@@ -14,6 +14,7 @@ use super::outbox::{self, ConversationEvent, EventKind};
 use super::page::{Listing, Page};
 use super::query::{Row, Transaction, Why, query};
 use crate::ids::TenantId;
+use crate::scope::{Internal, TenantScope};
 
 /// Who said it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -272,7 +273,7 @@ impl Catalog {
             let tenant = TenantId::new(tenant)
                 .map_err(|error| CatalogError::corrupt("tenant_id", error.to_string()))?;
             let owner = Owner {
-                tenant,
+                tenant: TenantScope::internal(tenant, Internal::Chore),
                 id: row.try_get("owner")?,
             };
             let conversation: String = row.try_get("conversation_id")?;

@@ -16,6 +16,7 @@ use super::query::{Transaction, Why, query};
 use super::users::{UserId, UserState};
 use crate::ids::TenantId;
 use crate::permission::Permissions;
+use crate::scope::TenantScope;
 
 const PREFIX: &str = "vr_";
 /// Sessions that one user has at a time; a login beyond it ends the oldest.
@@ -48,7 +49,7 @@ impl From<&str> for SessionId {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
     pub id: SessionId,
-    pub tenant: TenantId,
+    pub tenant: TenantScope,
     pub user: UserId,
     pub roles: Vec<String>,
     pub permissions: Permissions,
@@ -205,7 +206,7 @@ impl Catalog {
         let (roles, permissions) = self.rights_of(tenant, &user).await?;
         Ok(Some(Session {
             id: id.clone(),
-            tenant: tenant.clone(),
+            tenant: TenantScope::of_credential(tenant.clone()),
             user,
             roles,
             permissions,

@@ -299,7 +299,7 @@ async fn a_refresh_token_is_exchanged_once(on: On) {
         panic!("a fresh token is exchanged");
     };
     assert_eq!(
-        (&session.id, &session.user, &session.tenant),
+        (&session.id, &session.user, session.tenant.id()),
         (&id, &ann.id, &t)
     );
     assert_eq!(session.permissions, BuiltInRole::Editor.permissions());
