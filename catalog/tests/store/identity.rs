@@ -156,6 +156,10 @@ async fn stored(bench: &Bench, needle: &str) -> bool {
         let mut connection = PgConnection::connect(&bench.location)
             .await
             .expect("a connection");
+        sqlx::query("SELECT set_config('va.tenant', '*', false)")
+            .execute(&mut connection)
+            .await
+            .expect("set");
         let mut found = false;
         for table in [
             "tenants",
