@@ -2,6 +2,7 @@
 //!
 //! Heavy client libraries live in crates of their own beside this one (`va-vector`, `va-fulltext`, `va-models`).
 
+pub mod cache;
 pub mod flow;
 pub mod log;
 pub mod objects;

@@ -3,6 +3,9 @@
 #
 #   deploy/dev/postgres.sh start|stop|run [tls]      see server.sh
 #
+# Tests are `va`, who owns the databases and is no superuser: a superuser is above row-level security, which would never be
+# in force then. The superuser is `admin`, with the same password.
+#
 # With `tls` the server also speaks TLS, with a certificate that nobody vouches for; that needs openssl.
 # Uses the newest server that is installed (Debian package `postgresql`; `deploy/dev/setup.sh test` sees to it). The server
 # refuses to run as root, so root lends it to the user `postgres`, or `nobody`. A cluster that the package itself may have
@@ -31,9 +34,17 @@ up() { # FOLDER
     # Beside the data, where only root and the server's user can read.
     (umask 077 && echo "$password" >"$data.password")
     [ ${#as[@]} = 0 ] || chown "$user" "$data" "$data.password"
-    "${as[@]}" "$bin/initdb" --pgdata="$data" --username=va --pwfile="$data.password" --auth=scram-sha-256 \
+    "${as[@]}" "$bin/initdb" --pgdata="$data" --username=admin --pwfile="$data.password" --auth=scram-sha-256 \
         --encoding=UTF8 --locale=C --no-sync >"$1/initdb.log" 2>&1 </dev/null || {
         cat "$1/initdb.log" >&2
+        return 1
+    }
+    # Before the server listens, so no client is needed for it. One statement a line.
+    "${as[@]}" "$bin/postgres" --single -c exit_on_error=true -D "$data" postgres >"$data/role.log" 2>&1 <<EOF || {
+CREATE ROLE va LOGIN CREATEDB CREATEROLE PASSWORD '$password'
+ALTER DATABASE postgres OWNER TO va
+EOF
+        cat "$data/role.log" >&2
         return 1
     }
     if [ "$tls" = tls ]; then

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use va_catalog::settings::FusionMethod;
 use va_catalog::store::CatalogError;
 use va_catalog::{
-    ChunkId, ChunkRecord, CollectionName, CollectionRef, DocumentId, DocumentRef, Filter, TenantId,
+    ChunkId, ChunkRecord, CollectionName, DocumentId, DocumentRef, Filter, TenantScope,
 };
 use va_endpoints::View;
 use va_fulltext::{highlights, snippet};
@@ -156,7 +156,7 @@ type Side = Result<(Vec<(ChunkRecord, f32)>, f64), String>;
 /// Answers a search.
 pub async fn search(
     platform: &Platform,
-    tenant: &TenantId,
+    tenant: &TenantScope,
     request: &SearchRequest,
 ) -> Result<SearchReply, SearchError> {
     let started = Instant::now();
@@ -171,10 +171,7 @@ pub async fn search(
     if request.query.trim().is_empty() {
         return Err(SearchError::Invalid("`query` is empty".into()));
     }
-    let collection = CollectionRef {
-        tenant: tenant.clone(),
-        collection: request.collection.clone(),
-    };
+    let collection = tenant.collection(request.collection.clone());
     let config = platform.catalog.collection(&collection).await?.config;
     if config.model.is_none() && request.mode == Mode::Vector {
         return Err(SearchError::Invalid(format!(
@@ -518,7 +515,7 @@ fn hit(rank: u32, fused: Fused, query: &str) -> Hit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use va_catalog::Version;
+    use va_catalog::{CollectionRef, TenantId, Version};
 
     const FUSION: Fusion = Fusion {
         method: FusionMethod::Rrf,

@@ -20,7 +20,7 @@ use datafusion::sql::sqlparser::ast;
 use futures::StreamExt;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use va_catalog::TenantId;
+use va_catalog::TenantScope;
 
 use crate::error::SqlError;
 use crate::functions::HybridSearch;
@@ -76,14 +76,14 @@ impl SqlEngine {
     /// A session that sees the tenant's rows. The lists of names in `information_schema` are as of now; tables are
     /// looked up when they are named. Statements that are run on it directly have no deadline and are not checked
     /// to only read: use [`SqlEngine::query`] for text from outside.
-    pub async fn session(&self, tenant: &TenantId) -> Result<SessionContext, SqlError> {
+    pub async fn session(&self, tenant: &TenantScope) -> Result<SessionContext, SqlError> {
         Ok(self.open(tenant).await?.context)
     }
 
     /// Runs one statement that only reads. The rows come as they are computed; dropping the stream ends the query.
     pub async fn query(
         &self,
-        tenant: &TenantId,
+        tenant: &TenantScope,
         sql: &str,
     ) -> Result<(SchemaRef, SendableRecordBatchStream), SqlError> {
         let budget = self.budget(None, CancellationToken::new());
@@ -99,7 +99,7 @@ impl SqlEngine {
         Ok((stream.schema(), stream))
     }
 
-    pub(crate) async fn open(&self, tenant: &TenantId) -> Result<TenantSession, SqlError> {
+    pub(crate) async fn open(&self, tenant: &TenantScope) -> Result<TenantSession, SqlError> {
         let names = TenantNames::new(self.services.clone(), tenant.clone());
         names.refresh().await?;
         let mut config = SessionConfig::new()

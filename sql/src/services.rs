@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use va_catalog::{Catalog, CollectionName, TenantId};
+use va_catalog::{Catalog, CollectionName, TenantScope};
 use va_connectors::log::Log;
 use va_vector::VectorStore;
 
@@ -14,7 +14,7 @@ pub trait Search: Send + Sync {
     /// The error is shown to whoever wrote the SQL.
     async fn hybrid(
         &self,
-        tenant: &TenantId,
+        tenant: &TenantScope,
         collection: &CollectionName,
         query: &str,
         k: usize,

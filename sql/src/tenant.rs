@@ -13,7 +13,7 @@ use datafusion::error::Result;
 use futures::TryStreamExt;
 use va_catalog::event::dead_letter_schema;
 use va_catalog::graph::dead_letter_topic;
-use va_catalog::{CatalogError, CollectionName, CollectionRef, TenantId, TopicName};
+use va_catalog::{CatalogError, CollectionName, CollectionRef, TenantId, TenantScope, TopicName};
 use va_formats::FormatSpec;
 
 use crate::error::{suggestion, unreadable};
@@ -39,12 +39,12 @@ struct Names {
 #[derive(Debug)]
 pub(crate) struct TenantNames {
     pub(crate) services: Arc<SqlServices>,
-    pub(crate) tenant: TenantId,
+    pub(crate) tenant: TenantScope,
     names: RwLock<Arc<Names>>,
 }
 
 impl TenantNames {
-    pub(crate) fn new(services: Arc<SqlServices>, tenant: TenantId) -> Arc<Self> {
+    pub(crate) fn new(services: Arc<SqlServices>, tenant: TenantScope) -> Arc<Self> {
         Arc::new(Self {
             services,
             tenant,
@@ -116,10 +116,7 @@ impl TenantNames {
         let Ok(collection) = CollectionName::new(name) else {
             return Ok(None);
         };
-        let collection = CollectionRef {
-            tenant: self.tenant.clone(),
-            collection,
-        };
+        let collection = self.tenant.collection(collection);
         match self.services.catalog.collection(&collection).await {
             Ok(_) => Ok(Some(collection)),
             Err(CatalogError::NotFound { .. }) => Ok(None),

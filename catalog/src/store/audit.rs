@@ -64,7 +64,7 @@ impl Catalog {
         .bind(event.address)
         .bind(event.request_id)
         .bind(event.detail)
-        .execute(&self.write)
+        .execute(self.write_of(tenant))
         .await?;
         Ok(())
     }
@@ -86,7 +86,7 @@ impl Catalog {
         .bind(tenant.as_str())
         .bind(before)
         .bind(page.rows()?)
-        .fetch_all(&self.read)
+        .fetch_all(self.read_of(tenant))
         .await?;
         let events = rows.iter().map(read_event).collect::<Result<_, _>>()?;
         Ok(page.listing(events, |event: &AuditEvent| event.id.as_str()))
@@ -108,7 +108,7 @@ impl Catalog {
         .bind(tenant.as_str())
         .bind(user.as_str())
         .bind(i64::from(limit))
-        .fetch_all(&self.read)
+        .fetch_all(self.read_of(tenant))
         .await?;
         rows.iter().map(read_event).collect()
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::database::{Catalog, Part};
 use super::error::CatalogError;
 use super::page::{Listing, Page};
-use super::query::{Row, Transaction, query};
+use super::query::{Row, Transaction, Why, query};
 use super::state::DocumentState;
 use crate::ids::{CollectionName, CollectionRef, TenantId};
 
@@ -83,7 +83,7 @@ impl Catalog {
         .bind(serde_json::Value::Object(config.chunking.clone()).to_string())
         .bind(&config.description)
         .bind(now)
-        .execute(&self.write)
+        .execute(self.write_of(&collection.tenant))
         .await?;
         if inserted == 0 {
             return Err(CatalogError::exists("collection", &collection.collection));
@@ -98,7 +98,7 @@ impl Catalog {
         ))
         .bind(collection.tenant.as_str())
         .bind(collection.collection.as_str())
-        .fetch_optional(&self.read)
+        .fetch_optional(self.read_of(&collection.tenant))
         .await?;
         row.map(|row| read_collection(&row))
             .transpose()?
@@ -117,7 +117,7 @@ impl Catalog {
         .bind(tenant.as_str())
         .bind(page.after()?)
         .bind(page.rows()?)
-        .fetch_all(&self.read)
+        .fetch_all(self.read_of(tenant))
         .await?;
         let collections = rows.iter().map(read_collection).collect::<Result<_, _>>()?;
         Ok(page.listing(collections, |collection: &Collection| {
@@ -139,7 +139,7 @@ impl Catalog {
         )
         .bind(collection.tenant.as_str())
         .bind(collection.collection.as_str())
-        .fetch_all(&self.read)
+        .fetch_all(self.read_of(&collection.tenant))
         .await?;
         let mut counts = CollectionCounts::default();
         for row in &rows {
@@ -158,7 +158,7 @@ impl Catalog {
         )
         .bind(collection.tenant.as_str())
         .bind(collection.collection.as_str())
-        .fetch_one(&self.read)
+        .fetch_one(self.read_of(&collection.tenant))
         .await?
         .try_get("chunks")?;
         counts.chunks = chunks.unsigned_abs();
@@ -230,7 +230,7 @@ impl Catalog {
         let rows = query(
             "SELECT tenant_id, name FROM collections WHERE state = 'DELETING' ORDER BY tenant_id, name",
         )
-        .fetch_all(&self.read)
+        .fetch_all(self.read_all(Why::Chore))
         .await?;
         rows.iter()
             .map(|row| {

@@ -12,12 +12,13 @@ use super::outbox::{self, ConversationEvent, EventKind};
 use super::page::{Listing, Page};
 use super::principal::Principal;
 use super::query::{Row, Transaction, query};
-use crate::ids::{CollectionName, TenantId};
+use crate::ids::CollectionName;
+use crate::scope::TenantScope;
 
 /// Whose conversations: a user's, or an API key's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Owner {
-    pub tenant: TenantId,
+    pub tenant: TenantScope,
     pub id: String,
 }
 
@@ -98,7 +99,7 @@ impl Catalog {
             .bind(owner.tenant.as_str())
             .bind(&owner.id)
             .bind(id)
-            .fetch_optional(&self.read)
+            .fetch_optional(self.read_of(&owner.tenant))
             .await?
             .ok_or_else(|| CatalogError::not_found("conversation", id))?;
         read_conversation(&row)
@@ -125,7 +126,7 @@ impl Catalog {
             .bind(page.rows()?)
             .bind(i64::from(pattern.is_some()))
             .bind(pattern.unwrap_or_default())
-            .fetch_all(&self.read)
+            .fetch_all(self.read_of(&owner.tenant))
             .await?;
         let conversations = rows
             .iter()

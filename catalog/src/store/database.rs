@@ -1,7 +1,9 @@
 //! The handle on the catalog database: opening it, and taking turns at writing.
 //!
 //! Every query names its tenant; the few that do not end in `_all_tenants`, besides looking up a key, an
-//! invite or a refresh token, which is how a tenant is found. What a connection is and how a statement runs is `query.rs`'s business.
+//! invite or a refresh token, which is how a tenant is found. Nobody gets at a pool: [`Catalog::read_of`],
+//! [`Catalog::read_all`], [`Catalog::begin`] and the others say whose rows a statement is for, and PostgreSQL shows it no
+//! others. What a connection is and how a statement runs is `query.rs`'s business.
 //!
 //! What must hold when two processes write at once:
 //!
@@ -32,7 +34,7 @@ use std::sync::Arc;
 use sqlx::migrate::{MigrateError, Migrator};
 
 use super::error::CatalogError;
-use super::query::{Pool, Transaction};
+use super::query::{On, Pool, Rows, Transaction, Why};
 use super::seal::MasterKey;
 use super::{postgres, sqlite};
 use crate::ids::{CollectionRef, TenantId};
@@ -44,11 +46,11 @@ pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
 /// connections.
 #[derive(Clone)]
 pub struct Catalog {
-    pub(crate) write: Pool,
-    pub(crate) read: Pool,
+    write: Pool,
+    read: Pool,
     pub(super) clock: Clock,
     /// What opens people's data; see [`Catalog::unlocked`].
-    pub(super) master: Option<Arc<MasterKey>>,
+    master: Option<Arc<MasterKey>>,
 }
 
 /// What a transaction writes. Writers of the same part take turns.
@@ -60,6 +62,17 @@ pub(crate) enum Part<'a> {
     Tenant(&'a TenantId),
     /// Tenants, and what every tenant has.
     Tenants,
+}
+
+impl<'a> Part<'a> {
+    /// Whose rows such a transaction sees.
+    pub(super) fn rows(self) -> Rows<'a> {
+        match self {
+            Self::Collection(collection) => Rows::Of(&collection.tenant),
+            Self::Tenant(tenant) => Rows::Of(tenant),
+            Self::Tenants => Rows::All,
+        }
+    }
 }
 
 impl std::fmt::Debug for Catalog {
@@ -130,12 +143,70 @@ impl Catalog {
         self.write.close().await;
     }
 
+    /// The role that this catalog is opened with, when its server shows it every row whatever the policies say, and what
+    /// to do about it. `None`: row-level security is in force, or the database is a SQLite file, which has none.
+    pub async fn role_above_row_security(&self) -> Result<Option<(String, String)>, CatalogError> {
+        let Pool::Postgres(pool) = &self.read else {
+            return Ok(None);
+        };
+        let mut connection = postgres::acquire(pool, Rows::Installation).await?;
+        let role = postgres::bypassing_role(&mut connection).await?;
+        Ok(role.map(|role| {
+            let hint = postgres::row_security_hint(&role);
+            (role, hint)
+        }))
+    }
+
+    /// Where to read rows of a tenant.
+    pub(super) fn read_of<'a>(&'a self, tenant: &'a TenantId) -> On<'a> {
+        self.read.rows_of(tenant)
+    }
+
+    /// Where to write rows of a tenant, by one statement that decides nothing.
+    pub(super) fn write_of<'a>(&'a self, tenant: &'a TenantId) -> On<'a> {
+        self.write.rows_of(tenant)
+    }
+
+    /// Where to read rows of every tenant.
+    pub(super) fn read_all(&self, why: Why) -> On<'_> {
+        self.read.all_tenants(why)
+    }
+
+    /// Where to write rows of every tenant.
+    pub(super) fn write_all(&self, why: Why) -> On<'_> {
+        self.write.all_tenants(why)
+    }
+
+    /// Where to read what belongs to no tenant.
+    pub(super) fn read_installation(&self) -> On<'_> {
+        self.read.installation()
+    }
+
+    /// Where to write what belongs to no tenant.
+    pub(super) fn write_installation(&self) -> On<'_> {
+        self.write.installation()
+    }
+
+    /// The same connections with the key that opens people's data.
+    pub(super) fn with_master(&self, master: MasterKey) -> Self {
+        Self {
+            master: Some(Arc::new(master)),
+            ..self.clone()
+        }
+    }
+
+    /// The key that opens people's data, if the catalog was opened with it.
+    pub(super) fn master_key(&self) -> Option<&MasterKey> {
+        self.master.as_deref()
+    }
+
     pub(crate) fn now_ms(&self) -> i64 {
         (self.clock)()
     }
 
     /// A write transaction. It waits at once for its turn at `part`, so that what it reads cannot change before it
-    /// writes, whichever process the other writer is in. On SQLite that is the whole database.
+    /// writes, whichever process the other writer is in. On SQLite that is the whole database. On PostgreSQL it sees the
+    /// rows of the part's tenant only.
     pub(crate) async fn begin(&self, part: Part<'_>) -> Result<Transaction, CatalogError> {
         Ok(match &self.write {
             Pool::Sqlite(pool) => Transaction::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await?),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::database::Catalog;
 use super::error::CatalogError;
 use super::page::{Listing, Page};
-use super::query::{On, Row, query};
+use super::query::{On, Row, Why, query};
 use super::state::DocumentState;
 use crate::ids::{CollectionName, CollectionRef, ContentHash, DocumentId, TenantId, Version};
 
@@ -114,7 +114,7 @@ impl Catalog {
         .bind(collection.tenant.as_str())
         .bind(collection.collection.as_str())
         .bind(document.to_string())
-        .fetch_optional(&self.read)
+        .fetch_optional(self.read_of(&collection.tenant))
         .await?;
         row.map(|row| read_document(&row))
             .transpose()?
@@ -139,7 +139,7 @@ impl Catalog {
             for id in part {
                 query = query.bind(id.to_string());
             }
-            for row in query.fetch_all(&self.read).await? {
+            for row in query.fetch_all(self.read_of(&collection.tenant)).await? {
                 found.push(read_document(&row)?);
             }
         }
@@ -165,7 +165,7 @@ impl Catalog {
         .bind(filter.state.map_or("", DocumentState::as_str))
         .bind(like_pattern(filter.name.as_deref().unwrap_or_default()))
         .bind(page.rows()?)
-        .fetch_all(&self.read)
+        .fetch_all(self.read_of(&collection.tenant))
         .await?;
         let documents = rows.iter().map(read_document).collect::<Result<_, _>>()?;
         Ok(page.listing(documents, |document: &DocumentInfo| &document.uri))
@@ -184,7 +184,7 @@ impl Catalog {
         .bind(collection.tenant.as_str())
         .bind(collection.collection.as_str())
         .bind(document.to_string())
-        .fetch_all(&self.read)
+        .fetch_all(self.read_of(&collection.tenant))
         .await?;
         if rows.is_empty() {
             return Err(CatalogError::not_found("document", document));
@@ -228,7 +228,7 @@ impl Catalog {
                 .iter()
                 .map(|uri| DocumentId::of(collection, uri))
                 .collect();
-            let mut latest = latest_of(&self.read, collection, &ids).await?;
+            let mut latest = latest_of(self.read_of(&collection.tenant), collection, &ids).await?;
             found.extend(ids.into_iter().map(|id| {
                 // Not removed: the same URI may be asked for twice.
                 let live = latest.get_mut(&id)?.live.clone()?;
@@ -264,7 +264,7 @@ impl Catalog {
         .bind(format!("{prefix}{}", char::MAX))
         .bind(page.after()?)
         .bind(page.rows()?)
-        .fetch_all(&self.read)
+        .fetch_all(self.read_of(&collection.tenant))
         .await?;
         let documents = rows
             .iter()
@@ -288,7 +288,7 @@ impl Catalog {
         )
         .bind(collection.tenant.as_str())
         .bind(collection.collection.as_str())
-        .fetch_all(&self.read)
+        .fetch_all(self.read_of(&collection.tenant))
         .await?;
         rows.iter()
             .map(|row| {
@@ -327,7 +327,7 @@ impl Catalog {
         )
         .bind(i64::from(limit))
         .bind(self.now_ms().saturating_sub(age))
-        .fetch_all(&self.read)
+        .fetch_all(self.read_all(Why::Chore))
         .await?;
         rows.iter()
             .map(|row| {

@@ -3,7 +3,7 @@
 use super::database::Catalog;
 use super::error::CatalogError;
 use super::keys::{SecretKey, hash, new_secret};
-use super::query::{Transaction, query};
+use super::query::{Transaction, Why, query};
 use crate::ids::TenantId;
 
 const PREFIX: &str = "vi_";
@@ -48,7 +48,7 @@ impl Catalog {
         .bind(by)
         .bind(now)
         .bind(expires_at)
-        .execute(&self.write)
+        .execute(self.write_of(tenant))
         .await?;
         Ok((secret, expires_at))
     }
@@ -60,7 +60,7 @@ impl Catalog {
         )
         .bind(hash(secret))
         .bind(self.now_ms())
-        .fetch_optional(&self.read)
+        .fetch_optional(self.read_all(Why::Credential))
         .await?;
         let Some(row) = row else { return Ok(None) };
         let roles: String = row.try_get("roles")?;

@@ -21,11 +21,12 @@ use super::database::{Catalog, Part};
 use super::error::CatalogError;
 use super::page::{Listing, Page};
 use super::principal::{Budget, BudgetWindow, Caller, KeyLimits, Principal};
-use super::query::{Row, Transaction, query};
+use super::query::{Row, Transaction, Why, query};
 use super::seal::random;
 use super::users::{UserId, UserState};
 use crate::ids::TenantId;
 use crate::permission::{BuiltInRole, Permissions};
+use crate::scope::TenantScope;
 
 /// A rough word for what a key permits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -182,7 +183,7 @@ impl Catalog {
         )
         .bind(hash(secret))
         .bind(self.now_ms())
-        .fetch_optional(&self.read)
+        .fetch_optional(self.read_all(Why::Credential))
         .await?;
         let Some(row) = row else { return Ok(None) };
         let tenant = TenantId::new(row.try_get::<String>("tenant_id")?)?;
@@ -203,7 +204,7 @@ impl Catalog {
             permissions = permissions.intersection(rights);
         }
         let principal = Principal {
-            tenant,
+            tenant: TenantScope::of_credential(tenant),
             caller: Caller::Key { id, user },
             permissions,
             limits: read_limits(&row)?,
@@ -214,7 +215,7 @@ impl Catalog {
             let noted = query("UPDATE api_keys SET last_used_at = $2 WHERE id = $1")
                 .bind(principal.actor())
                 .bind(now)
-                .execute(&self.write)
+                .execute(self.write_of(&principal.tenant))
                 .await;
             // On a full disk, people must still be able to search and to see what is wrong.
             if let Err(error) = noted {
@@ -230,7 +231,7 @@ impl Catalog {
         let row = query(&text)
             .bind(tenant.as_str())
             .bind(id.as_str())
-            .fetch_optional(&self.read)
+            .fetch_optional(self.read_of(tenant))
             .await?
             .ok_or_else(|| CatalogError::not_found("key", id))?;
         read_key(&row)
@@ -244,7 +245,7 @@ impl Catalog {
         .bind(tenant.as_str())
         .bind(id.as_str())
         .bind(self.now_ms())
-        .execute(&self.write)
+        .execute(self.write_of(tenant))
         .await?;
         if updated == 0 {
             return Err(CatalogError::not_found("key", id));
@@ -266,7 +267,7 @@ impl Catalog {
             .bind(tenant.as_str())
             .bind(page.after()?)
             .bind(page.rows()?)
-            .fetch_all(&self.read)
+            .fetch_all(self.read_of(tenant))
             .await?;
         let keys = rows.iter().map(read_key).collect::<Result<_, _>>()?;
         Ok(page.listing(keys, |key: &ApiKey| key.id.as_str()))
@@ -286,7 +287,7 @@ impl Catalog {
             .bind(tenant.as_str())
             .bind(user.as_str())
             .bind(i64::from(limit))
-            .fetch_all(&self.read)
+            .fetch_all(self.read_of(tenant))
             .await?;
         rows.iter().map(read_key).collect()
     }

@@ -22,7 +22,7 @@ impl Catalog {
         )
         .bind(tenant.as_str())
         .bind(self.subject_index(tenant, issuer, subject)?)
-        .fetch_optional(&self.read)
+        .fetch_optional(self.read_of(tenant))
         .await?;
         let Some(row) = row else { return Ok(None) };
         let id = UserId::from(row.try_get::<String>("id")?.as_str());
@@ -49,7 +49,7 @@ impl Catalog {
         .bind(user.as_str())
         .bind(issuer)
         .bind(self.now_ms())
-        .execute(&self.write)
+        .execute(self.write_of(tenant))
         .await?;
         if linked == 0 {
             return Err(CatalogError::exists("linked login", user));

@@ -12,8 +12,9 @@ use super::database::{Catalog, Part};
 use super::error::CatalogError;
 use super::outbox::{self, ConversationEvent, EventKind};
 use super::page::{Listing, Page};
-use super::query::{Row, Transaction, query};
+use super::query::{Row, Transaction, Why, query};
 use crate::ids::TenantId;
+use crate::scope::{Internal, TenantScope};
 
 /// Who said it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -204,7 +205,7 @@ impl Catalog {
         .bind(id)
         .bind(content)
         .bind(fold(content))
-        .execute(&self.write)
+        .execute(self.write_of(&owner.tenant))
         .await
         .map(drop)
     }
@@ -264,7 +265,7 @@ impl Catalog {
              WHERE m.state = 'writing' AND m.created_at <= $1 ORDER BY m.created_at LIMIT 1000",
         )
         .bind(before_ms)
-        .fetch_all(&self.read)
+        .fetch_all(self.read_all(Why::Chore))
         .await?;
         let mut ended = 0;
         for row in &rows {
@@ -272,7 +273,7 @@ impl Catalog {
             let tenant = TenantId::new(tenant)
                 .map_err(|error| CatalogError::corrupt("tenant_id", error.to_string()))?;
             let owner = Owner {
-                tenant,
+                tenant: TenantScope::internal(tenant, Internal::Chore),
                 id: row.try_get("owner")?,
             };
             let conversation: String = row.try_get("conversation_id")?;
@@ -323,7 +324,7 @@ impl Catalog {
             .bind(conversation)
             .bind(after)
             .bind(page.rows()?)
-            .fetch_all(&self.read)
+            .fetch_all(self.read_of(&owner.tenant))
             .await?;
         let mut messages = Vec::with_capacity(rows.len());
         for row in &rows {
@@ -352,7 +353,7 @@ impl Catalog {
             .bind(owner.tenant.as_str())
             .bind(conversation)
             .bind(i64::from(limit))
-            .fetch_all(&self.read)
+            .fetch_all(self.read_of(&owner.tenant))
             .await?;
         rows.iter().rev().map(read_message).collect()
     }
@@ -372,7 +373,7 @@ impl Catalog {
             .bind(owner.tenant.as_str())
             .bind(conversation)
             .bind(id)
-            .fetch_optional(&self.read)
+            .fetch_optional(self.read_of(&owner.tenant))
             .await?
             .ok_or_else(|| CatalogError::not_found("message", id))?;
         read_message(&row)

@@ -43,7 +43,7 @@ impl Catalog {
         .bind(&model.fingerprint)
         .bind(self.now_ms())
         .bind(model.last_used_at)
-        .execute(&self.write)
+        .execute(self.write_of(tenant))
         .await?;
         Ok(())
     }
@@ -55,7 +55,7 @@ impl Catalog {
         )
         .bind(tenant.as_str())
         .bind(name)
-        .fetch_optional(&self.read)
+        .fetch_optional(self.read_of(tenant))
         .await?;
         row.map(|row| read_model(&row))
             .transpose()?
@@ -75,7 +75,7 @@ impl Catalog {
         .bind(tenant.as_str())
         .bind(page.after()?)
         .bind(page.rows()?)
-        .fetch_all(&self.read)
+        .fetch_all(self.read_of(tenant))
         .await?;
         let models = rows.iter().map(read_model).collect::<Result<_, _>>()?;
         Ok(page.listing(models, |model: &Model| &model.name))
@@ -88,7 +88,7 @@ impl Catalog {
                 .bind(tenant.as_str())
                 .bind(name)
                 .bind(self.now_ms())
-                .execute(&self.write)
+                .execute(self.write_of(tenant))
                 .await?;
         if updated == 0 {
             return Err(CatalogError::not_found("model", name));

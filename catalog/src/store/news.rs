@@ -187,7 +187,7 @@ impl Catalog {
             for id in part {
                 query = query.bind(id.to_string());
             }
-            query.execute(&self.write).await?;
+            query.execute(self.write_of(&collection.tenant)).await?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::database::Catalog;
 use super::documents::{IDS_PER_QUERY, parameters, value_rows};
 use super::error::CatalogError;
-use super::query::query;
+use super::query::{Why, query};
 use crate::ids::{CollectionRef, ContentHash, DocumentId, Version};
 
 impl Catalog {
@@ -31,7 +31,7 @@ impl Catalog {
             for hash in part {
                 query = query.bind(hash.as_str());
             }
-            for row in query.fetch_all(&self.read).await? {
+            for row in query.fetch_all(self.read_all(Why::Chore)).await? {
                 used.insert(ContentHash::new(row.try_get::<String>("content_hash")?)?);
             }
         }
@@ -58,7 +58,7 @@ impl Catalog {
             for (id, version) in part {
                 query = query.bind(id.to_string()).bind(i64::from(version.0));
             }
-            for row in query.fetch_all(&self.read).await? {
+            for row in query.fetch_all(self.read_of(&collection.tenant)).await? {
                 ages.push(row.try_get("age")?);
             }
         }
@@ -72,7 +72,7 @@ impl Catalog {
             "SELECT MIN(created_at) AS oldest FROM document_versions \
              WHERE state IN ('UPLOADING', 'PROCESSING', 'DELETING') AND state <> 'DELETING'",
         )
-        .fetch_one(&self.read)
+        .fetch_one(self.read_all(Why::Chore))
         .await?;
         row.try_get("oldest")
     }

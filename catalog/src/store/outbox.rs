@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::conversations::Owner;
 use super::database::Catalog;
 use super::error::CatalogError;
-use super::query::{Row, Transaction, query};
+use super::query::{Row, Transaction, Why, query};
 use crate::event::CONVERSATION_EVENTS;
 
 /// What became of a conversation or a message.
@@ -103,7 +103,7 @@ impl Catalog {
         )
         .bind(CONVERSATION_EVENTS)
         .bind(i64::from(limit))
-        .fetch_all(&self.read)
+        .fetch_all(self.read_all(Why::Chore))
         .await?;
         rows.iter().map(read_event).collect()
     }
@@ -117,7 +117,7 @@ impl Catalog {
             for id in some {
                 statement = statement.bind(id);
             }
-            statement.execute(&self.write).await?;
+            statement.execute(self.write_all(Why::Chore)).await?;
         }
         Ok(())
     }

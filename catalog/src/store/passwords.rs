@@ -56,7 +56,7 @@ impl Catalog {
         let row = query(&text)
             .bind(tenant.as_str())
             .bind(value)
-            .fetch_optional(&self.read)
+            .fetch_optional(self.read_of(tenant))
             .await?;
         let Some(row) = row else { return Ok(None) };
         Ok(Some(LoginRecord {
@@ -86,7 +86,7 @@ impl Catalog {
         .bind(id.as_str())
         .bind(i64::from(failures_max))
         .bind(self.now_ms().saturating_add(lock_ms))
-        .execute(&self.write)
+        .execute(self.write_of(tenant))
         .await?;
         let record = self.login_record_of(tenant, id).await?;
         let now = self.now_ms();
@@ -107,7 +107,7 @@ impl Catalog {
         .bind(tenant.as_str())
         .bind(id.as_str())
         .bind(self.now_ms())
-        .execute(&self.write)
+        .execute(self.write_of(tenant))
         .await?;
         Ok(())
     }

@@ -135,7 +135,7 @@ impl Catalog {
         ))
         .bind(tenant.as_str())
         .bind(name.as_str())
-        .fetch_optional(&self.read)
+        .fetch_optional(self.read_of(tenant))
         .await?;
         row.map(|row| read_pipeline(&row))
             .transpose()?
@@ -154,7 +154,7 @@ impl Catalog {
         .bind(tenant.as_str())
         .bind(page.after()?)
         .bind(page.rows()?)
-        .fetch_all(&self.read)
+        .fetch_all(self.read_of(tenant))
         .await?;
         let pipelines = rows.iter().map(read_pipeline).collect::<Result<_, _>>()?;
         Ok(page.listing(pipelines, |pipeline: &Pipeline| pipeline.name.as_str()))
@@ -172,7 +172,7 @@ impl Catalog {
         )
         .bind(tenant.as_str())
         .bind(name.as_str())
-        .fetch_all(&self.read)
+        .fetch_all(self.read_of(tenant))
         .await?;
         if rows.is_empty() {
             return Err(CatalogError::not_found("pipeline", name));
@@ -202,7 +202,7 @@ impl Catalog {
         .bind(name.as_str())
         .bind(desired_state.as_str())
         .bind(self.now_ms())
-        .execute(&self.write)
+        .execute(self.write_of(tenant))
         .await?;
         if updated == 0 {
             return Err(CatalogError::not_found("pipeline", name));

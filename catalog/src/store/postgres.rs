@@ -4,16 +4,30 @@
 //! restart of the server only what ran during it fails, as retriable. Writers take turns by advisory locks, see
 //! `database.rs`; one that stands still inside a transaction is cut off by the server, so that it cannot hold up the
 //! others for ever. Nothing here, and no error, shows a password.
+//!
+//! Every table with a tenant has a policy that shows the rows of the tenant in the setting `va.tenant` and no others;
+//! without the setting, none. [`acquire`] and [`begin`] make it, each time: what an earlier user of the connection left
+//! there is never trusted. In a transaction it costs nothing, it travels with the request for the lock; otherwise it is
+//! one round trip. It belongs to the session, so between this program and the server may be no pooler that gives each
+//! statement another one (PgBouncer: `pool_mode = session`).
+//!
+//! The policies are forced on the owner of the tables too, because the program is the owner: it makes them. A superuser
+//! and a role with BYPASSRLS see everything whatever a table says, and are told so when the catalog is opened. Becoming a
+//! lesser role on each connection (`SET ROLE`) would cover them as well, and is not done: a role is the whole server's and
+//! not the database's, so making it, and granting it what each migration adds, would race between installations that share
+//! a server and outlive them; and a role of one's own is one statement of the administrator.
 
 use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection, Postgres, Row};
 
 use super::database::{Part, migration_error};
 use super::error::CatalogError;
+use super::query::Rows;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/postgres");
 
@@ -87,17 +101,44 @@ async fn is_outside_transaction(connection: &mut PgConnection) -> Result<bool, s
         .try_get(0)
 }
 
-/// A transaction that has the lock of `part`.
+/// A connection that sees and writes these rows only.
+pub(super) async fn acquire(
+    pool: &PgPool,
+    rows: Rows<'_>,
+) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+    let mut connection = pool.acquire().await?;
+    sqlx::query("SELECT set_config('va.tenant', $1, false)")
+        .bind(rows.setting())
+        .execute(&mut *connection)
+        .await?;
+    Ok(connection)
+}
+
+/// A transaction that has the lock of `part`, and sees and writes the rows of its tenant only.
 pub(super) async fn begin(
     pool: &PgPool,
     part: Part<'_>,
 ) -> Result<sqlx::Transaction<'static, Postgres>, CatalogError> {
     let mut transaction = pool.begin_with(BEGIN).await?;
-    sqlx::query("SELECT pg_advisory_xact_lock($1)")
+    sqlx::query("SELECT set_config('va.tenant', $1, true), pg_advisory_xact_lock($2)")
+        .bind(part.rows().setting())
         .bind(lock_of(part))
         .execute(&mut *transaction)
         .await?;
     Ok(transaction)
+}
+
+/// The role that the connections have, when the server lets it see every row whatever the policies say.
+pub(super) async fn bypassing_role(
+    connection: &mut PgConnection,
+) -> Result<Option<String>, sqlx::Error> {
+    let row = connection
+        .fetch_optional(
+            "SELECT rolname::text AS role FROM pg_catalog.pg_roles \
+             WHERE rolname = current_user AND (rolsuper OR rolbypassrls)",
+        )
+        .await?;
+    row.map(|row| row.try_get("role")).transpose()
 }
 
 /// A number for the part, the same in every process. Two parts with the same number, if there ever were, would only take
@@ -114,6 +155,15 @@ fn lock_of(part: Part<'_>) -> i64 {
     i64::from_le_bytes(number)
 }
 
+/// What to do about a role that sees every row.
+pub(super) fn row_security_hint(role: &str) -> String {
+    format!(
+        "make a role for the catalog, `CREATE ROLE va LOGIN PASSWORD '...' NOSUPERUSER NOBYPASSRLS`, give it the database \
+         and its tables (`ALTER DATABASE ... OWNER TO va`, `ALTER TABLE ... OWNER TO va`), and name it instead of `{role}` \
+         in `catalog.url`"
+    )
+}
+
 /// Checks the server and brings the tables up to date; of several processes that start at once, one does it.
 async fn prepare(connection: &mut PgConnection, place: &Place) -> Result<(), CatalogError> {
     let row = sqlx::query(
@@ -125,7 +175,24 @@ async fn prepare(connection: &mut PgConnection, place: &Place) -> Result<(), Cat
     let version: String = row.try_get("version")?;
     let encoding: String = row.try_get("encoding")?;
     place.check_server(&version, &encoding)?;
+    let bypassing = bypassing_role(connection)
+        .await
+        .map_err(|error| place.error(error))?;
+    if let Some(role) = bypassing {
+        tracing::warn!(
+            catalog = %place.shown(),
+            %role,
+            "the server does not hold this role to row-level security, so only the statements keep tenants apart: {}",
+            row_security_hint(&role)
+        );
+    }
     sqlx::query(MIGRATION_LOCK)
+        .execute(&mut *connection)
+        .await
+        .map_err(|error| place.error(error))?;
+    // A migration may change rows of every tenant.
+    sqlx::query("SELECT set_config('va.tenant', $1, false)")
+        .bind(Rows::All.setting())
         .execute(&mut *connection)
         .await
         .map_err(|error| place.error(error))?;

@@ -7,14 +7,15 @@ use super::error::CatalogError;
 use super::keys::{KeyId, Scope};
 use super::sessions::SessionId;
 use super::users::UserId;
-use crate::ids::TenantId;
 use crate::permission::Permissions;
+use crate::scope::TenantScope;
 pub use crate::settings::llm::BudgetWindow;
 
-/// Who calls, and what the call may do. It comes from a credential and from nothing else; above all the tenant does.
+/// Who calls, and what the call may do. It comes from a credential and from nothing else; above all the tenant does, which
+/// cannot be made of a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Principal {
-    pub tenant: TenantId,
+    pub tenant: TenantScope,
     pub caller: Caller,
     pub permissions: Permissions,
     pub limits: KeyLimits,

@@ -54,11 +54,11 @@ impl Catalog {
         .bind(process.report.to_string())
         .bind(process.started_at)
         .bind(now)
-        .execute(&self.write)
+        .execute(self.write_installation())
         .await?;
         query("DELETE FROM processes WHERE seen_at < $1")
             .bind(now - REMEMBERED_MS)
-            .execute(&self.write)
+            .execute(self.write_installation())
             .await?;
         Ok(())
     }
@@ -71,7 +71,7 @@ impl Catalog {
              WHERE seen_at >= $1 ORDER BY started_at, id",
         )
         .bind(self.now_ms().saturating_sub(age))
-        .fetch_all(&self.read)
+        .fetch_all(self.read_installation())
         .await?;
         rows.iter().map(read_process).collect()
     }
@@ -80,11 +80,11 @@ impl Catalog {
     pub async fn forget_process(&self, id: &str) -> Result<(), CatalogError> {
         query("DELETE FROM leases WHERE holder = $1")
             .bind(id)
-            .execute(&self.write)
+            .execute(self.write_installation())
             .await?;
         query("DELETE FROM processes WHERE id = $1")
             .bind(id)
-            .execute(&self.write)
+            .execute(self.write_installation())
             .await?;
         Ok(())
     }
@@ -107,7 +107,7 @@ impl Catalog {
         .bind(holder)
         .bind(now.saturating_add(length))
         .bind(now)
-        .execute(&self.write)
+        .execute(self.write_installation())
         .await?;
         Ok(taken > 0)
     }
@@ -117,7 +117,7 @@ impl Catalog {
         query("DELETE FROM leases WHERE name = $1 AND holder = $2")
             .bind(name)
             .bind(holder)
-            .execute(&self.write)
+            .execute(self.write_installation())
             .await?;
         Ok(())
     }

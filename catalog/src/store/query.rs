@@ -7,6 +7,10 @@
 //! password apart from what is shown; and it copies every row into a form of its own. What is here instead is a `match`
 //! over two drivers in one place.
 //!
+//! A pool runs nothing by itself: [`Pool::rows_of`] and its siblings say whose rows a statement may see, and that is
+//! what makes a place to run it ([`On`]). On PostgreSQL it becomes the setting that the policies of the tables ask for
+//! (`migrations/postgres/0008_row_level_security.sql`), made anew before each use of a connection.
+//!
 //! Leaves opening and locking to `sqlite.rs`, `postgres.rs` and `database.rs`.
 
 use std::borrow::Cow;
@@ -21,6 +25,42 @@ use sqlx::{
 };
 
 use super::error::CatalogError;
+use super::postgres;
+use crate::ids::TenantId;
+
+/// Whose rows a statement may see and write. PostgreSQL holds it to that; on SQLite only the statement itself does.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Rows<'a> {
+    /// Those of one tenant.
+    Of(&'a TenantId),
+    /// Those of every tenant.
+    All,
+    /// Those of tables that have no tenant, and of no other.
+    Installation,
+}
+
+impl<'a> Rows<'a> {
+    /// The value of the setting `va.tenant`. No tenant is called `*`, and none has an empty name.
+    pub fn setting(self) -> &'a str {
+        match self {
+            Self::Of(tenant) => tenant.as_str(),
+            Self::All => "*",
+            Self::Installation => "",
+        }
+    }
+}
+
+/// Why a statement is not about one tenant. It decides nothing: it makes everybody who asks for all say it, where a
+/// reader and `grep` find it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Why {
+    /// The tenant is what is looked for, by a secret that only its holder has.
+    Credential,
+    /// Work for all tenants that no caller asked for: sweeping, merging, sending, forgetting.
+    Chore,
+    /// The list of tenants, for those who run the installation.
+    Operator,
+}
 
 /// Connections to one of the two databases. Cloning shares them.
 #[derive(Clone)]
@@ -30,6 +70,28 @@ pub(crate) enum Pool {
 }
 
 impl Pool {
+    /// For statements about one tenant.
+    pub fn rows_of<'a>(&'a self, tenant: &'a TenantId) -> On<'a> {
+        self.on(Rows::Of(tenant))
+    }
+
+    /// For statements about all tenants.
+    pub fn all_tenants(&self, _why: Why) -> On<'_> {
+        self.on(Rows::All)
+    }
+
+    /// For statements about what belongs to no tenant: processes, leases, signing keys.
+    pub fn installation(&self) -> On<'_> {
+        self.on(Rows::Installation)
+    }
+
+    fn on<'a>(&'a self, rows: Rows<'a>) -> On<'a> {
+        match self {
+            Self::Sqlite(pool) => On::SqlitePool(pool),
+            Self::Postgres(pool) => On::PostgresPool(pool, rows),
+        }
+    }
+
     pub async fn close(&self) {
         match self {
             Self::Sqlite(pool) => pool.close().await,
@@ -54,10 +116,10 @@ impl Transaction {
     }
 }
 
-/// Where a query runs.
+/// Where a query runs, and for whom.
 pub(crate) enum On<'a> {
     SqlitePool(&'a SqlitePool),
-    PostgresPool(&'a PgPool),
+    PostgresPool(&'a PgPool, Rows<'a>),
     Sqlite(&'a mut SqliteConnection),
     Postgres(&'a mut PgConnection),
 }
@@ -67,18 +129,9 @@ impl On<'_> {
     pub fn again(&mut self) -> On<'_> {
         match self {
             Self::SqlitePool(pool) => On::SqlitePool(pool),
-            Self::PostgresPool(pool) => On::PostgresPool(pool),
+            Self::PostgresPool(pool, rows) => On::PostgresPool(pool, *rows),
             Self::Sqlite(connection) => On::Sqlite(connection),
             Self::Postgres(connection) => On::Postgres(connection),
-        }
-    }
-}
-
-impl<'a> From<&'a Pool> for On<'a> {
-    fn from(pool: &'a Pool) -> Self {
-        match pool {
-            Pool::Sqlite(pool) => Self::SqlitePool(pool),
-            Pool::Postgres(pool) => Self::PostgresPool(pool),
         }
     }
 }
@@ -178,8 +231,9 @@ macro_rules! run {
                     let $result = query.sqlite().$method(connection).await?;
                     $sqlite
                 }
-                On::PostgresPool(pool) => {
-                    let $result = query.postgres().$method(pool).await?;
+                On::PostgresPool(pool, rows) => {
+                    let mut connection = postgres::acquire(pool, rows).await?;
+                    let $result = query.postgres().$method(&mut *connection).await?;
                     $postgres
                 }
                 On::Postgres(connection) => {

@@ -41,7 +41,7 @@ impl Catalog {
             "SELECT name, description, permissions FROM roles WHERE tenant_id = $1 ORDER BY name",
         )
         .bind(tenant.as_str())
-        .fetch_all(&self.read)
+        .fetch_all(self.read_of(tenant))
         .await?;
         let mut roles: Vec<UserRole> = BuiltInRole::ALL.map(UserRole::from).to_vec();
         for row in &rows {
@@ -60,7 +60,7 @@ impl Catalog {
         )
         .bind(tenant.as_str())
         .bind(name)
-        .fetch_optional(&self.read)
+        .fetch_optional(self.read_of(tenant))
         .await?
         .ok_or_else(|| CatalogError::not_found("role", name))?;
         read_role(&row)

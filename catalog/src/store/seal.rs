@@ -149,10 +149,7 @@ impl Catalog {
     /// The same catalog with the key that opens people's data. [`CatalogError::Locked`] when the data was sealed with
     /// another one.
     pub async fn unlocked(&self, master: MasterKey) -> Result<Self, CatalogError> {
-        let catalog = Self {
-            master: Some(Arc::new(master)),
-            ..self.clone()
-        };
+        let catalog = self.with_master(master);
         // The default tenant is always there, and so tells whether this is the key.
         catalog.tenant_seal(&TenantId::default_tenant()).await?;
         Ok(catalog)
@@ -165,7 +162,7 @@ impl Catalog {
     }
 
     pub(super) fn master(&self) -> Result<&MasterKey, CatalogError> {
-        self.master.as_deref().ok_or_else(|| {
+        self.master_key().ok_or_else(|| {
             CatalogError::Locked("the catalog was opened without its master key".to_owned())
         })
     }
@@ -191,7 +188,7 @@ impl Catalog {
                 .bind(wrapped)
                 .bind(master.fingerprint())
                 .bind(self.now_ms())
-                .execute(&self.write)
+                .execute(self.write_of(tenant))
                 .await?;
                 self.stored_data_key(tenant)
                     .await?
@@ -223,7 +220,7 @@ impl Catalog {
     ) -> Result<Option<(String, String)>, CatalogError> {
         let row = query("SELECT wrapped, master FROM data_keys WHERE tenant_id = $1")
             .bind(tenant.as_str())
-            .fetch_optional(&self.read)
+            .fetch_optional(self.read_of(tenant))
             .await?;
         row.map(|row| Ok((row.try_get("wrapped")?, row.try_get("master")?)))
             .transpose()

@@ -12,10 +12,11 @@ use uuid::Uuid;
 use super::database::{Catalog, Part};
 use super::error::CatalogError;
 use super::keys::{SecretKey, hash, new_secret};
-use super::query::{Transaction, query};
+use super::query::{Transaction, Why, query};
 use super::users::{UserId, UserState};
 use crate::ids::TenantId;
 use crate::permission::Permissions;
+use crate::scope::TenantScope;
 
 const PREFIX: &str = "vr_";
 /// Sessions that one user has at a time; a login beyond it ends the oldest.
@@ -48,7 +49,7 @@ impl From<&str> for SessionId {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
     pub id: SessionId,
-    pub tenant: TenantId,
+    pub tenant: TenantScope,
     pub user: UserId,
     pub roles: Vec<String>,
     pub permissions: Permissions,
@@ -134,7 +135,7 @@ impl Catalog {
              WHERE t.token_hash = $1",
         )
         .bind(&token_hash)
-        .fetch_optional(&self.read)
+        .fetch_optional(self.read_all(Why::Credential))
         .await?;
         let Some(row) = row else {
             return Ok(Refreshed::Refused);
@@ -195,7 +196,7 @@ impl Catalog {
         .bind(tenant.as_str())
         .bind(id.as_str())
         .bind(self.now_ms())
-        .fetch_optional(&self.read)
+        .fetch_optional(self.read_of(tenant))
         .await?;
         let Some(row) = row else { return Ok(None) };
         if UserState::read(&row.try_get::<String>("state")?)? != UserState::Active {
@@ -205,7 +206,7 @@ impl Catalog {
         let (roles, permissions) = self.rights_of(tenant, &user).await?;
         Ok(Some(Session {
             id: id.clone(),
-            tenant: tenant.clone(),
+            tenant: TenantScope::of_credential(tenant.clone()),
             user,
             roles,
             permissions,
@@ -223,7 +224,7 @@ impl Catalog {
         )
         .bind(tenant.as_str())
         .bind(user.as_str())
-        .fetch_all(&self.read)
+        .fetch_all(self.read_of(tenant))
         .await?;
         let roles = rows
             .iter()
@@ -247,7 +248,7 @@ impl Catalog {
         .bind(tenant.as_str())
         .bind(user.as_str())
         .bind(i64::from(limit))
-        .fetch_all(&self.read)
+        .fetch_all(self.read_of(tenant))
         .await?;
         rows.iter()
             .map(|row| {
@@ -276,7 +277,7 @@ impl Catalog {
         .bind(id.as_str())
         .bind(self.now_ms())
         .bind(reason)
-        .execute(&self.write)
+        .execute(self.write_of(tenant))
         .await?;
         Ok(())
     }
@@ -325,7 +326,10 @@ impl Catalog {
                 audit_before,
             ),
         ] {
-            gone += query(statement).bind(limit).execute(&self.write).await?;
+            gone += query(statement)
+                .bind(limit)
+                .execute(self.write_all(Why::Chore))
+                .await?;
         }
         Ok(gone)
     }

@@ -53,7 +53,7 @@ impl Catalog {
         );
         let rows = query(&text)
             .bind(self.now_ms())
-            .fetch_all(&self.read)
+            .fetch_all(self.read_installation())
             .await?;
         rows.iter().map(read_verifying).collect()
     }

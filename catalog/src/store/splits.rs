@@ -36,7 +36,7 @@ use serde::{Deserialize, Serialize};
 use super::database::{Catalog, Part};
 use super::documents::{IDS_PER_QUERY, parameters, read_id, read_number, value_rows};
 use super::error::CatalogError;
-use super::query::{Row, Transaction, query};
+use super::query::{Row, Transaction, Why, query};
 use super::versions::ROWS_PER_INSERT;
 use crate::ids::{CollectionName, CollectionRef, ContentHash, DocumentId, TenantId, Version};
 
@@ -217,7 +217,7 @@ impl Catalog {
             "SELECT seq FROM split_states WHERE tenant_id = $1 AND collection = $2",
             collection,
         )
-        .fetch_optional(&self.read)
+        .fetch_optional(self.read_of(&collection.tenant))
         .await?;
         row.map_or(Ok(0), |row| row.try_get("seq"))
     }
@@ -229,7 +229,7 @@ impl Catalog {
              WHERE tenant_id = $1 AND collection = $2 AND removed_seq IS NULL ORDER BY created_seq",
             collection,
         )
-        .fetch_all(&self.read)
+        .fetch_all(self.read_of(&collection.tenant))
         .await?;
         rows.iter().map(read_split).collect()
     }
@@ -249,7 +249,7 @@ impl Catalog {
             collection,
         )
         .bind(seq)
-        .fetch_all(&self.read)
+        .fetch_all(self.read_of(&collection.tenant))
         .await?;
         let splits = rows.iter().map(read_split).collect::<Result<_, _>>()?;
         let rows = bound(
@@ -261,7 +261,7 @@ impl Catalog {
         )
         .bind(seq)
         .bind(since)
-        .fetch_all(&self.read)
+        .fetch_all(self.read_of(&collection.tenant))
         .await?;
         let dead = rows
             .iter()
@@ -348,7 +348,7 @@ impl Catalog {
         )
         .bind(now + for_ms)
         .bind(now)
-        .execute(&self.write)
+        .execute(self.write_of(&collection.tenant))
         .await?;
         Ok(taken > 0)
     }
@@ -359,7 +359,7 @@ impl Catalog {
             "UPDATE split_states SET merging_until = 0 WHERE tenant_id = $1 AND collection = $2",
             collection,
         )
-        .execute(&self.write)
+        .execute(self.write_of(&collection.tenant))
         .await?;
         Ok(())
     }
@@ -401,7 +401,7 @@ impl Catalog {
              ORDER BY removed_at LIMIT 500",
         )
         .bind(self.now_ms() - kept_ms)
-        .fetch_all(&self.read)
+        .fetch_all(self.read_all(Why::Chore))
         .await?;
         let mut by_collection: BTreeMap<CollectionRef, Vec<SplitSeq>> = BTreeMap::new();
         for row in &rows {
@@ -428,7 +428,7 @@ impl Catalog {
         let rows = query(
             "SELECT DISTINCT tenant_id, collection FROM splits WHERE removed_seq IS NULL ORDER BY tenant_id, collection",
         )
-        .fetch_all(&self.read)
+        .fetch_all(self.read_all(Why::Chore))
         .await?;
         rows.iter().map(read_collection_ref).collect()
     }
@@ -448,7 +448,7 @@ impl Catalog {
             for hash in part {
                 query = query.bind(hash.as_str());
             }
-            for row in query.fetch_all(&self.read).await? {
+            for row in query.fetch_all(self.read_all(Why::Chore)).await? {
                 found.insert(ContentHash::new(row.try_get::<String>("object_hash")?)?);
             }
         }

@@ -18,7 +18,7 @@ impl Catalog {
         let row = query("SELECT value FROM settings WHERE tenant_id = $1 AND setting = $2")
             .bind(tenant.as_str())
             .bind(setting)
-            .fetch_optional(&self.read)
+            .fetch_optional(self.read_of(tenant))
             .await?;
         row.map(|row| row.try_get("value")).transpose()
     }
@@ -30,7 +30,7 @@ impl Catalog {
     ) -> Result<BTreeMap<String, String>, CatalogError> {
         let rows = query("SELECT setting, value FROM settings WHERE tenant_id = $1")
             .bind(tenant.as_str())
-            .fetch_all(&self.read)
+            .fetch_all(self.read_of(tenant))
             .await?;
         rows.iter()
             .map(|row| Ok((row.try_get("setting")?, row.try_get("value")?)))
@@ -48,7 +48,7 @@ impl Catalog {
             query("DELETE FROM settings WHERE tenant_id = $1 AND setting = $2")
                 .bind(tenant.as_str())
                 .bind(setting)
-                .execute(&self.write)
+                .execute(self.write_of(tenant))
                 .await?;
             return Ok(());
         };
@@ -61,7 +61,7 @@ impl Catalog {
         .bind(setting)
         .bind(value)
         .bind(self.now_ms())
-        .execute(&self.write)
+        .execute(self.write_of(tenant))
         .await?;
         Ok(())
     }

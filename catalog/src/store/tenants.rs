@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::database::{Catalog, Part};
 use super::error::CatalogError;
 use super::page::{Listing, Page};
-use super::query::{Row, query};
+use super::query::{Row, Why, query};
 use super::topics;
 use crate::ids::TenantId;
 
@@ -36,7 +36,7 @@ impl Catalog {
     pub async fn tenant(&self, name: &TenantId) -> Result<Tenant, CatalogError> {
         let row = query("SELECT name, description, created_at FROM tenants WHERE name = $1")
             .bind(name.as_str())
-            .fetch_optional(&self.read)
+            .fetch_optional(self.read_of(name))
             .await?;
         row.map(|row| read_tenant(&row))
             .transpose()?
@@ -52,7 +52,7 @@ impl Catalog {
         query("UPDATE tenants SET description = $2 WHERE name = $1")
             .bind(name.as_str())
             .bind(description)
-            .execute(&self.write)
+            .execute(self.write_of(name))
             .await?;
         self.tenant(name).await
     }
@@ -64,7 +64,7 @@ impl Catalog {
         )
         .bind(page.after()?)
         .bind(page.rows()?)
-        .fetch_all(&self.read)
+        .fetch_all(self.read_all(Why::Operator))
         .await?;
         let tenants = rows.iter().map(read_tenant).collect::<Result<_, _>>()?;
         Ok(page.listing(tenants, |tenant: &Tenant| tenant.name.as_str()))

@@ -157,7 +157,7 @@ impl Catalog {
         ))
         .bind(tenant.as_str())
         .bind(name.as_str())
-        .fetch_optional(&self.read)
+        .fetch_optional(self.read_of(tenant))
         .await?;
         row.map(|row| read_topic(&row))
             .transpose()?
@@ -176,7 +176,7 @@ impl Catalog {
         .bind(tenant.as_str())
         .bind(page.after()?)
         .bind(page.rows()?)
-        .fetch_all(&self.read)
+        .fetch_all(self.read_of(tenant))
         .await?;
         let topics = rows.iter().map(read_topic).collect::<Result<_, _>>()?;
         Ok(page.listing(topics, |topic: &Topic| topic.name.as_str()))
@@ -230,7 +230,7 @@ impl Catalog {
         let deleted = query("DELETE FROM topics WHERE tenant_id = $1 AND name = $2")
             .bind(tenant.as_str())
             .bind(name.as_str())
-            .execute(&self.write)
+            .execute(self.write_of(tenant))
             .await?;
         if deleted == 0 {
             return Err(CatalogError::not_found("topic", name));

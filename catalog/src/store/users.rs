@@ -172,7 +172,7 @@ impl Catalog {
         let row = query(&text)
             .bind(tenant.as_str())
             .bind(id.as_str())
-            .fetch_optional(&self.read)
+            .fetch_optional(self.read_of(tenant))
             .await?
             .ok_or_else(|| CatalogError::not_found("user", id))?;
         let roles = self.roles_between(tenant, id.as_str(), id.as_str()).await?;
@@ -193,7 +193,7 @@ impl Catalog {
             .bind(tenant.as_str())
             .bind(page.after()?)
             .bind(page.rows()?)
-            .fetch_all(&self.read)
+            .fetch_all(self.read_of(tenant))
             .await?;
         let ids = rows
             .iter()
@@ -334,7 +334,7 @@ impl Catalog {
         .bind(tenant.as_str())
         .bind(first)
         .bind(last)
-        .fetch_all(&self.read)
+        .fetch_all(self.read_of(tenant))
         .await?;
         let mut roles: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for row in rows {

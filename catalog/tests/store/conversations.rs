@@ -14,7 +14,7 @@ on_both!(
 
 fn owner(tenant_name: &str, id: &str) -> Owner {
     Owner {
-        tenant: tenant(tenant_name),
+        tenant: TenantScope::internal(tenant(tenant_name), Internal::Test),
         id: id.to_owned(),
     }
 }

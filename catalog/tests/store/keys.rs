@@ -24,7 +24,10 @@ async fn keys_open_what_they_should(on: On) {
         .await
         .expect("a check")
         .expect("a principal");
-    assert_eq!((&principal.tenant, principal.key()), (&default, Some(&id)));
+    assert_eq!(
+        (principal.tenant.id(), principal.key()),
+        (&default, Some(&id))
+    );
     assert!(
         principal.allows(Scope::Read)
             && principal.allows(Scope::Write)

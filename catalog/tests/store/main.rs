@@ -34,6 +34,7 @@ mod identity;
 mod keys;
 mod objects;
 mod processes;
+mod row_security;
 #[path = "../../../deploy/dev/server.rs"]
 mod server;
 mod server_postgres;

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use va_catalog::TenantId;
+use va_catalog::TenantScope;
 
 use crate::error::{ErrorKind, LlmError};
 use crate::types::Usage;
@@ -14,7 +14,7 @@ use crate::types::Usage;
 /// On whose behalf a call is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    pub tenant: TenantId,
+    pub tenant: TenantScope,
     /// The id of the key that it came with.
     pub key: Option<String>,
     pub user: Option<String>,

@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use va_catalog::settings::Settings;
-use va_catalog::{CollectionName, TenantId};
+use va_catalog::{CollectionName, TenantScope};
 use va_sql::{PostgresOptions, Search, SearchRow, SqlEngine, SqlServices};
 
 use super::client::{Failure, Outcome};
@@ -125,7 +125,7 @@ struct PlatformSearch(Arc<Platform>);
 impl Search for PlatformSearch {
     async fn hybrid(
         &self,
-        tenant: &TenantId,
+        tenant: &TenantScope,
         collection: &CollectionName,
         query: &str,
         k: usize,

@@ -67,14 +67,14 @@ mod tests {
     use std::sync::Arc;
 
     use serde_json::json;
-    use va_catalog::TenantId;
+    use va_catalog::{Internal, TenantId, TenantScope};
 
     use super::*;
 
     #[tokio::test]
     async fn readers_follow_from_where_they_left_off() {
         let owner = Owner {
-            tenant: TenantId::default_tenant(),
+            tenant: TenantScope::internal(TenantId::default_tenant(), Internal::Test),
             id: "usr_a".into(),
         };
         let live = Arc::new(Live::new(owner, "conv_a"));

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use futures::StreamExt;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use va_catalog::TenantId;
+use va_catalog::TenantScope;
 use va_catalog::store::{CatalogError, FinishedAnswer, Owner, StoredMessage};
 use va_llm::{Caller, ChatRequest, FinishReason, Message, Role, Usage};
 
@@ -310,7 +310,7 @@ impl Answer {
 /// The work as a future that owns all it needs. What it gives is why the answer is not whole, if it is not.
 fn working(
     platform: Arc<Platform>,
-    tenant: TenantId,
+    tenant: TenantScope,
     work: Work,
     events: mpsc::Sender<Event>,
 ) -> Working {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use serde::Serialize;
-use va_catalog::{Offset, Partition, PipelineName, TenantId, TopicName, TopicPartition};
+use va_catalog::{Offset, Partition, PipelineName, TenantScope, TopicName, TopicPartition};
 use va_connectors::log::FetchLimit;
 
 use super::DeadLetterError;
@@ -73,7 +73,7 @@ pub struct Count {
 /// The letter of that id, retried or not.
 pub async fn find(
     platform: &Platform,
-    tenant: &TenantId,
+    tenant: &TenantScope,
     pipeline: &PipelineName,
     id: LetterId,
 ) -> Result<Letter, DeadLetterError> {
@@ -102,7 +102,7 @@ pub async fn find(
 /// Letters that the filter takes, in the order in which the rows failed, from `cursor` on.
 pub async fn list(
     platform: &Platform,
-    tenant: &TenantId,
+    tenant: &TenantScope,
     pipeline: &PipelineName,
     filter: &Filter,
     cursor: Option<&str>,
@@ -136,7 +136,7 @@ pub async fn list(
 /// How many letters there are, by operator and reason, the most frequent first.
 pub async fn summary(
     platform: &Platform,
-    tenant: &TenantId,
+    tenant: &TenantScope,
     pipeline: &PipelineName,
     filter: &Filter,
 ) -> Result<Vec<Count>, DeadLetterError> {
@@ -172,7 +172,7 @@ pub(super) struct Reader<'a> {
     platform: &'a Platform,
     pipeline: PipelineName,
     /// Of a pipeline that serves every tenant: only this tenant's letters are shown.
-    only: Option<TenantId>,
+    only: Option<TenantScope>,
     lanes: Vec<Lane>,
 }
 
@@ -187,7 +187,7 @@ struct Lane {
 impl<'a> Reader<'a> {
     pub(super) async fn open(
         platform: &'a Platform,
-        tenant: &TenantId,
+        tenant: &TenantScope,
         pipeline: &PipelineName,
         cursor: Option<&str>,
     ) -> Result<Self, DeadLetterError> {

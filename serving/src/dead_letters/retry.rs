@@ -21,7 +21,7 @@ use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use va_catalog::store::{Applied, CatalogError, DocumentState};
-use va_catalog::{Offset, Partition, PipelineName, TenantId, TopicPartition};
+use va_catalog::{Offset, Partition, PipelineName, TenantScope, TopicPartition};
 use va_connectors::log::{FetchLimit, GroupId, LogError, StateKey, Target};
 
 use super::DeadLetterError;
@@ -108,7 +108,7 @@ struct Begun {
 /// own; an error means that the log or the catalog failed, and what was not retried by then can be retried again.
 pub async fn retry(
     platform: &Platform,
-    tenant: &TenantId,
+    tenant: &TenantScope,
     pipeline: &PipelineName,
     wanted: Wanted,
 ) -> Result<Outcome, DeadLetterError> {
@@ -121,7 +121,7 @@ pub async fn retry(
 
 async fn retry_alone(
     platform: &Platform,
-    tenant: &TenantId,
+    tenant: &TenantScope,
     pipeline: &PipelineName,
     wanted: Wanted,
 ) -> Result<Outcome, DeadLetterError> {

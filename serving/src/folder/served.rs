@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use va_catalog::settings::FolderSettings;
 use va_catalog::store::{CatalogError, CollectionConfig};
-use va_catalog::{CollectionName, CollectionRef};
+use va_catalog::{CollectionName, Internal, TenantScope};
 
 use super::documents::SyncError;
 use super::local::LocalDocuments;
@@ -125,10 +125,9 @@ async fn keep_once(
             folder.path.display()
         ))
     })?;
-    let collection = CollectionRef {
-        tenant: platform.tenant.clone(),
-        collection: CollectionName::new(folder.collection.as_str()).map_err(SyncError::new)?,
-    };
+    let name = CollectionName::new(folder.collection.as_str()).map_err(SyncError::new)?;
+    let collection =
+        TenantScope::internal(platform.tenant.clone(), Internal::Chore).collection(name);
     match platform.catalog.collection(&collection).await {
         Err(CatalogError::NotFound { .. }) => {
             platform

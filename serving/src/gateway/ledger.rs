@@ -18,7 +18,7 @@ use serde::Serialize;
 use tokio::sync::{Notify, Semaphore, watch};
 use va_catalog::event::LLM_USAGE;
 use va_catalog::settings::llm::{Amount, BudgetSettings, LlmSettings};
-use va_catalog::{Offset, Partition, TenantId, TopicName, TopicPartition};
+use va_catalog::{Offset, Partition, TenantScope, TopicName, TopicPartition};
 use va_connectors::log::{FetchLimit, Log, LogError, Target};
 use va_llm::{Attempt, Caller, ErrorKind, Ledger, LlmError, Outcome, Reservation, Took, Usage};
 
@@ -112,7 +112,7 @@ impl UsageLedger {
 
     pub(super) async fn report(
         &self,
-        tenant: &TenantId,
+        tenant: &TenantScope,
         budgets: &[&BudgetSettings],
     ) -> Result<UsageReport, LlmError> {
         self.until_ready().await?;

@@ -11,7 +11,7 @@ mod local;
 
 use std::sync::Arc;
 
-use va_catalog::TenantId;
+use va_catalog::TenantScope;
 use va_catalog::settings::llm::{Amount, BudgetSettings, LlmSettings, ModelUse};
 use va_catalog::store::Principal;
 use va_connectors::log::Log;
@@ -166,7 +166,7 @@ impl Gateway {
     }
 
     /// What the tenant has spent, and how its budgets stand.
-    pub async fn usage(&self, tenant: &TenantId) -> Result<UsageReport, LlmError> {
+    pub async fn usage(&self, tenant: &TenantScope) -> Result<UsageReport, LlmError> {
         let budgets = self.budgets.iter();
         let budgets: Vec<_> = budgets
             .filter(|budget| budget.tenant == tenant.as_str())

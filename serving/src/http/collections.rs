@@ -31,10 +31,7 @@ impl Paging {
 
 /// The collection of the path, in the caller's tenant.
 pub fn scoped(principal: &Principal, name: &str) -> Result<CollectionRef, Problem> {
-    Ok(CollectionRef {
-        tenant: principal.tenant.clone(),
-        collection: CollectionName::new(name)?,
-    })
+    Ok(principal.tenant.collection(CollectionName::new(name)?))
 }
 
 pub async fn list(
@@ -90,10 +87,7 @@ pub async fn create(
         description: new.description,
         ..CollectionConfig::default()
     };
-    let collection = CollectionRef {
-        tenant: principal.tenant.clone(),
-        collection: new.name,
-    };
+    let collection = principal.tenant.collection(new.name);
     let created = app
         .platform
         .catalog
@@ -149,10 +143,7 @@ pub async fn verify(
 }
 
 async fn shown(app: &App, principal: &Principal, collection: Collection) -> Result<Value, Problem> {
-    let name = CollectionRef {
-        tenant: principal.tenant.clone(),
-        collection: collection.name.clone(),
-    };
+    let name = principal.tenant.collection(collection.name.clone());
     let counts = app.platform.catalog.collection_counts(&name).await?;
     Ok(json!({
         "name": collection.name,

@@ -120,6 +120,10 @@ async fn checks(app: &App, thorough: bool) -> Vec<Check> {
             })
             .map_err(|e| e.to_string()),
     );
+    // SQLite has no such thing, and nobody else at its file.
+    if thorough && platform.catalog.is_shared() {
+        check("row-level security", false, row_security(platform).await);
+    }
     check("disk", false, platform.disk.health());
     let logins = match platform.identity.locked() {
         Some(reason) => Err(reason.to_owned()),
@@ -224,6 +228,17 @@ async fn checks(app: &App, thorough: bool) -> Vec<Check> {
         );
     }
     checks
+}
+
+/// Whether the database keeps tenants apart too, and not only the statements.
+async fn row_security(platform: &Platform) -> Result<String, String> {
+    match platform.catalog.role_above_row_security().await {
+        Ok(None) => Ok("in force".to_owned()),
+        Ok(Some((role, hint))) => Err(format!(
+            "the server does not hold the role `{role}` to it; {hint}"
+        )),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Whether somebody runs the pipelines of this installation.

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 use va_catalog::store::{CatalogError, DesiredState, Page, Principal};
-use va_catalog::{NodeName, PipelineName, TenantId};
+use va_catalog::{NodeName, PipelineName, TenantScope};
 use va_pipelines::fixture::batch_to_rows;
 
 use super::problem::Params;
@@ -216,7 +216,7 @@ pub async fn tap(
 /// and are shown; the built-in ones carry every tenant's.
 fn of_tenant(
     batch: &RecordBatch,
-    tenant: &TenantId,
+    tenant: &TenantScope,
     built_in: bool,
 ) -> Result<RecordBatch, String> {
     let owners = batch

@@ -16,7 +16,7 @@ use axum::{Extension, Json};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
-use va_catalog::TenantId;
+use va_catalog::TenantScope;
 use va_catalog::store::Principal;
 
 use super::documents::drain;
@@ -125,7 +125,7 @@ async fn read(request: Request) -> Result<RagRequest, Problem> {
 /// The whole reply in one object.
 async fn whole(
     app: &App,
-    tenant: &TenantId,
+    tenant: &TenantScope,
     ask: &Ask,
     writer: &dyn Writer,
 ) -> Result<Value, Problem> {
@@ -165,7 +165,7 @@ async fn whole(
 /// The events as they come, then `[DONE]`. Polling the stream is what does the work.
 fn events(
     platform: Arc<Platform>,
-    tenant: TenantId,
+    tenant: TenantScope,
     ask: Ask,
     writer: Box<dyn Writer>,
 ) -> impl Stream<Item = Result<sse::Event, Infallible>> + Send {

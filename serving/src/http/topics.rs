@@ -14,7 +14,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use va_catalog::store::{Page, Principal, Topic, WireFormat, check_batch};
-use va_catalog::{Offset, Partition, TenantId, TopicName, TopicPartition};
+use va_catalog::{Offset, Partition, TenantScope, TopicName, TopicPartition};
 use va_connectors::log::records::{self, Records};
 use va_connectors::log::{FetchLimit, Log, Target, TopicConfig, partition_of};
 use va_connectors::schema::{parse_schema, schema_lines};
@@ -450,7 +450,7 @@ async fn batch_lines(
     log: &dyn Log,
     (partition, from): (&TopicPartition, Offset),
     wait: Duration,
-    tenant: &TenantId,
+    tenant: &TenantScope,
 ) -> Lines {
     let fetched = log
         .fetch(partition, from, FetchLimit::default(), wait)
@@ -474,7 +474,7 @@ async fn message_lines(
     (partition, from): (&TopicPartition, Offset),
     wait: Duration,
     reader: &mut RecordsReader,
-    tenant: &TenantId,
+    tenant: &TenantScope,
 ) -> Lines {
     let fetched = log
         .fetch_records(partition, from, FetchLimit::default(), wait)
@@ -510,7 +510,7 @@ async fn message_lines(
 
 /// Whether a row is the tenant's: with a column `tenant_id`, what it says; without, it is the operators', who alone come
 /// here. SQL has the same rule.
-fn is_of(row: &Map<String, Value>, tenant: &TenantId) -> bool {
+fn is_of(row: &Map<String, Value>, tenant: &TenantScope) -> bool {
     row.get(TENANT_COLUMN)
         .and_then(Value::as_str)
         .is_none_or(|owner| owner == tenant.as_str())

@@ -126,7 +126,7 @@ impl Identity {
             return Err(Refusal::Ended);
         }
         Ok(Principal {
-            tenant,
+            tenant: session.tenant,
             caller: Caller::User {
                 id: session.user,
                 session: session.id,

@@ -331,7 +331,7 @@ fn part<T: DeserializeOwned>(text: &str) -> Result<T, TokenError> {
 mod tests {
     use super::*;
     use va_catalog::store::{MasterKey, SessionId, UserId};
-    use va_catalog::{Permissions, TenantId};
+    use va_catalog::{Internal, Permissions, TenantId, TenantScope};
 
     struct World {
         tokens: Tokens,
@@ -350,7 +350,7 @@ mod tests {
             tokens: Tokens::new(catalog, &IdentitySettings::default()),
             session: Session {
                 id: SessionId::from("ses_1"),
-                tenant: TenantId::new("甲").expect("a name"),
+                tenant: TenantScope::internal(TenantId::new("甲").expect("a name"), Internal::Test),
                 user: UserId::from("usr_1"),
                 roles: vec!["viewer".to_owned()],
                 permissions: Permissions::NONE,

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
-use va_catalog::TenantId;
+use va_catalog::TenantScope;
 
 use super::request::Ask;
 use super::retrieve::Source;
@@ -35,7 +35,7 @@ pub struct Earlier(Mutex<VecDeque<(Key, usize, Remembered)>>);
 pub struct Key(String);
 
 impl Key {
-    pub fn of(tenant: &TenantId, ask: &Ask, standalone: &str) -> Self {
+    pub fn of(tenant: &TenantScope, ask: &Ask, standalone: &str) -> Self {
         // The order of a filter's keys is fixed, names hold no line break, so two keys differ where anything does.
         let filter: Vec<Vec<String>> = ask.filter.groups().collect();
         Self(format!(
@@ -77,12 +77,18 @@ mod tests {
     use crate::rag::request::RagRequest;
     use crate::rag::retrieve::tests::source;
     use serde_json::json;
+    use va_catalog::{Internal, TenantId};
 
     fn key(tenant: &str, question: &str) -> Key {
         let request = json!({"question": question, "collection": "c", "filter": {"lang": "zh"}});
         let request: RagRequest = serde_json::from_value(request).expect("a request");
         let ask = request.check().expect("a good request");
-        Key::of(&TenantId::new(tenant).expect("a name"), &ask, question)
+        let tenant = TenantId::new(tenant).expect("a name");
+        Key::of(
+            &TenantScope::internal(tenant, Internal::Test),
+            &ask,
+            question,
+        )
     }
 
     #[test]

@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use va_catalog::store::CatalogError;
-use va_catalog::{CollectionRef, TenantId};
+use va_catalog::{CollectionRef, TenantScope};
 
 use super::answer::{Draft, Gone, Task, WriteError, Writer};
 use super::cite::{Citation, Unsupported};
@@ -169,16 +169,13 @@ impl Drop for Running {
 ///
 /// # Errors
 /// When the collection is not there or the catalog does not answer.
-pub async fn check(platform: &Platform, tenant: &TenantId, ask: &Ask) -> Result<(), RagError> {
+pub async fn check(platform: &Platform, tenant: &TenantScope, ask: &Ask) -> Result<(), RagError> {
     platform.catalog.collection(&scope(tenant, ask)).await?;
     Ok(())
 }
 
-fn scope(tenant: &TenantId, ask: &Ask) -> CollectionRef {
-    CollectionRef {
-        tenant: tenant.clone(),
-        collection: ask.collection.clone(),
-    }
+fn scope(tenant: &TenantScope, ask: &Ask) -> CollectionRef {
+    tenant.collection(ask.collection.clone())
 }
 
 /// Answers a question; what there is to tell goes to `events`.
@@ -187,7 +184,7 @@ fn scope(tenant: &TenantId, ask: &Ask) -> CollectionRef {
 /// When there is no answer, or no whole one; the events that were sent before stay true.
 pub async fn run(
     platform: &Arc<Platform>,
-    tenant: &TenantId,
+    tenant: &TenantScope,
     ask: &Ask,
     writer: &dyn Writer,
     events: &mpsc::Sender<Event>,
@@ -207,7 +204,7 @@ pub async fn run(
 
 async fn answer(
     platform: &Arc<Platform>,
-    tenant: &TenantId,
+    tenant: &TenantScope,
     ask: &Ask,
     writer: &dyn Writer,
     events: &mpsc::Sender<Event>,
@@ -388,7 +385,7 @@ struct Looked {
 /// for the same question before.
 async fn look_up(
     platform: &Arc<Platform>,
-    tenant: &TenantId,
+    tenant: &TenantScope,
     ask: &Ask,
     made: &Rewritten,
     model: Option<&str>,

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use futures::future::join_all;
 use serde::Serialize;
-use va_catalog::{ChunkId, DocumentRef, TenantId};
+use va_catalog::{ChunkId, DocumentRef, TenantScope};
 
 use super::request::Ask;
 use super::rewrite::{Query, Why};
@@ -84,7 +84,7 @@ impl Retrieved {
     pub async fn add(
         &mut self,
         platform: &Platform,
-        tenant: &TenantId,
+        tenant: &TenantScope,
         ask: &Ask,
         queries: &[Query],
         round: u32,
@@ -197,7 +197,7 @@ fn fuse(lists: &[(f64, Vec<Hit>)], rrf_k: u32, k: usize) -> Vec<Source> {
 pub(crate) mod tests {
     use super::*;
     use crate::retrieval::{HitChunk, Retrievers, Snippet};
-    use va_catalog::{CollectionName, CollectionRef, DocumentId, Version};
+    use va_catalog::{CollectionName, CollectionRef, DocumentId, TenantId, Version};
 
     fn hit(name: &str, rank: u32, text: &str) -> Hit {
         let source = source(name, rank, text);

@@ -17,7 +17,7 @@ use datafusion_postgres::pgwire::error::{PgWireError, PgWireResult};
 use datafusion_postgres::pgwire::messages::startup::Authentication;
 use datafusion_postgres::pgwire::messages::{PgWireBackendMessage, PgWireFrontendMessage};
 use futures::{Sink, SinkExt};
-use va_catalog::{Catalog, Permission, TenantId};
+use va_catalog::{Catalog, Permission, TenantScope};
 
 use super::connection::{Connection, Login};
 use super::statements::fatal;
@@ -27,12 +27,12 @@ use crate::tenant::CATALOG;
 #[async_trait]
 pub trait KeyCheck: Send + Sync {
     /// The tenant that the key lets read; `None` for an unknown or revoked key, or one that may not read.
-    async fn tenant_of(&self, key: &str) -> Result<Option<TenantId>, String>;
+    async fn tenant_of(&self, key: &str) -> Result<Option<TenantScope>, String>;
 }
 
 #[async_trait]
 impl KeyCheck for Catalog {
-    async fn tenant_of(&self, key: &str) -> Result<Option<TenantId>, String> {
+    async fn tenant_of(&self, key: &str) -> Result<Option<TenantScope>, String> {
         let principal = self
             .check_key(key)
             .await

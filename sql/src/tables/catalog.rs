@@ -20,7 +20,7 @@ use va_catalog::store::{
     Collection, CollectionCounts, DocumentFilter, Listing, Model, PAGE_LIMIT_MAX, Page, Pipeline,
     Topic, VersionInfo,
 };
-use va_catalog::{Catalog, CatalogError, CollectionName, CollectionRef, DocumentInfo, TenantId};
+use va_catalog::{Catalog, CatalogError, CollectionName, CollectionRef, DocumentInfo, TenantScope};
 use va_connectors::schema::schema_lines;
 
 use super::stream::Batches;
@@ -170,13 +170,13 @@ impl Column {
 #[derive(Debug)]
 pub(crate) struct CatalogTable {
     catalog: Catalog,
-    tenant: TenantId,
+    tenant: TenantScope,
     kind: Kind,
     schema: SchemaRef,
 }
 
 impl CatalogTable {
-    pub(crate) fn new(catalog: Catalog, tenant: TenantId, kind: Kind) -> Self {
+    pub(crate) fn new(catalog: Catalog, tenant: TenantScope, kind: Kind) -> Self {
         let schema = kind.schema();
         Self {
             catalog,
@@ -239,7 +239,7 @@ impl TableProvider for CatalogTable {
 #[derive(Clone)]
 struct Source {
     catalog: Catalog,
-    tenant: TenantId,
+    tenant: TenantScope,
     /// Of the whole table.
     schema: SchemaRef,
     /// Read only this collection's documents.
@@ -294,10 +294,7 @@ impl Source {
         if !self.counts {
             return Ok(CollectionCounts::default());
         }
-        let collection = CollectionRef {
-            tenant: self.tenant.clone(),
-            collection: row.name.clone(),
-        };
+        let collection = self.tenant.collection(row.name.clone());
         let counts = self.catalog.collection_counts(&collection).await;
         gone_is_default(counts)
     }
@@ -322,11 +319,8 @@ impl Source {
         };
         names
             .map_ok(move |name| {
-                let (catalog, tenant) = (catalog.clone(), tenant.clone());
-                let collection = CollectionRef {
-                    tenant,
-                    collection: name,
-                };
+                let catalog = catalog.clone();
+                let collection = tenant.collection(name);
                 let documents = pages({
                     let collection = collection.clone();
                     move |page| {
@@ -470,7 +464,7 @@ impl Source {
 
 pub(crate) fn collection_pages(
     catalog: Catalog,
-    tenant: TenantId,
+    tenant: TenantScope,
 ) -> BoxStream<'static, Result<Vec<Collection>>> {
     pages(move |page| {
         let (catalog, tenant) = (catalog.clone(), tenant.clone());
@@ -480,7 +474,7 @@ pub(crate) fn collection_pages(
 
 pub(crate) fn topic_pages(
     catalog: Catalog,
-    tenant: TenantId,
+    tenant: TenantScope,
 ) -> BoxStream<'static, Result<Vec<Topic>>> {
     pages(move |page| {
         let (catalog, tenant) = (catalog.clone(), tenant.clone());
@@ -490,7 +484,7 @@ pub(crate) fn topic_pages(
 
 pub(crate) fn pipeline_pages(
     catalog: Catalog,
-    tenant: TenantId,
+    tenant: TenantScope,
 ) -> BoxStream<'static, Result<Vec<Pipeline>>> {
     pages(move |page| {
         let (catalog, tenant) = (catalog.clone(), tenant.clone());

@@ -24,7 +24,7 @@ use datafusion::logical_expr::{Expr, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use futures::{StreamExt, TryStreamExt};
 use va_catalog::event::timestamp_type;
-use va_catalog::{Offset, Partition, TenantId, TopicName, TopicPartition};
+use va_catalog::{Offset, Partition, TenantId, TenantScope, TopicName, TopicPartition};
 use va_connectors::log::records::Records;
 use va_connectors::log::{FetchLimit, Log, LogError};
 use va_formats::FormatSpec;
@@ -41,7 +41,7 @@ const ERROR: &str = "_error";
 
 pub(crate) struct TopicTable {
     log: Arc<dyn Log>,
-    tenant: TenantId,
+    tenant: TenantScope,
     topic: TopicName,
     partitions: u32,
     schema: SchemaRef,
@@ -62,7 +62,7 @@ impl TopicTable {
     /// A table of the topic's rows with the columns of `rows`; `partitions` is 0 for a topic that the log does not have.
     pub(crate) fn new(
         log: Arc<dyn Log>,
-        tenant: TenantId,
+        tenant: TenantScope,
         topic: TopicName,
         partitions: u32,
         rows: &SchemaRef,
@@ -179,7 +179,7 @@ impl TableProvider for TopicTable {
 #[derive(Clone)]
 struct PartitionRange {
     log: Arc<dyn Log>,
-    tenant: TenantId,
+    tenant: TenantScope,
     partition: TopicPartition,
     low: Offset,
     /// One past the last.

@@ -7,7 +7,7 @@ use futures::TryStreamExt;
 use va_catalog::TenantId;
 use va_sql::{SqlError, SqlLimits};
 
-use crate::world::World;
+use crate::world::{World, scope};
 
 /// More numbers than anyone counts within a test.
 pub const ENDLESS: &str =
@@ -17,7 +17,10 @@ pub const ENDLESS: &str =
 pub const ENDLESS_ROWS: &str = "SELECT value FROM generate_series(1, 1000000000000)";
 
 async fn outcome(world: &World, sql: &str) -> Result<usize, SqlError> {
-    let (_, rows) = world.engine.query(&TenantId::default_tenant(), sql).await?;
+    let (_, rows) = world
+        .engine
+        .query(&scope(TenantId::default_tenant()), sql)
+        .await?;
     let batches: Vec<_> = rows.try_collect().await?;
     Ok(batches.iter().map(|batch| batch.num_rows()).sum())
 }

@@ -9,9 +9,9 @@ use std::path::Path;
 use arrow::array::RecordBatch;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use futures::TryStreamExt;
-use va_catalog::TenantId;
+use va_catalog::{TenantId, TenantScope};
 
-use crate::world::World;
+use crate::world::{World, scope};
 
 #[tokio::test]
 async fn statements_answer_as_written() {
@@ -47,7 +47,7 @@ async fn statements_answer_as_written() {
 
 /// The same blocks with the answers of today.
 async fn answered(world: &World, file: &str) -> String {
-    let mut tenant = TenantId::default_tenant();
+    let mut tenant = scope(TenantId::default_tenant());
     let mut blocks = Vec::new();
     for block in file.trim_end().split("\n\n") {
         let statement = block.split("\n----").next().unwrap_or_default();
@@ -57,7 +57,7 @@ async fn answered(world: &World, file: &str) -> String {
             .collect();
         let sql = sql.join("\n");
         if let Some(name) = sql.strip_prefix("tenant ") {
-            tenant = TenantId::new(name).unwrap();
+            tenant = scope(TenantId::new(name).unwrap());
         }
         if sql.is_empty() || sql.starts_with("tenant ") {
             blocks.push(block.to_owned());
@@ -70,7 +70,7 @@ async fn answered(world: &World, file: &str) -> String {
     blocks.join("\n\n") + "\n"
 }
 
-async fn answer(world: &World, tenant: &TenantId, sql: &str) -> String {
+async fn answer(world: &World, tenant: &TenantScope, sql: &str) -> String {
     let rows = match world.engine.query(tenant, sql).await {
         Ok((_, rows)) => rows.try_collect::<Vec<RecordBatch>>().await,
         Err(error) => return format!("error: {error}"),

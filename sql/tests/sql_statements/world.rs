@@ -19,7 +19,8 @@ use va_catalog::chunk::{batch_of, records, vector_field};
 use va_catalog::store::{CollectionConfig, Model, NewVersion, Retention, Scope, Topic, WireFormat};
 use va_catalog::{
     Catalog, ChunkId, ChunkRecord, CollectionName, CollectionRef, ContentHash, DocumentId,
-    DocumentRef, Partition, PipelineName, TenantId, TopicName, Version, event,
+    DocumentRef, Internal, Partition, PipelineName, TenantId, TenantScope, TopicName, Version,
+    event,
 };
 use va_connectors::log::embedded::{EmbeddedLog, Options};
 use va_connectors::log::{Log, Target, TopicConfig};
@@ -39,6 +40,11 @@ pub struct World {
 
 pub fn tenant(name: &str) -> TenantId {
     TenantId::new(name).unwrap()
+}
+
+/// Whoever asks for the tenant.
+pub fn scope(tenant: TenantId) -> TenantScope {
+    TenantScope::internal(tenant, Internal::Test)
 }
 
 pub fn collection(tenant_name: &str, name: &str) -> CollectionRef {
@@ -353,16 +359,13 @@ struct CountingSearch {
 impl Search for CountingSearch {
     async fn hybrid(
         &self,
-        tenant: &TenantId,
+        tenant: &TenantScope,
         collection: &CollectionName,
         query: &str,
         k: usize,
     ) -> Result<Vec<SearchRow>, String> {
         self.searches.fetch_add(1, Ordering::SeqCst);
-        let collection = CollectionRef {
-            tenant: tenant.clone(),
-            collection: collection.clone(),
-        };
+        let collection = tenant.collection(collection.clone());
         let rows = self.vectors.scan(&collection, None, None, None).await;
         let Some(rows) = rows.map_err(|error| error.to_string())? else {
             return Ok(Vec::new());
