@@ -7,71 +7,29 @@
 //! Runs inside the future of its request: when the client goes, the future is dropped and everything ends. Events go
 //! through a bounded channel, so a client that reads slowly makes the writer wait.
 
+mod search;
+mod told;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::mpsc;
 use va_catalog::store::CatalogError;
 use va_catalog::{CollectionRef, TenantId};
 
 use super::answer::{Draft, Gone, Task, WriteError, Writer};
-use super::cite::{Citation, Unsupported};
-use super::context::{Context, Counter, build};
-use super::earlier::{Key, Remembered};
-use super::grade::{Grade, GradeTrace, grade};
 use super::request::Ask;
-use super::retrieve::{QueryTrace, Retrieved, Source};
-use super::rewrite::{Rewritten, rewrite};
-use super::text::{Lang, one_line};
-use crate::freshness::{AsOf, NotFresh, wait};
-use crate::platform::{Platform, now_ms};
+use super::rewrite::rewrite;
+use crate::freshness::{NotFresh, wait};
+use crate::platform::Platform;
 use crate::retrieval::{Degraded, SearchError};
+use search::look_up;
+pub use told::Event;
+use told::{Took, Trace, done, traced};
 
 /// How long searching may take, all rounds together.
 const RETRIEVAL_MAX: Duration = Duration::from_secs(30);
-
-/// Sentences whose scores an explained answer shows.
-const EXPLAINED: usize = 8;
-
-/// What a client is told, in this order.
-#[derive(Debug, Clone)]
-pub enum Event {
-    Start(Value),
-    Retrieval(Value),
-    Delta(String),
-    Citation(Box<Citation>),
-    Usage(Value),
-    /// The rest of the reply.
-    Done(Value),
-}
-
-impl Event {
-    /// Its name on the wire.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Start(_) => "message.start",
-            Self::Retrieval(_) => "retrieval",
-            Self::Delta(_) => "delta",
-            Self::Citation(_) => "citation",
-            Self::Usage(_) => "usage",
-            Self::Done(_) => "done",
-        }
-    }
-
-    /// Its data on the wire.
-    pub fn data(&self) -> Value {
-        match self {
-            Self::Start(value)
-            | Self::Retrieval(value)
-            | Self::Usage(value)
-            | Self::Done(value) => value.clone(),
-            Self::Delta(text) => json!({"text": text}),
-            Self::Citation(citation) => json!(citation),
-        }
-    }
-}
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -108,38 +66,6 @@ impl From<SearchError> for RagError {
             SearchError::Unavailable(message) => Self::Unavailable(message),
         }
     }
-}
-
-/// How an answer came about.
-#[derive(Debug, Clone, Serialize)]
-struct Trace {
-    rounds: u32,
-    queries: Vec<QueryTrace>,
-    /// Best first: what the answer could be made from.
-    sources: Vec<Traced>,
-    grade: GradeTrace,
-    took_ms: Took,
-}
-
-/// A source without its text.
-#[derive(Debug, Clone, Serialize)]
-struct Traced {
-    n: u32,
-    score: f64,
-    document: va_catalog::DocumentRef,
-    chunk: Value,
-    found: Vec<super::retrieve::Found>,
-    /// False where the context had no room for it.
-    in_context: bool,
-}
-
-#[derive(Debug, Clone, Default, Serialize)]
-struct Took {
-    freshness: f64,
-    retrieval: f64,
-    grade: f64,
-    write: f64,
-    total: f64,
 }
 
 /// Counts answers that are being made, and those that nobody waited for.
@@ -327,229 +253,10 @@ async fn answer(
     Ok(written.answered)
 }
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "each is a part of the reply, used once"
-)]
-fn done(
-    ask: &Ask,
-    mode: &'static str,
-    task: &Task,
-    answered: bool,
-    unsupported: &[Unsupported],
-    as_of: &Option<AsOf>,
-    degraded: &[Degraded],
-    trace: &Trace,
-) -> Value {
-    let mut done = json!({
-        "answered": answered,
-        "mode": mode,
-        "unsupported": unsupported,
-        "as_of": as_of,
-        "degraded": degraded,
-        "trace": trace,
-    });
-    if ask.explain {
-        done["prompt"] = json!(task.context);
-        done["sentences"] = task
-            .grade
-            .candidates
-            .iter()
-            .take(EXPLAINED)
-            .filter_map(|candidate| {
-                let source = task.context.sources.get(candidate.source)?;
-                Some(json!({
-                    "n": source.n,
-                    "text": source.chunk.text.get(candidate.range.clone()),
-                    "heading": candidate.heading,
-                    "similarity": candidate.similarity,
-                    "coverage": candidate.coverage,
-                    "evidence": candidate.evidence,
-                    "score": candidate.score,
-                }))
-            })
-            .collect();
-    }
-    done
-}
-
-/// What searching brought.
-struct Looked {
-    sources: Vec<Source>,
-    context: Context,
-    grade: Grade,
-    queries: Vec<QueryTrace>,
-    as_of: Option<AsOf>,
-    rounds: u32,
-    grade_ms: f64,
-}
-
-/// Searches, and once more with other queries when no sentence answers. When nothing can be searched, takes what was found
-/// for the same question before.
-async fn look_up(
-    platform: &Arc<Platform>,
-    tenant: &TenantId,
-    ask: &Ask,
-    made: &Rewritten,
-    model: Option<&str>,
-    degraded: &mut Vec<Degraded>,
-) -> Result<Looked, RagError> {
-    let rrf_k = platform.settings.search.rrf_k;
-    let key = Key::of(tenant, ask, &made.standalone);
-    let mut retrieved = Retrieved::default();
-    if let Err(error) = retrieved.add(platform, tenant, ask, &made.first, 1).await {
-        let SearchError::Unavailable(reason) = error else {
-            return Err(error.into());
-        };
-        let Some(before) = platform.answers.earlier.recall(&key) else {
-            let failed = [Degraded {
-                retriever: "all",
-                reason: reason.clone(),
-            }];
-            platform
-                .answers
-                .alerts
-                .look(platform, &scope(tenant, ask), &failed);
-            return Err(RagError::Unavailable(reason));
-        };
-        let at = chrono::DateTime::from_timestamp_millis(before.at_ms)
-            .map(|at| at.to_rfc3339())
-            .unwrap_or_default();
-        degraded.push(Degraded {
-            retriever: "all",
-            reason: format!("answered from what was found for this question at {at}, which may have changed since; {reason}"),
-        });
-        let judged = judge(platform, ask, made, model, before.sources.clone()).await?;
-        degraded.extend(judged.2);
-        return Ok(Looked {
-            sources: before.sources,
-            context: judged.0,
-            grade: judged.1,
-            queries: Vec::new(),
-            as_of: before.as_of,
-            rounds: 0,
-            grade_ms: judged.3,
-        });
-    }
-    let mut rounds = 1;
-    let mut sources = retrieved.sources(rrf_k, ask.k);
-    let mut judged = judge(platform, ask, made, model, sources.clone()).await?;
-    let mut grade_ms = judged.3;
-    if !judged.1.answerable() && !made.again.is_empty() {
-        rounds = 2;
-        // What the first round found stays; failing here is no reason to have no answer.
-        if let Err(error) = retrieved.add(platform, tenant, ask, &made.again, 2).await {
-            tracing::warn!(%error, "the second round of searches failed");
-        }
-        let more = retrieved.sources(rrf_k, ask.k);
-        let again = judge(platform, ask, made, model, more.clone()).await?;
-        grade_ms += again.3;
-        if again.1.answerable() {
-            sources = more;
-            judged = again;
-        }
-    }
-    degraded.append(&mut retrieved.degraded);
-    degraded.extend(judged.2);
-    // Only what is whole is worth remembering.
-    if degraded.is_empty() {
-        let found = Remembered {
-            sources: sources.clone(),
-            as_of: retrieved.as_of.clone(),
-            at_ms: now_ms(),
-        };
-        platform.answers.earlier.remember(key, found);
-    }
-    Ok(Looked {
-        sources,
-        context: judged.0,
-        grade: judged.1,
-        queries: retrieved.queries,
-        as_of: retrieved.as_of,
-        rounds,
-        grade_ms,
-    })
-}
-
-/// The context that fits, its grade, what was degraded, and how long it took.
-type Judged = (Context, Grade, Option<Degraded>, f64);
-
-/// Builds the context and grades it, on a blocking thread.
-async fn judge(
-    platform: &Arc<Platform>,
-    ask: &Ask,
-    made: &Rewritten,
-    model: Option<&str>,
-    sources: Vec<Source>,
-) -> Result<Judged, RagError> {
-    let started = Instant::now();
-    let platform = platform.clone();
-    let (question, standalone, lang): (String, String, Lang) =
-        (ask.question.clone(), made.standalone.clone(), made.lang);
-    let (history, tokens_max) = (ask.history.clone(), ask.context_tokens);
-    let model = model.map(ToOwned::to_owned);
-    let (context, grade, fault) = tokio::task::spawn_blocking(move || {
-        let mut fault = None;
-        let loaded = model.map(|model| platform.embedders.get(&model));
-        let embedder = match loaded {
-            Some(Ok(embedder)) => Some(embedder),
-            Some(Err(error)) => {
-                fault = Some(error.to_string());
-                None
-            }
-            None => None,
-        };
-        let counter = match &embedder {
-            Some(embedder) => Counter::Model(va_models::SharedTokenizer::OfModel(embedder.clone())),
-            None => Counter::Estimate,
-        };
-        let count = |text: &str| counter.count(text);
-        let context = build(&question, lang, &history, &sources, tokens_max, &count);
-        let vectors = &platform.answers.sentences;
-        let graded = grade(
-            &standalone,
-            lang,
-            &context.sources,
-            embedder.as_deref(),
-            vectors,
-        );
-        let fault = fault.or_else(|| graded.degraded.clone());
-        (context, graded, fault)
-    })
-    .await
-    .map_err(|error| RagError::Write(error.to_string()))?;
-    let degraded = fault.map(|reason| Degraded {
-        retriever: "sentences",
-        reason: format!("sentences were compared by their words alone: {reason}"),
-    });
-    Ok((context, grade, degraded, ms(started)))
-}
-
 /// What an alert is about: retrievers, not what a single request asked for.
 fn retriever_faults(degraded: &[Degraded]) -> Vec<Degraded> {
     let faults = degraded.iter().filter(|d| d.retriever != "freshness");
     faults.cloned().collect()
-}
-
-fn traced(sources: &[Source], context: &Context) -> Vec<Traced> {
-    sources
-        .iter()
-        .map(|source| Traced {
-            n: source.n,
-            score: source.score,
-            document: source.document.clone(),
-            chunk: json!({
-                "id": source.chunk.id,
-                "title_path": source.chunk.title_path,
-                "page": source.chunk.page,
-                "start": source.chunk.start,
-                "end": source.chunk.end,
-                "beginning": one_line(&source.chunk.text, 80),
-            }),
-            found: source.found.clone(),
-            in_context: context.sources.iter().any(|kept| kept.n == source.n),
-        })
-        .collect()
 }
 
 async fn send(events: &mpsc::Sender<Event>, event: Event) -> Result<(), RagError> {
