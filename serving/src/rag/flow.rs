@@ -1,7 +1,7 @@
 //! One question from beginning to end, as a stream of events.
 //!
 //! ```text
-//! message.start ─► (freshness, search, perhaps once more) ─► retrieval ─► delta, citation … ─► usage ─► done
+//! (rewriting) ─► message.start ─► (freshness, search, perhaps once more) ─► retrieval ─► delta, citation … ─► usage ─► done
 //! ```
 //!
 //! Runs inside the future of its request: when the client goes, the future is dropped and everything ends. Events go
@@ -15,21 +15,31 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::sync::mpsc;
+use va_catalog::settings::rag::{Rerank, RewriteMethod};
 use va_catalog::store::CatalogError;
 use va_catalog::{CollectionRef, TenantId};
+use va_llm::Caller;
 
+use super::alerts::{Part, of_search};
 use super::answer::{Draft, Gone, Task, WriteError, Writer};
+use super::earlier::Key;
+use super::helper::Helper;
 use super::request::Ask;
+use super::rerank::method;
+use super::rewrite::model::{Wanted, Widened, widen};
 use super::rewrite::rewrite;
 use crate::freshness::{NotFresh, wait};
 use crate::platform::Platform;
 use crate::retrieval::{Degraded, SearchError};
-use search::look_up;
+use search::Search;
 pub use told::Event;
 use told::{Took, Trace, done, traced};
 
-/// How long searching may take, all rounds together.
+/// How long searching may take, all rounds together, beside what a model may take that puts the sources in order.
 const RETRIEVAL_MAX: Duration = Duration::from_secs(30);
+
+/// Rounds of searches, thus calls of that model.
+const ROUNDS_MAX: u32 = 2;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -107,19 +117,19 @@ fn scope(tenant: &TenantId, ask: &Ask) -> CollectionRef {
     }
 }
 
-/// Answers a question; what there is to tell goes to `events`.
+/// Answers a question of the caller's tenant, on the caller's behalf; what there is to tell goes to `events`.
 ///
 /// # Errors
 /// When there is no answer, or no whole one; the events that were sent before stay true.
 pub async fn run(
     platform: &Arc<Platform>,
-    tenant: &TenantId,
+    caller: &Caller,
     ask: &Ask,
     writer: &dyn Writer,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), RagError> {
     let mut running = Running::begin();
-    let outcome = answer(platform, tenant, ask, writer, events).await;
+    let outcome = answer(platform, caller, ask, writer, events).await;
     running.finished = !matches!(outcome, Err(RagError::Gone));
     let word = match &outcome {
         Ok(true) => "answered",
@@ -133,16 +143,34 @@ pub async fn run(
 
 async fn answer(
     platform: &Arc<Platform>,
-    tenant: &TenantId,
+    caller: &Caller,
     ask: &Ask,
     writer: &dyn Writer,
     events: &mpsc::Sender<Event>,
 ) -> Result<bool, RagError> {
     let started = Instant::now();
     let mut took = Took::default();
-    let collection = scope(tenant, ask);
+    let collection = scope(&caller.tenant, ask);
     let model = platform.catalog.collection(&collection).await?.config.model;
-    let made = rewrite(&ask.question, &ask.history, &platform.answers.synonyms);
+    let helper = Helper::new(platform, caller, ask);
+    let synonyms = &platform.answers.synonyms;
+    let rules = rewrite(&ask.question, &ask.history, synonyms);
+    // By the rules' words, which are the same each time.
+    let key = Key::of(&caller.tenant, ask, &rules.standalone);
+    let wanted = wanted(platform, ask, model.is_some());
+    let Widened {
+        made,
+        mut degraded,
+        tokens,
+    } = widen(&helper, ask, rules, wanted, synonyms).await;
+    if ask.hyde == Some(true) && model.is_none() {
+        degraded.push(Degraded {
+            retriever: "hyde",
+            reason: "no passage was made up to search with: the collection is for keyword search only, it has no vectors"
+                .to_owned(),
+        });
+    }
+    took.rewrite = ms(started);
     let start = json!({
         "id": uuid::Uuid::now_v7().to_string(),
         "question": ask.question,
@@ -153,7 +181,7 @@ async fn answer(
     });
     send(events, Event::Start(start)).await?;
 
-    let mut degraded = Vec::new();
+    let waiting = Instant::now();
     if let Some(wanted) = &ask.min_freshness {
         match wait(platform, wanted, ask.freshness_timeout).await {
             Ok(()) => {}
@@ -163,27 +191,30 @@ async fn answer(
             }),
             Err(error) => return Err(error.into()),
         }
-        took.freshness = ms(started);
+        took.freshness = ms(waiting);
     }
 
     let searching = Instant::now();
-    let search = look_up(
+    let search = Search {
         platform,
-        tenant,
+        helper: &helper,
         ask,
-        &made,
-        model.as_deref(),
-        &mut degraded,
-    );
-    let found = tokio::time::timeout(RETRIEVAL_MAX, search)
+        made: &made,
+        model: model.as_deref(),
+    };
+    let patience = match method(platform, ask) {
+        Rerank::None | Rerank::Late => RETRIEVAL_MAX,
+        Rerank::Llm | Rerank::Provider(_) => RETRIEVAL_MAX + helper.time_max() * ROUNDS_MAX,
+    };
+    let found = tokio::time::timeout(patience, search.run(key, &mut degraded))
         .await
-        .map_err(|_| RagError::TimedOut(RETRIEVAL_MAX.as_secs()))??;
-    took.grade = found.grade_ms;
-    took.retrieval = ms(searching) - found.grade_ms;
-    platform
-        .answers
-        .alerts
-        .look(platform, &collection, &retriever_faults(&degraded));
+        .map_err(|_| RagError::TimedOut(patience.as_secs()))??;
+    (took.grade, took.rerank) = (found.grade_ms, found.rerank_ms);
+    took.retrieval = ms(searching) - found.grade_ms - found.rerank_ms;
+    let alerts = &platform.answers.alerts;
+    for (part, faults) in of_search(&degraded) {
+        alerts.look(platform, &collection, part, &faults);
+    }
 
     let task = Task {
         question: ask.question.clone(),
@@ -196,6 +227,7 @@ async fn answer(
     let retrieval = json!({
         "sources": traced(&found.sources, &task.context),
         "queries": found.queries,
+        "rerank": found.rerank,
         "grade": task.grade.trace(),
         "as_of": found.as_of,
         "degraded": degraded,
@@ -211,14 +243,15 @@ async fn answer(
     };
     let (unsupported, citations) = draft.finish().await?;
     let mode = written.mode.unwrap_or(writer.mode());
-    if let Some(reason) = written.trouble {
-        degraded.push(Degraded {
-            retriever: "model",
-            reason,
-        });
-        let faults = retriever_faults(&degraded);
-        platform.answers.alerts.look(platform, &collection, &faults);
+    let trouble = written.trouble.map(|reason| Degraded {
+        retriever: "model",
+        reason,
+    });
+    // Whether a model works is known only where one was to write.
+    if trouble.is_some() || written.completion_tokens > 0 {
+        alerts.look(platform, &collection, Part::Model, trouble.as_slice());
     }
+    degraded.extend(trouble);
     took.write = ms(writing);
     took.total = ms(started);
     metrics::histogram!("va_rag_seconds", "mode" => mode).record(took.total / 1_000.0);
@@ -230,12 +263,14 @@ async fn answer(
         "completion_tokens": written.completion_tokens,
         "total_tokens": written.prompt_tokens + written.completion_tokens,
         "context_tokens": task.context.tokens,
+        "search_tokens": tokens + found.tokens,
     });
     send(events, Event::Usage(usage)).await?;
     let trace = Trace {
         rounds: found.rounds,
         queries: found.queries,
         sources: traced(&found.sources, &task.context),
+        rerank: found.rerank,
         grade: task.grade.trace(),
         took_ms: took,
     };
@@ -253,10 +288,15 @@ async fn answer(
     Ok(written.answered)
 }
 
-/// What an alert is about: retrievers, not what a single request asked for.
-fn retriever_faults(degraded: &[Degraded]) -> Vec<Degraded> {
-    let faults = degraded.iter().filter(|d| d.retriever != "freshness");
-    faults.cloned().collect()
+/// What a model is to do for the question: as it asks for, or else as the settings say. Passages that a model makes up are
+/// for vectors.
+fn wanted(platform: &Platform, ask: &Ask, has_vectors: bool) -> Wanted {
+    let settings = &platform.settings.rag;
+    Wanted {
+        rewrite: ask.rewrite.unwrap_or(settings.rewrite) == RewriteMethod::Model,
+        queries: settings.queries as usize,
+        hyde: has_vectors && ask.hyde.unwrap_or(settings.hyde),
+    }
 }
 
 async fn send(events: &mpsc::Sender<Event>, event: Event) -> Result<(), RagError> {

@@ -8,7 +8,8 @@ use super::super::cite::{Citation, Unsupported};
 use super::super::context::Context;
 use super::super::grade::GradeTrace;
 use super::super::request::Ask;
-use super::super::retrieve::{Found, QueryTrace, Source};
+use super::super::rerank::RerankTrace;
+use super::super::retrieve::{Found, Place, QueryTrace, Source};
 use super::super::text::one_line;
 use crate::freshness::AsOf;
 use crate::retrieval::Degraded;
@@ -61,6 +62,8 @@ pub struct Trace {
     pub queries: Vec<QueryTrace>,
     /// Best first: what the answer could be made from.
     pub sources: Vec<Traced>,
+    /// `null` where the order of the searches was taken.
+    pub rerank: Option<RerankTrace>,
     pub grade: GradeTrace,
     pub took_ms: Took,
 }
@@ -73,14 +76,19 @@ pub struct Traced {
     document: va_catalog::DocumentRef,
     chunk: Value,
     found: Vec<Found>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reranked: Option<Place>,
     /// False where the context had no room for it.
     in_context: bool,
 }
 
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Took {
+    /// A model's rewriting of the question.
+    pub rewrite: f64,
     pub freshness: f64,
     pub retrieval: f64,
+    pub rerank: f64,
     pub grade: f64,
     pub write: f64,
     pub total: f64,
@@ -148,6 +156,7 @@ pub fn traced(sources: &[Source], context: &Context) -> Vec<Traced> {
                 "beginning": one_line(&source.chunk.text, 80),
             }),
             found: source.found.clone(),
+            reranked: source.reranked,
             in_context: context.sources.iter().any(|kept| kept.n == source.n),
         })
         .collect()
