@@ -36,9 +36,11 @@ mod text;
 
 use std::path::Path;
 
+pub(crate) use alerts::of_search;
 pub use answer::{Draft, Gone, Task, WriteError, Writer, Written};
 pub use cite::{Checker, Citation, Finding, Unsupported};
 pub use context::Context;
+pub(crate) use earlier::{Key, RememberedHits};
 pub use extract::Extractive;
 pub use flow::{Event, RagError, check, run};
 pub use generate::Generated;
@@ -49,7 +51,9 @@ pub use text::{Lang, bare};
 /// What answering keeps between questions, of one process.
 pub struct Answers {
     pub(crate) synonyms: synonyms::Synonyms,
-    pub(crate) earlier: earlier::Earlier,
+    pub(crate) earlier: earlier::Earlier<earlier::Remembered>,
+    /// The same of searches without an answer.
+    pub(crate) searches: earlier::Earlier<earlier::RememberedHits>,
     pub(crate) alerts: alerts::Alerts,
     pub(crate) sentences: grade::SentenceVectors,
     pub(crate) tokens: rerank::TokenCache,
@@ -64,6 +68,7 @@ impl Answers {
         Ok(Self {
             synonyms: synonyms::Synonyms::open(&data.join("synonyms.txt"))?,
             earlier: earlier::Earlier::default(),
+            searches: earlier::Earlier::default(),
             alerts: alerts::Alerts::default(),
             sentences: grade::SentenceVectors::default(),
             tokens: rerank::TokenCache::default(),

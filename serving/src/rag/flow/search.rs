@@ -100,7 +100,8 @@ impl Search<'_> {
                 as_of: retrieved.as_of.clone(),
                 at_ms: now_ms(),
             };
-            platform.answers.earlier.remember(key, found);
+            let earlier = &platform.answers.earlier;
+            earlier.remember(key, found.bytes(), found);
         }
         let (queries, as_of) = (retrieved.queries, retrieved.as_of);
         Ok(looked(judged, queries, as_of, rounds, spent))
