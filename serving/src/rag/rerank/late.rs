@@ -256,6 +256,11 @@ mod tests {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let batch = threads.clamp(1, BATCH_MAX).min(passages.len());
         assert_eq!(few.iter().flatten().count(), batch, "{few:?}");
-        assert_eq!(few[..batch], scores[..batch]);
+        for (alone, together) in few.iter().zip(&scores).take(batch) {
+            let (Some(alone), Some(together)) = (alone, together) else {
+                panic!("the first batch is the best passages: {few:?}");
+            };
+            assert!((alone - together).abs() < 1e-3, "{alone} {together}");
+        }
     }
 }
