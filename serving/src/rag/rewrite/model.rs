@@ -16,7 +16,7 @@ use super::super::helper::{Helper, Said};
 use super::super::request::{Ask, HistoryRole, Turn};
 use super::super::synonyms::Synonyms;
 use super::super::text::{Lang, bare, one_line};
-use super::{FIRST, Query, Rewritten, TURNS, VARIANT, Why, rewrite, without_question_words};
+use super::{FIRST, Query, Rewritten, TURNS, VARIANT, Why, rewrite};
 use crate::retrieval::Degraded;
 
 /// What is taken of a model's wording, in characters.
@@ -116,10 +116,10 @@ pub async fn widen(
     }
     match imagined {
         Some(Ok(said)) => {
-            let keywords = without_question_words(&widened.made.standalone);
             widened.made.first.push(Query {
                 text: one_line(&said.text, PASSAGE_CHARS_MAX),
-                keywords,
+                // By vectors alone.
+                keywords: String::new(),
                 why: Why::Hyde,
                 weight: VARIANT,
                 passage: true,
