@@ -6,6 +6,7 @@
 
 mod identity;
 pub mod llm;
+pub mod rag;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -43,6 +44,7 @@ pub struct Settings {
     pub llm: llm::LlmSettings,
     pub models: ModelSettings,
     pub parse: ParseSettings,
+    pub rag: rag::RagSettings,
     pub search: SearchSettings,
     pub telemetry: TelemetrySettings,
     pub identity: IdentitySettings,
@@ -338,6 +340,7 @@ impl Default for Settings {
             llm: llm::LlmSettings::default(),
             models: ModelSettings::default(),
             parse: ParseSettings::default(),
+            rag: rag::RagSettings::default(),
             search: SearchSettings::default(),
             telemetry: TelemetrySettings::default(),
             identity: IdentitySettings::default(),
@@ -520,6 +523,8 @@ impl Settings {
         {
             "`indexes.shared` is true, but what is shared is not: set `catalog.url` (PostgreSQL) and `objects.url` (S3) too"
                 .to_owned()
+        } else if let Some(problem) = self.rag.problem() {
+            problem
         } else if let Some(problem) = self.folders.iter().find_map(FolderSettings::problem) {
             problem
         } else if let problems = self.llm.problems()
@@ -760,6 +765,9 @@ mod tests {
                 ("VA_MODELS__DIR", "2026"),
                 ("VA_TELEMETRY__LOG_FORMAT", "text"),
                 ("VA_LOG__KAFKA__REPLICATION_FACTOR", "1"),
+                ("VA_RAG__RERANK__METHOD", "provider:ranker"),
+                ("VA_RAG__RERANK__CANDIDATES", "9"),
+                ("VA_RAG__HYDE", "true"),
                 ("VA_LOG__KAFKA__SECURITY__SASL__USERNAME", "va"),
                 ("VA_LOG__KAFKA__SECURITY__TLS", "true"),
                 ("VA_TOKEN", "va_secret"),
@@ -772,6 +780,9 @@ mod tests {
         let kafka = serde_json::json!({"replication_factor": 1, "security": {"sasl": {"username": "va"}, "tls": true}});
         assert_eq!(Value::Object(settings.log.kafka.0.clone()), kafka);
         assert_eq!(settings.log.durability, Durability::Interval);
+        let rerank = &settings.rag.rerank;
+        assert_eq!(rerank.method.to_string(), "provider:ranker");
+        assert!(rerank.candidates == 9 && settings.rag.hyde);
         // Variables over the file leave the list as it is.
         assert_eq!(settings.folders[0].path, Path::new("./手册"));
         assert_eq!(settings.folders[0].meta["lang"], "zh");
@@ -862,6 +873,16 @@ mod tests {
             "search: {k: 2000}\n",
             &[],
             &["`search.k` is 2000 but `search.k_max` is 1000"],
+        );
+        check(
+            "rag: {rerank: {method: best}}\n",
+            &[],
+            &["va.yaml:1", "`best`", "use `none`, `late`, `llm`"],
+        );
+        check(
+            "rag: {rerank: {candidates: 101}}\n",
+            &[],
+            &["`rag.rerank.candidates` is 101: use 2 to 100"],
         );
         check(
             "indexes: {shared: true}\nobjects: {url: s3://b/p}\n",

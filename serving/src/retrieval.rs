@@ -54,6 +54,9 @@ pub struct SearchRequest {
     /// What the keyword side looks for instead of `query`: a question without its question words. Not for clients.
     #[serde(skip)]
     pub keywords: Option<String>,
+    /// Whether `query` is a passage like those that are looked for, and not a question. Not for clients.
+    #[serde(skip)]
+    pub passage: bool,
 }
 
 /// What a client gets.
@@ -305,9 +308,14 @@ async fn vector_side(
     let embedders = platform.embedders.clone();
     let model = model.to_owned();
     let query = request.query.clone();
+    let role = if request.passage {
+        Role::Passage
+    } else {
+        Role::Query
+    };
     let vector = tokio::task::spawn_blocking(move || {
         let embedder = embedders.get(&model)?;
-        embedder.embed(&[query.as_str()], Role::Query)
+        embedder.embed(&[query.as_str()], role)
     })
     .await
     .map_err(|error| error.to_string())?

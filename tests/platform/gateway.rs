@@ -11,6 +11,8 @@ mod money;
 mod protocols;
 #[path = "gateway/real.rs"]
 mod real;
+#[path = "gateway/search_help.rs"]
+mod search_help;
 #[path = "gateway/upstream.rs"]
 pub mod upstream;
 

@@ -195,7 +195,10 @@ fn events(text: &str) -> Vec<(String, Value)> {
 }
 
 fn events_come_in_order(server: &Server) {
-    let request = json!({"question": "How do I report a bug in Debian?", "collection": "faq"});
+    // Re-ranking in bounded time may judge more passages the second time.
+    let request = json!({
+        "question": "How do I report a bug in Debian?", "collection": "faq", "rerank": "none",
+    });
     let whole = good(server.post(QUERY).json(&request));
     let asked = server
         .post(QUERY)
@@ -509,6 +512,98 @@ fn writers_read_what_they_wrote() {
     );
 }
 
+/// Passages are compared with the question token by token, as many as there is time for; what was compared is kept.
+#[test]
+fn passages_are_put_in_order_token_by_token() {
+    let Some(()) = need_model() else { return };
+    let dir = tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"));
+    server.create_collection("c");
+    for (name, text) in [
+        ("returns.md", RETURNS),
+        (
+            "shipping.md",
+            "# Shipping\n\nA parcel is delivered within three days. Shipping is free above fifty euros.\n",
+        ),
+        (
+            "fish.md",
+            "# Fish\n\nSteam the fish for eight minutes over high heat.\n",
+        ),
+    ] {
+        server.upload("c", name, text.into());
+    }
+    let ask = |method: &str| {
+        let request = json!({
+            "question": "Within how many days may a parcel be returned?", "collection": "c", "rerank": method,
+        });
+        good(server.post(QUERY).json(&request))
+    };
+    let ids = |reply: &Value| -> Vec<String> {
+        let sources = reply["trace"]["sources"].as_array().unwrap();
+        let id = |source: &Value| source["chunk"]["id"].as_str().unwrap().to_owned();
+        sources.iter().map(id).collect()
+    };
+    let fused = ask("none");
+    assert_eq!(fused["trace"]["rerank"], Value::Null, "{fused}");
+    // Each question adds to what is kept, so that the time suffices for all in the end.
+    let deadline = Instant::now() + PATIENCE;
+    let late = loop {
+        let reply = ask("late");
+        let rerank = &reply["trace"]["rerank"];
+        assert_eq!(rerank["method"], "late", "{reply}");
+        assert_eq!(
+            rerank["candidates"].as_u64(),
+            Some(ids(&fused).len() as u64),
+            "{reply}"
+        );
+        if rerank["judged"] == rerank["candidates"] {
+            break reply;
+        }
+        assert!(rerank["note"].is_string(), "{reply}");
+        assert!(Instant::now() < deadline, "never judged whole: {reply}");
+    };
+    assert_eq!(late["degraded"], json!([]), "{late}");
+    quotes_hold(&server, "c", &late);
+    let (before, after) = (ids(&fused), ids(&late));
+    for (source, id) in late["trace"]["sources"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip(&after)
+    {
+        let from = source["reranked"]["from"].as_u64().unwrap();
+        let from = usize::try_from(from).unwrap();
+        assert_eq!(&before[from - 1], id, "{late}");
+        assert!(source["reranked"]["score"].is_f64(), "{late}");
+    }
+    // Whatever the order of the searches was: what is about parcels has the better score.
+    let score = |name: &str| {
+        let sources = late["trace"]["sources"].as_array().unwrap();
+        let mut of = sources.iter().filter(|s| s["document"]["name"] == name);
+        of.next().unwrap()["reranked"]["score"].as_f64().unwrap()
+    };
+    assert!(score("returns.md") > score("fish.md"), "{late}");
+
+    // Without vectors there is nothing to compare; who asked for it is told.
+    good(
+        server
+            .post("/api/v1/collections")
+            .json(&json!({"name": "words", "keyword_only": true})),
+    );
+    for name in ["a.md", "b.md"] {
+        let text = format!("{RETURNS}\nThis is {name}.\n");
+        server.upload("words", name, text.into());
+    }
+    let request = json!({"question": "When may a parcel be returned?", "collection": "words"});
+    let reply = good(server.post(QUERY).json(&request));
+    assert_eq!(reply["degraded"], json!([]), "{reply}");
+    let mut request = request;
+    request["rerank"] = json!("late");
+    let reply = good(server.post(QUERY).json(&request));
+    assert_eq!(reply["degraded"][0]["retriever"], "rerank", "{reply}");
+    assert_eq!(reply["answered"], true, "{reply}");
+}
+
 /// Without the embedding model, words alone answer, in both halves of the work, and the reply says so.
 #[test]
 fn words_answer_when_vectors_cannot() {
@@ -593,6 +688,11 @@ fn a_bad_question_is_told_what_to_do() {
             json!({"question": "why?", "collection": "words", "tenant": "x"}),
             422,
             "unknown field `tenant`",
+        ),
+        (
+            json!({"question": "why?", "collection": "words", "rerank": "best"}),
+            422,
+            "use `none`, `late`, `llm`, or `provider:`",
         ),
         (
             json!({"question": "why?", "collection": "words", "min_freshness": 3}),

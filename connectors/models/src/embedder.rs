@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::ModelError;
+use crate::late::TokenVectors;
 use crate::native::NativeEmbedder;
 use crate::onnx::OnnxEmbedder;
 use crate::spec::{EmbeddingSpec, Format};
@@ -44,6 +45,16 @@ pub trait Embedder: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// When the model yields a number that is not finite, or the runtime fails.
     fn embed(&self, texts: &[&str], role: Role) -> Result<Vec<Vec<f32>>, ModelError>;
+    /// The vectors of each text's tokens, `[tokens, dims]` with rows of length 1, for comparing texts token by token
+    /// ([`max_sim`](crate::max_sim)). The prefix is added here as in [`embed`](Self::embed), but left out of the result, as
+    /// are special tokens and tokens without a letter or digit: they would match everywhere. A text of punctuation alone
+    /// has no rows.
+    ///
+    /// Costs as much as [`embed`](Self::embed), and blocks as it does.
+    ///
+    /// # Errors
+    /// Those of [`embed`](Self::embed); when the model yields one vector for a whole text only.
+    fn token_vectors(&self, texts: &[&str], role: Role) -> Result<Vec<TokenVectors>, ModelError>;
 }
 
 /// Loads a model: a name from the lock file that was pulled, or the path of a directory with a model of one's own.

@@ -91,6 +91,15 @@ pub enum ModelError {
         /// The norm found.
         norm: f32,
     },
+    /// The model has no vectors of tokens.
+    #[error(
+        "model `{name}` gives one vector for a text and none for its tokens, so it cannot compare texts token by token; hint: \
+         use a graph with the output `last_hidden_state`, or set `rag.rerank.method` to `none`"
+    )]
+    NoTokenVectors {
+        /// The model.
+        name: String,
+    },
     /// The runtime refused.
     #[error("run model: {0}")]
     Run(String),

@@ -10,10 +10,11 @@ use crate::bert::safetensors::BertFiles;
 use crate::bert::{Bert, Weights};
 use crate::embedder::{Embedder, Role};
 use crate::error::ModelError;
+use crate::late::TokenVectors;
 use crate::pooling::normalize;
 use crate::spec::{EmbeddingSpec, Format};
 use crate::tokenizer::TextTokenizer;
-use crate::workers::workers;
+use crate::workers::{Workers, workers};
 
 /// Tokens in one piece of work. Small enough for the caches and for fair sharing, large enough that reading the weights
 /// costs little per token.
@@ -87,6 +88,28 @@ impl NativeEmbedder {
         })
     }
 
+    /// The ids of the texts with the prefix of their role.
+    fn ids(
+        &self,
+        workers: &Workers,
+        texts: &[&str],
+        role: Role,
+    ) -> Result<Vec<Vec<u32>>, ModelError> {
+        let prefix = self.spec.prefix(role);
+        let tokenize = |texts: &&[&str]| -> Result<Vec<Vec<u32>>, ModelError> {
+            texts
+                .iter()
+                .map(|t| self.tokenizer.ids(prefix, t, self.max_tokens))
+                .collect()
+        };
+        if texts.len() <= TOKENIZE_PIECE {
+            return tokenize(&texts);
+        }
+        let pieces: Vec<&[&str]> = texts.chunks(TOKENIZE_PIECE).collect();
+        let ids = workers.each(&pieces, tokenize)?;
+        Ok(ids.into_iter().flatten().collect())
+    }
+
     fn run(&self, pieces: &[&[u32]]) -> Result<Vec<Vec<f32>>, ModelError> {
         let mut vectors = self.bert.forward(pieces, self.spec.pooling)?;
         for vector in &mut vectors {
@@ -123,50 +146,62 @@ impl Embedder for NativeEmbedder {
 
     fn embed(&self, texts: &[&str], role: Role) -> Result<Vec<Vec<f32>>, ModelError> {
         let workers = workers()?;
-        let prefix = self.spec.prefix(role);
-        let tokenize = |texts: &&[&str]| -> Result<Vec<Vec<u32>>, ModelError> {
-            texts
-                .iter()
-                .map(|t| self.tokenizer.ids(prefix, t, self.max_tokens))
-                .collect()
-        };
-        let ids: Vec<Vec<u32>> = if texts.len() <= TOKENIZE_PIECE {
-            tokenize(&texts)?
-        } else {
-            let pieces: Vec<&[&str]> = texts.chunks(TOKENIZE_PIECE).collect();
-            workers
-                .each(&pieces, tokenize)?
-                .into_iter()
-                .flatten()
-                .collect()
-        };
-        if role == Role::Query && ids.iter().map(Vec::len).sum::<usize>() <= URGENT_TOKENS {
-            let all: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
-            return workers.urgent(|| self.run(&all));
-        }
-
-        let mut order: Vec<usize> = (0..ids.len()).collect();
-        order.sort_by_key(|&i| std::cmp::Reverse(ids[i].len()));
-        let mut pieces: Vec<Vec<usize>> = Vec::new();
-        let mut tokens = PIECE_TOKENS;
-        for i in order {
-            match pieces.last_mut() {
-                Some(piece) if tokens + ids[i].len() <= PIECE_TOKENS => piece.push(i),
-                _ => {
-                    pieces.push(vec![i]);
-                    tokens = 0;
-                }
-            }
-            tokens += ids[i].len();
-        }
-        let done = workers.each(&pieces, |piece| {
-            let sequences: Vec<&[u32]> = piece.iter().map(|&i| ids[i].as_slice()).collect();
-            self.run(&sequences)
-        })?;
-        let mut out = vec![Vec::new(); texts.len()];
-        for (i, vector) in pieces.into_iter().flatten().zip(done.into_iter().flatten()) {
-            out[i] = vector;
-        }
-        Ok(out)
+        let ids = self.ids(workers, texts, role)?;
+        spread(workers, &ids, role, |piece| self.run(piece))
     }
+
+    fn token_vectors(&self, texts: &[&str], role: Role) -> Result<Vec<TokenVectors>, ModelError> {
+        let workers = workers()?;
+        let prefix = self.tokenizer.prefix(self.spec.prefix(role))?;
+        let ids = self.ids(workers, texts, role)?;
+        let dims = self.dims();
+        spread(workers, &ids, role, |piece| {
+            let encoded = self.bert.encode(piece)?;
+            let mut rows = encoded.as_slice();
+            let mut out = Vec::with_capacity(piece.len());
+            for ids in piece {
+                let (tokens, rest) = rows.split_at(ids.len() * dims);
+                rows = rest;
+                let keep = self.tokenizer.words(ids, &prefix);
+                out.push(TokenVectors::of(tokens, dims, &keep)?);
+            }
+            Ok(out)
+        })
+    }
+}
+
+/// Runs `work` on pieces of about [`PIECE_TOKENS`] over the threads; what it gives for each text, in the order of the texts.
+fn spread<R: Default + Send>(
+    workers: &Workers,
+    ids: &[Vec<u32>],
+    role: Role,
+    work: impl Fn(&[&[u32]]) -> Result<Vec<R>, ModelError> + Sync,
+) -> Result<Vec<R>, ModelError> {
+    if role == Role::Query && ids.iter().map(Vec::len).sum::<usize>() <= URGENT_TOKENS {
+        let all: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
+        return workers.urgent(|| work(&all));
+    }
+    let mut order: Vec<usize> = (0..ids.len()).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(ids[i].len()));
+    let mut pieces: Vec<Vec<usize>> = Vec::new();
+    let mut tokens = PIECE_TOKENS;
+    for i in order {
+        match pieces.last_mut() {
+            Some(piece) if tokens + ids[i].len() <= PIECE_TOKENS => piece.push(i),
+            _ => {
+                pieces.push(vec![i]);
+                tokens = 0;
+            }
+        }
+        tokens += ids[i].len();
+    }
+    let done = workers.each(&pieces, |piece| {
+        let sequences: Vec<&[u32]> = piece.iter().map(|&i| ids[i].as_slice()).collect();
+        work(&sequences)
+    })?;
+    let mut out: Vec<R> = std::iter::repeat_with(R::default).take(ids.len()).collect();
+    for (i, result) in pieces.into_iter().flatten().zip(done.into_iter().flatten()) {
+        out[i] = result;
+    }
+    Ok(out)
 }

@@ -12,6 +12,7 @@ use rten_tensor::{NdTensor, Tensor};
 
 use crate::embedder::{Embedder, Role};
 use crate::error::ModelError;
+use crate::late::TokenVectors;
 use crate::pooling::normalize;
 use crate::spec::{EmbeddingSpec, Format};
 use crate::tokenizer::TextTokenizer;
@@ -29,6 +30,8 @@ pub struct OnnxEmbedder {
     tokenizer: TextTokenizer,
     inputs: Vec<(NodeId, Input)>,
     output: NodeId,
+    /// Where the vectors of the tokens are, if anywhere.
+    tokens: NodeId,
     dims: usize,
     max_tokens: usize,
     passage_tokens: usize,
@@ -90,6 +93,10 @@ impl OnnxEmbedder {
         .find_map(|name| model.find_node(name))
         .or_else(|| model.output_ids().first().copied())
         .ok_or_else(|| ModelError::Format(format!("{}: no output", path.display())))?;
+        let tokens = ["last_hidden_state", "token_embeddings"]
+            .iter()
+            .find_map(|name| model.find_node(name))
+            .unwrap_or(output);
         let tokenizer = TextTokenizer::open(&dir.join("tokenizer.json"))?;
         let max_tokens = spec.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
         let mut this = Self {
@@ -101,6 +108,7 @@ impl OnnxEmbedder {
             tokenizer,
             inputs,
             output,
+            tokens,
             max_tokens,
         };
         this.dims = this
@@ -110,8 +118,80 @@ impl OnnxEmbedder {
         Ok(this)
     }
 
-    /// Runs one batch of token ids.
+    /// Runs `run` on batches of texts of about the same length; what it gives for each text, in order.
+    fn batched<R: Default>(
+        &self,
+        texts: &[&str],
+        role: Role,
+        run: impl Fn(&[&[u32]]) -> Result<Vec<R>, ModelError>,
+    ) -> Result<Vec<R>, ModelError> {
+        let prefix = self.spec.prefix(role);
+        let ids = texts
+            .iter()
+            .map(|t| {
+                let ids = self.tokenizer.ids(prefix, t, self.max_tokens)?;
+                if ids.is_empty() {
+                    return Err(ModelError::Input(
+                        "an empty text has no tokens in this model".to_owned(),
+                    ));
+                }
+                Ok(ids)
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut order: Vec<usize> = (0..ids.len()).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(ids[i].len()));
+        let mut out: Vec<R> = std::iter::repeat_with(R::default).take(ids.len()).collect();
+        let mut rest = order.as_slice();
+        while let Some(&longest) = rest.first() {
+            let fit = (BATCH_TOKENS / ids[longest].len()).clamp(1, rest.len());
+            let (batch, later) = rest.split_at(fit);
+            rest = later;
+            let sequences: Vec<&[u32]> = batch.iter().map(|&i| ids[i].as_slice()).collect();
+            for (&i, result) in batch.iter().zip(run(&sequences)?) {
+                out[i] = result;
+            }
+        }
+        Ok(out)
+    }
+
+    /// Runs one batch of token ids; one vector a text.
     fn run(&self, batch: &[&[u32]]) -> Result<Vec<Vec<f32>>, ModelError> {
+        let mut vectors = self.pool(&self.run_to(self.output, batch)?, batch)?;
+        for vector in &mut vectors {
+            normalize(vector)?;
+        }
+        Ok(vectors)
+    }
+
+    /// Runs one batch of token ids; the vectors of the tokens of each text that say something.
+    fn run_tokens(
+        &self,
+        batch: &[&[u32]],
+        prefix: &[u32],
+    ) -> Result<Vec<TokenVectors>, ModelError> {
+        let output = self.run_to(self.tokens, batch)?;
+        let shape = output.shape().to_vec();
+        let [texts, length, width] = shape[..] else {
+            return Err(ModelError::NoTokenVectors {
+                name: self.spec.name.clone(),
+            });
+        };
+        if texts != batch.len() || length == 0 || width == 0 {
+            return Err(ModelError::Run(format!(
+                "the graph yields shape [{texts}, {length}, {width}] for {} texts; expected is [texts, tokens, width]",
+                batch.len()
+            )));
+        }
+        let data = output.to_contiguous();
+        data.data()
+            .chunks_exact(length * width)
+            .zip(batch)
+            .map(|(rows, ids)| TokenVectors::of(rows, width, &self.tokenizer.words(ids, prefix)))
+            .collect()
+    }
+
+    /// Runs the graph up to one of its nodes.
+    fn run_to(&self, node: NodeId, batch: &[&[u32]]) -> Result<Tensor<f32>, ModelError> {
         let length = batch.iter().map(|ids| ids.len()).max().unwrap_or(0);
         let shape = [batch.len(), length];
         let mut ids = vec![0i32; batch.len() * length];
@@ -142,19 +222,13 @@ impl OnnxEmbedder {
                 )
             })
             .collect();
-        let output = self
-            .model
-            .run(inputs, &[self.output], None)
+        self.model
+            .run(inputs, &[node], None)
             .map_err(|e| ModelError::Run(e.to_string()))?
             .into_iter()
             .next()
             .and_then(|v| v.into_tensor::<f32>())
-            .ok_or_else(|| ModelError::Run("the graph yields no 32-bit floats".to_owned()))?;
-        let mut vectors = self.pool(&output, batch)?;
-        for vector in &mut vectors {
-            normalize(vector)?;
-        }
-        Ok(vectors)
+            .ok_or_else(|| ModelError::Run("the graph yields no 32-bit floats".to_owned()))
     }
 
     fn pool(&self, output: &Tensor<f32>, batch: &[&[u32]]) -> Result<Vec<Vec<f32>>, ModelError> {
@@ -208,32 +282,11 @@ impl Embedder for OnnxEmbedder {
     }
 
     fn embed(&self, texts: &[&str], role: Role) -> Result<Vec<Vec<f32>>, ModelError> {
-        let prefix = self.spec.prefix(role);
-        let ids = texts
-            .iter()
-            .map(|t| {
-                let ids = self.tokenizer.ids(prefix, t, self.max_tokens)?;
-                if ids.is_empty() {
-                    return Err(ModelError::Input(
-                        "an empty text has no tokens in this model".to_owned(),
-                    ));
-                }
-                Ok(ids)
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        let mut order: Vec<usize> = (0..ids.len()).collect();
-        order.sort_by_key(|&i| std::cmp::Reverse(ids[i].len()));
-        let mut out = vec![Vec::new(); texts.len()];
-        let mut rest = order.as_slice();
-        while let Some(&longest) = rest.first() {
-            let fit = (BATCH_TOKENS / ids[longest].len()).clamp(1, rest.len());
-            let (batch, later) = rest.split_at(fit);
-            rest = later;
-            let sequences: Vec<&[u32]> = batch.iter().map(|&i| ids[i].as_slice()).collect();
-            for (&i, vector) in batch.iter().zip(self.run(&sequences)?) {
-                out[i] = vector;
-            }
-        }
-        Ok(out)
+        self.batched(texts, role, |batch| self.run(batch))
+    }
+
+    fn token_vectors(&self, texts: &[&str], role: Role) -> Result<Vec<TokenVectors>, ModelError> {
+        let prefix = self.tokenizer.prefix(self.spec.prefix(role))?;
+        self.batched(texts, role, |batch| self.run_tokens(batch, &prefix))
     }
 }

@@ -158,6 +158,34 @@ impl TextTokenizer {
         }
         Ok(framed(self.encode(whole)?.get_ids()))
     }
+
+    /// The tokens of `prefix` alone, as [`words`](Self::words) wants them.
+    pub(crate) fn prefix(&self, prefix: &str) -> Result<Vec<u32>, ModelError> {
+        let ids = self.ids("", prefix, usize::MAX)?;
+        Ok(ids[self.before.len()..ids.len() - self.after.len()].to_vec())
+    }
+
+    /// Which of the `ids` of a text (from [`ids`](Self::ids)) say something of it: all but special tokens, those of its
+    /// `prefix`, and those without a letter or digit.
+    pub(crate) fn words(&self, ids: &[u32], prefix: &[u32]) -> Vec<usize> {
+        let start = self.before.len().min(ids.len());
+        let end = ids.len().saturating_sub(self.after.len()).max(start);
+        // The last token of a prefix may be another one where text follows.
+        let same = |(a, b): &(&u32, &u32)| a == b;
+        let start = start + ids[start..end].iter().zip(prefix).take_while(same).count();
+        (start..end).filter(|&at| self.is_word(ids[at])).collect()
+    }
+
+    fn is_word(&self, id: u32) -> bool {
+        match &self.fast {
+            Some(fast) => fast.is_word(id),
+            None => self
+                .library()
+                .ok()
+                .and_then(|library| library.id_to_token(id))
+                .is_some_and(|token| token.chars().any(char::is_alphanumeric)),
+        }
+    }
 }
 
 /// The library's tokenizer of a file.

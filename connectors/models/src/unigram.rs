@@ -30,6 +30,8 @@ pub(crate) struct Unigram {
     changed: HashMap<char, Box<str>>,
     /// Texts that are tokens of their own wherever they occur.
     special: Vec<String>,
+    /// By id: whether the piece has a letter or digit.
+    wordy: Vec<bool>,
     /// Number of different tokens.
     pub vocab: usize,
     /// Ids that the model wants before and after each text.
@@ -215,7 +217,12 @@ impl Unigram {
             .iter()
             .filter(|token| token.id as usize >= vocab.len())
             .count();
+        let wordy = vocab
+            .iter()
+            .map(|(piece, _)| piece.chars().any(char::is_alphanumeric))
+            .collect();
         Some(Self {
+            wordy,
             scores: vocab.iter().map(|(_, score)| *score).collect(),
             vocab: vocab.len() + added,
             pieces,
@@ -231,6 +238,11 @@ impl Unigram {
             before,
             after,
         })
+    }
+
+    /// Whether a token has a letter or digit; a special one that is no piece has none.
+    pub fn is_word(&self, id: u32) -> bool {
+        self.wordy.get(id as usize).copied().unwrap_or(false)
     }
 
     /// Calls `with` with the ids of the tokens of `text`. `None` when the text holds a special token.

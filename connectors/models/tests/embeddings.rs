@@ -14,6 +14,7 @@ use std::sync::{Arc, OnceLock};
 
 use va_models::{
     Embedder, Embedders, ModelLock, ModelStore, NoProgress, Role, default_model_dir, load_embedder,
+    max_sim,
 };
 
 const E5: &str = "multilingual-e5-small";
@@ -178,6 +179,66 @@ fn token_offsets_map_back_to_the_text() {
                     covered[i] || c.is_whitespace(),
                     "{name}: {c:?} of {text:?} is in no token: {offsets:?}"
                 );
+            }
+        }
+    }
+}
+
+/// Late interaction: a paraphrase is nearer than another subject in its own language, token by token.
+#[test]
+fn token_by_token_a_paraphrase_is_nearer_than_another_subject() {
+    let Some(model) = model(E5) else { return };
+    for (query, same, other) in [
+        (
+            "How long can I send a parcel back?",
+            "Parcels may be returned within thirty days.",
+            "Steam the fish for eight minutes over high heat.",
+        ),
+        (
+            "包裹多久之内可以退回？",
+            "收到快递后三十天内可以退货。",
+            "清蒸鲈鱼要用大火蒸八分钟。",
+        ),
+    ] {
+        let asked = &model.token_vectors(&[query], Role::Query).unwrap()[0];
+        let passages = model.token_vectors(&[same, other], Role::Passage).unwrap();
+        let scores: Vec<f64> = passages
+            .iter()
+            .map(|passage| max_sim(asked, &passage.pack()).unwrap())
+            .collect();
+        println!("{scores:?} {query}");
+        assert!(scores[0] > scores[1], "{query}: {scores:?}");
+    }
+}
+
+#[test]
+fn each_token_that_says_something_has_a_vector_of_length_one() {
+    for name in [E5, MINILM] {
+        let Some(model) = model(name) else { return };
+        let long = "冻结行或列，可以让表头始终可见。".repeat(20);
+        // Several pieces of work, of different lengths, so that their order is tested too.
+        let texts = [
+            "Freeze rows, or columns!",
+            long.as_str(),
+            "冻结 mixed 123",
+            "?!，。",
+            "",
+        ];
+        for role in [Role::Passage, Role::Query] {
+            let all = model.token_vectors(&texts, role).unwrap();
+            for (text, vectors) in texts.iter().zip(&all) {
+                let offsets = model.tokenizer().offsets(text);
+                // Neither the special tokens nor the prefix, which no offset of the text belongs to.
+                let telling = offsets
+                    .iter()
+                    .filter(|(start, end)| text[*start..*end].chars().any(char::is_alphanumeric));
+                assert_eq!(vectors.len(), telling.count(), "{name} {text:.20}");
+                assert_eq!(vectors.rows().count(), vectors.len());
+                for row in vectors.rows() {
+                    let norm = row.iter().map(|v| v * v).sum::<f32>();
+                    assert_eq!(row.len(), model.dims());
+                    assert!((norm - 1.0).abs() < 1e-4, "{name} {text:.20}: {norm}");
+                }
             }
         }
     }

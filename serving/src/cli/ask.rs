@@ -41,8 +41,39 @@ pub struct AskArgs {
     /// The model that writes.
     #[arg(long)]
     pub model: Option<String>,
+    #[command(flatten)]
+    pub search: SearchArgs,
     #[arg(long)]
     pub json: bool,
+}
+
+/// How passages are searched for; what is left out is as the server's settings say.
+#[derive(Args)]
+pub struct SearchArgs {
+    /// How passages are put in order: `none`, `late` (token by token), `llm`, `provider:MODEL`.
+    #[arg(long, value_name = "METHOD")]
+    pub rerank: Option<String>,
+    /// Who makes the queries: `rules` or `model`.
+    #[arg(long, value_name = "BY")]
+    pub rewrite: Option<String>,
+    /// Whether a model makes up a passage to search with.
+    #[arg(long, value_name = "BOOL")]
+    pub hyde: Option<bool>,
+}
+
+impl SearchArgs {
+    /// Adds to a request what was said.
+    pub fn add_to(&self, request: &mut Value) {
+        if let Some(rerank) = &self.rerank {
+            request["rerank"] = json!(rerank);
+        }
+        if let Some(rewrite) = &self.rewrite {
+            request["rewrite"] = json!(rewrite);
+        }
+        if let Some(hyde) = self.hyde {
+            request["hyde"] = json!(hyde);
+        }
+    }
 }
 
 /// Ask in a conversation: a follow-up is understood from what was asked before.
@@ -72,6 +103,7 @@ pub async fn ask(client: &Client, args: &AskArgs) -> Outcome<()> {
     if let Some(model) = &args.model {
         request["model"] = json!(model);
     }
+    args.search.add_to(&mut request);
     if args.fresh {
         request["min_freshness"] = json!("now");
     }
@@ -250,10 +282,25 @@ impl Told {
         }
         for source in trace["sources"].as_array().into_iter().flatten() {
             let name = printable(said(&source["document"]["name"]));
+            let from = match source["reranked"]["from"].as_u64() {
+                Some(from) => format!(", was {from}"),
+                None => String::new(),
+            };
             println!(
-                "source [{}] {:.4}  {name}",
+                "source [{}{from}] {:.4}  {name}",
                 source["n"],
                 number(&source["score"])
+            );
+        }
+        if let Some(method) = trace["rerank"]["method"].as_str() {
+            let rerank = &trace["rerank"];
+            println!(
+                "re-ranked by {}: {} of {} judged in {:.1} ms  {}",
+                printable(method),
+                rerank["judged"],
+                rerank["candidates"],
+                number(&rerank["took_ms"]),
+                printable(said(&rerank["note"]))
             );
         }
         for sentence in self.done["sentences"].as_array().into_iter().flatten() {

@@ -13,6 +13,7 @@ use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::ask::SearchArgs;
 use super::client::{Client, Failure, Outcome};
 use super::search::only_collection;
 use super::table::print;
@@ -20,8 +21,10 @@ use crate::rag::{Lang, bare};
 
 /// Ask the questions of a file and measure the answers: found, cited rightly, retrieved, refused, how fast.
 #[derive(Args)]
-#[command(after_help = "Example: va eval questions.jsonl --collection help
-A line of the file: {\"question\": \"如何冻结行？\", \"expected_documents\": [\"line_fix.html\"], \"expected_text\": \"窗口 - 冻结\"}")]
+#[command(
+    after_help = "Example: va eval questions.jsonl --collection help --rerank none
+A line of the file: {\"question\": \"如何冻结行？\", \"expected_documents\": [\"line_fix.html\"], \"expected_text\": \"窗口 - 冻结\"}"
+)]
 pub struct EvalArgs {
     /// JSON lines.
     pub file: PathBuf,
@@ -31,6 +34,8 @@ pub struct EvalArgs {
     /// Passages that an answer may be made from, 1 to 20; 6 when left out.
     #[arg(short)]
     pub k: Option<u32>,
+    #[command(flatten)]
+    pub search: SearchArgs,
     /// The measures and every question with its answer.
     #[arg(long)]
     pub json: bool,
@@ -102,6 +107,7 @@ pub async fn eval(client: &Client, args: &EvalArgs) -> Outcome<()> {
         if let Some(k) = args.k {
             request["k"] = json!(k);
         }
+        args.search.add_to(&mut request);
         let started = Instant::now();
         let reply = client
             .post("/api/v1/rag/query", &request)
@@ -128,6 +134,7 @@ pub async fn eval(client: &Client, args: &EvalArgs) -> Outcome<()> {
                 "quotes": quotes.map(|c| json!([c["document"]["name"], c["quote"]])).collect::<Vec<_>>(),
                 "grade": reply["trace"]["grade"],
                 "rounds": reply["trace"]["rounds"],
+                "rerank": reply["trace"]["rerank"],
                 "degraded": reply["degraded"],
             }));
         }

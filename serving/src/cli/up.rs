@@ -138,6 +138,7 @@ impl Search for PlatformSearch {
             filter: va_catalog::Filter::default(),
             explain: false,
             keywords: None,
+            passage: false,
         };
         let reply = search(&self.0, tenant, &request)
             .await

@@ -8,7 +8,6 @@ use axum::http::StatusCode;
 use futures::StreamExt;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use va_catalog::TenantScope;
 use va_catalog::store::{CatalogError, FinishedAnswer, Owner, StoredMessage};
 use va_llm::{Caller, ChatRequest, FinishReason, Message, Role, Usage};
 
@@ -40,6 +39,7 @@ pub enum Work {
     },
     /// From documents.
     Rag {
+        caller: Box<Caller>,
         ask: Box<Ask>,
         writer: Box<dyn Writer>,
     },
@@ -167,12 +167,7 @@ type Working = Pin<Box<dyn Future<Output = Result<Option<String>, Problem>> + Se
 impl Answer {
     async fn run(mut self, work: Work) {
         let (events_tx, mut events) = mpsc::channel(EVENTS);
-        let mut working = working(
-            self.platform.clone(),
-            self.owner.tenant.clone(),
-            work,
-            events_tx,
-        );
+        let mut working = working(self.platform.clone(), work, events_tx);
         let (stopping, stop) = (self.platform.stopping().clone(), self.live.stop.clone());
         let deadline = tokio::time::sleep(ANSWER_TIME_MAX);
         tokio::pin!(deadline);
@@ -308,17 +303,16 @@ impl Answer {
 }
 
 /// The work as a future that owns all it needs. What it gives is why the answer is not whole, if it is not.
-fn working(
-    platform: Arc<Platform>,
-    tenant: TenantScope,
-    work: Work,
-    events: mpsc::Sender<Event>,
-) -> Working {
+fn working(platform: Arc<Platform>, work: Work, events: mpsc::Sender<Event>) -> Working {
     match work {
-        Work::Rag { ask, writer } => Box::pin(async move {
+        Work::Rag {
+            caller,
+            ask,
+            writer,
+        } => Box::pin(async move {
             // Dropped with this future's end, so that the receiver ends when it is empty.
             let events = events;
-            run(&platform, &tenant, &ask, &*writer, &events)
+            run(&platform, &caller, &ask, &*writer, &events)
                 .await
                 .map_err(Problem::from)?;
             Ok::<_, Problem>(None)

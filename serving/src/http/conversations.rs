@@ -537,11 +537,15 @@ async fn from_documents(
         explain: false,
         mode: RagMode::Auto,
         model: how.model.clone(),
+        rerank: None,
+        rewrite: None,
+        hyde: None,
     };
     let ask = request.check().map_err(Problem::invalid)?;
     check(&app.platform, &principal.tenant, &ask).await?;
     let writer = writer(app, principal, id, &ask)?;
     Ok(Work::Rag {
+        caller: Box::new(app.platform.gateway.caller(principal, &id.0)),
         ask: Box::new(ask),
         writer,
     })

@@ -16,8 +16,8 @@ use axum::{Extension, Json};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
-use va_catalog::TenantScope;
 use va_catalog::store::Principal;
+use va_llm::Caller;
 
 use super::documents::drain;
 use super::{App, Problem, RequestId};
@@ -52,12 +52,13 @@ pub async fn query(
     let ask = request.check().map_err(Problem::invalid)?;
     check(&app.platform, &principal.tenant, &ask).await?;
     let writer = writer(&app, &principal, &id, &ask)?;
+    let caller = app.platform.gateway.caller(&principal, &id.0);
     if streamed {
-        let events = events(app.platform, principal.tenant, ask, writer);
+        let events = events(app.platform, caller, ask, writer);
         let beat = KeepAlive::new().interval(HEARTBEAT).text("heartbeat");
         return Ok(Sse::new(events).keep_alive(beat).into_response());
     }
-    Ok(Json(whole(&app, &principal.tenant, &ask, &*writer).await?).into_response())
+    Ok(Json(whole(&app, &caller, &ask, &*writer).await?).into_response())
 }
 
 /// Who writes the answer: what was asked for, or else a model where there is one.
@@ -125,7 +126,7 @@ async fn read(request: Request) -> Result<RagRequest, Problem> {
 /// The whole reply in one object.
 async fn whole(
     app: &App,
-    tenant: &TenantScope,
+    caller: &Caller,
     ask: &Ask,
     writer: &dyn Writer,
 ) -> Result<Value, Problem> {
@@ -133,7 +134,7 @@ async fn whole(
     let work = async {
         // Dropped at the end, so that the collecting ends too.
         let events_tx = events_tx;
-        run(&app.platform, tenant, ask, writer, &events_tx).await
+        run(&app.platform, caller, ask, writer, &events_tx).await
     };
     let collect = async {
         let mut reply = json!({"answer": "", "citations": []});
@@ -165,7 +166,7 @@ async fn whole(
 /// The events as they come, then `[DONE]`. Polling the stream is what does the work.
 fn events(
     platform: Arc<Platform>,
-    tenant: TenantScope,
+    caller: Caller,
     ask: Ask,
     writer: Box<dyn Writer>,
 ) -> impl Stream<Item = Result<sse::Event, Infallible>> + Send {
@@ -175,7 +176,7 @@ fn events(
         // Dropped with this future's end, so that the receiver ends when it is empty.
         let events_tx = events_tx;
         tokio::select! {
-            done = run(&platform, &tenant, &ask, &*writer, &events_tx) => done.map_err(Problem::from),
+            done = run(&platform, &caller, &ask, &*writer, &events_tx) => done.map_err(Problem::from),
             () = stopping.cancelled() => Err(Problem::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "stopping",

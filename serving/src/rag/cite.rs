@@ -8,7 +8,9 @@
 //!
 //! A pure state machine: no clock, no store, no model.
 
-use std::collections::BTreeSet;
+mod locate;
+mod marker;
+
 use std::ops::Range;
 
 use serde::Serialize;
@@ -16,16 +18,9 @@ use va_catalog::{ChunkId, DocumentRef};
 use va_chunk::sentences;
 
 use super::retrieve::Source;
-use super::text::{bare, compared, trimmed};
-
-/// Share of a sentence's words that its source must have.
-const SUPPORT: f64 = 0.6;
-
-/// Longest marker, in bytes: `[来源 12, 13, 14]` and the like.
-const MARKER_BYTES_MAX: usize = 40;
-
-/// What writers put before or into a marker.
-const LABELS: &[&str] = &["来源", "Source ", "Source", "source ", "source"];
+use super::text::trimmed;
+use locate::locate;
+use marker::{LABELS, MARKER_BYTES_MAX, label_begun, numbers};
 
 /// A sentence of the answer and the place that it comes from.
 #[derive(Debug, Clone, Serialize)]
@@ -349,106 +344,6 @@ fn cited(source: &Source, range: Range<usize>, answer: (usize, usize)) -> Citati
         bytes: (range.start, range.end),
         answer,
     }
-}
-
-/// How many bytes at the end of a text may be the beginning of a label.
-fn label_begun(text: &str) -> usize {
-    LABELS
-        .iter()
-        .flat_map(|label| {
-            label
-                .char_indices()
-                .skip(1)
-                .map(move |(i, _)| &label[..i])
-                .chain([*label])
-        })
-        .filter(|begun| text.ends_with(begun))
-        .map(str::len)
-        .max()
-        .unwrap_or(0)
-}
-
-/// The numbers inside a marker; `None` when it is no marker.
-fn numbers(inside: &str) -> Option<Vec<u32>> {
-    let inside = inside.trim();
-    let inside = LABELS
-        .iter()
-        .find_map(|label| inside.strip_prefix(label))
-        .unwrap_or(inside);
-    let numbers: Option<Vec<u32>> = inside
-        .split([',', '，', '、', ';', ' '])
-        .map(str::trim)
-        .filter(|part| !part.is_empty())
-        .map(|part| {
-            if part.len() <= 3 {
-                part.parse().ok()
-            } else {
-                None
-            }
-        })
-        .collect();
-    numbers.filter(|numbers| !numbers.is_empty())
-}
-
-/// Where a source says what a sentence says.
-fn locate(sentence: &str, text: &str) -> Option<Range<usize>> {
-    if let Some(range) = verbatim(sentence, text) {
-        return Some(range);
-    }
-    let claimed = compared(sentence);
-    if claimed.is_empty() {
-        return None;
-    }
-    let is_number = |term: &&String| term.starts_with(|c: char| c.is_ascii_digit());
-    let numbers: BTreeSet<&String> = claimed.iter().filter(is_number).collect();
-    let sentences: Vec<(Range<usize>, BTreeSet<String>)> = sentences(text)
-        .map(|range| trimmed(text, range))
-        .filter(|range| !range.is_empty())
-        .map(|range| (range.clone(), compared(&text[range])))
-        .collect();
-    let mut best: Option<(usize, Range<usize>)> = None;
-    for window in 1..=2 {
-        for run in sentences.windows(window) {
-            let has = |term: &String| run.iter().any(|(_, terms)| terms.contains(term));
-            let shared = claimed.iter().filter(|term| has(term)).count();
-            let (Some(first), Some(last)) = (run.first(), run.last()) else {
-                continue;
-            };
-            let better = best.as_ref().is_none_or(|(most, _)| shared > *most);
-            if better && numbers.iter().all(|number| has(number)) {
-                best = Some((shared, first.0.start..last.0.end));
-            }
-        }
-    }
-    best.filter(|(shared, _)| *shared as f64 >= SUPPORT * claimed.len() as f64)
-        .map(|(_, range)| range)
-}
-
-/// Where a sentence stands in a text, whatever its spacing, punctuation and case.
-fn verbatim(sentence: &str, text: &str) -> Option<Range<usize>> {
-    const LETTERS_MIN: usize = 4;
-    let wanted = bare(sentence);
-    if wanted.chars().count() < LETTERS_MIN {
-        return None;
-    }
-    let mut plain = String::with_capacity(text.len());
-    // For each byte of `plain` the character of the text that it comes from.
-    let mut origin: Vec<Range<usize>> = Vec::with_capacity(text.len());
-    for (at, c) in text.char_indices().filter(|(_, c)| c.is_alphanumeric()) {
-        for lower in c.to_lowercase() {
-            plain.push(lower);
-            origin.resize(plain.len(), at..at + c.len_utf8());
-        }
-    }
-    let start = plain.find(&wanted)?;
-    let first = origin.get(start)?.start;
-    let last = origin.get(start + wanted.len() - 1)?.end;
-    // The sentence's own full stop belongs to the quote.
-    let stop = text[last..]
-        .chars()
-        .next()
-        .filter(|c| ".。!！?？；;".contains(*c));
-    Some(first..last + stop.map_or(0, char::len_utf8))
 }
 
 #[cfg(test)]

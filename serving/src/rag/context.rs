@@ -81,15 +81,7 @@ pub fn build(
         .map(|turn| count(&turn.content))
         .sum::<usize>();
 
-    let fence = "~".repeat(
-        sources
-            .iter()
-            .map(|s| longest_fence(&s.chunk.text))
-            .max()
-            .unwrap_or(0)
-            .max(2)
-            + 1,
-    );
+    let fence = fence(sources);
     let mut kept: Vec<Source> = Vec::new();
     let mut parts: Vec<String> = Vec::new();
     for source in sources {
@@ -137,8 +129,19 @@ fn last_turns(history: &[Turn], tokens_max: usize, count: &dyn Fn(&str) -> usize
     kept
 }
 
+/// A fence that is longer than any in the texts, so that none can end it.
+pub(super) fn fence(sources: &[Source]) -> String {
+    fence_around(sources.iter().map(|source| source.chunk.text.as_str()))
+}
+
+/// The same for texts that are no sources.
+pub(super) fn fence_around<'a>(texts: impl Iterator<Item = &'a str>) -> String {
+    let longest = texts.map(longest_fence).max().unwrap_or(0);
+    "~".repeat(longest.max(2) + 1)
+}
+
 /// `来源[n]：name › title, page`, then the text between fences.
-fn fenced(source: &Source, lang: Lang, fence: &str) -> String {
+pub(super) fn fenced(source: &Source, lang: Lang, fence: &str) -> String {
     let document = &source.document;
     let mut place = vec![
         document

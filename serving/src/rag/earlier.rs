@@ -1,4 +1,4 @@
-//! What was found for earlier questions: the last resort when neither index can be searched.
+//! What was found for earlier questions and searches: the last resort when neither index can be searched.
 //!
 //! In memory, of this process, bounded in number and size. What comes from here may have been changed or deleted since; the
 //! answer says so. The key holds everything that decides what somebody may see: today the tenant and the filter.
@@ -12,6 +12,7 @@ use super::request::Ask;
 use super::retrieve::Source;
 use super::text::bare;
 use crate::freshness::AsOf;
+use crate::retrieval::{Hit, SearchRequest};
 
 /// Questions that are remembered.
 const QUESTIONS_MAX: usize = 256;
@@ -27,8 +28,37 @@ pub struct Remembered {
     pub at_ms: i64,
 }
 
-#[derive(Default)]
-pub struct Earlier(Mutex<VecDeque<(Key, usize, Remembered)>>);
+impl Remembered {
+    /// Bytes of its text.
+    pub fn bytes(&self) -> usize {
+        self.sources.iter().map(|s| s.chunk.text.len()).sum()
+    }
+}
+
+/// What was found by a search.
+#[derive(Debug, Clone)]
+pub struct RememberedHits {
+    pub hits: Vec<Hit>,
+    pub as_of: AsOf,
+    /// UTC milliseconds.
+    pub at_ms: i64,
+}
+
+impl RememberedHits {
+    /// Bytes of its text.
+    pub fn bytes(&self) -> usize {
+        self.hits.iter().map(|h| h.chunk.text.len()).sum()
+    }
+}
+
+/// The last ones of a kind.
+pub struct Earlier<T>(Mutex<VecDeque<(Key, usize, T)>>);
+
+impl<T> Default for Earlier<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
 
 /// What makes two questions the same one.
 #[derive(PartialEq, Eq, Clone)]
@@ -45,12 +75,23 @@ impl Key {
             bare(standalone)
         ))
     }
+
+    /// The same of a search.
+    pub fn of_search(tenant: &TenantScope, request: &SearchRequest) -> Self {
+        let filter: Vec<Vec<String>> = request.filter.groups().collect();
+        Self(format!(
+            "{tenant}\n{}\n{:?}\n{:?}\n{filter:?}\n{}",
+            request.collection,
+            request.k,
+            request.mode,
+            bare(&request.query)
+        ))
+    }
 }
 
-impl Earlier {
-    /// Remembers what was found; the oldest go.
-    pub fn remember(&self, key: Key, found: Remembered) {
-        let bytes = found.sources.iter().map(|s| s.chunk.text.len()).sum();
+impl<T: Clone> Earlier<T> {
+    /// Remembers what was found, which has `bytes` of text; the oldest go.
+    pub fn remember(&self, key: Key, bytes: usize, found: T) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|(known, ..)| *known != key);
         all.push_back((key, bytes, found));
@@ -64,7 +105,7 @@ impl Earlier {
     }
 
     /// What was found for the same question, if it is remembered.
-    pub fn recall(&self, key: &Key) -> Option<Remembered> {
+    pub fn recall(&self, key: &Key) -> Option<T> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let found = all.iter().find(|(known, ..)| known == key)?;
         Some(found.2.clone())
@@ -94,20 +135,48 @@ mod tests {
     #[test]
     fn remembers_within_bounds_and_for_one_tenant() {
         let earlier = Earlier::default();
-        let found = |text: &str| Remembered {
-            sources: vec![source("a", 1, text)],
-            as_of: None,
-            at_ms: 1,
+        let remember = |key: Key, text: &str| {
+            let found = Remembered {
+                sources: vec![source("a", 1, text)],
+                as_of: None,
+                at_ms: 1,
+            };
+            earlier.remember(key, found.bytes(), found);
         };
-        earlier.remember(key("t", "How?"), found("x"));
+        remember(key("t", "How?"), "x");
         assert!(earlier.recall(&key("t", "how")).is_some());
         assert!(earlier.recall(&key("u", "how")).is_none());
         for i in 0..QUESTIONS_MAX {
-            earlier.remember(key("t", &format!("q{i}")), found("x"));
+            remember(key("t", &format!("q{i}")), "x");
         }
         assert!(earlier.recall(&key("t", "how")).is_none());
-        earlier.remember(key("t", "large"), found(&"x".repeat(BYTES_MAX)));
+        remember(key("t", "large"), &"x".repeat(BYTES_MAX));
         assert!(earlier.recall(&key("t", "q5")).is_none());
         assert!(earlier.recall(&key("t", "large")).is_some());
+    }
+
+    #[test]
+    fn searches_differ_by_all_that_decides_what_they_find() {
+        let key = |tenant: &str, more: serde_json::Value| {
+            let mut request = json!({"query": "How?", "collection": "c"});
+            if let (Some(request), Some(more)) = (request.as_object_mut(), more.as_object()) {
+                request.extend(more.clone());
+            }
+            let request: SearchRequest = serde_json::from_value(request).expect("a request");
+            let tenant = TenantId::new(tenant).expect("a name");
+            Key::of_search(&TenantScope::internal(tenant, Internal::Test), &request).0
+        };
+        let plain = key("t", json!({}));
+        assert_eq!(plain, key("t", json!({"query": " how ", "explain": true})));
+        for (tenant, more) in [
+            ("u", json!({})),
+            ("t", json!({"collection": "d"})),
+            ("t", json!({"k": 5})),
+            ("t", json!({"mode": "vector"})),
+            ("t", json!({"filter": {"lang": "zh"}})),
+            ("t", json!({"query": "why"})),
+        ] {
+            assert_ne!(plain, key(tenant, more.clone()), "{tenant} {more}");
+        }
     }
 }

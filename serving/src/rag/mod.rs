@@ -1,15 +1,16 @@
 //! Answers from documents, each sentence with a citation that can be opened.
 //!
 //! ```text
-//! question, history ─ rewrite ─► queries ─ retrieve ─► sources ─ context ─► what fits the budget
-//!                                  ▲                                          │
-//!                                  └── once more, other queries ── no ── grade: is the answer in there?
-//!                                                                             │ yes
-//!                                     events ◄─ cite: every claim checked ◄─ Writer
+//! question, history ─ rewrite ─► queries ─ retrieve ─► sources ─ rerank ─► the best k ─ context ─► what fits the budget
+//!                                  ▲                                                               │
+//!                                  └────────── once more, other queries ── no ── grade: is the answer in there?
+//!                                                                                                  │ yes
+//!                                                          events ◄─ cite: every claim checked ◄─ Writer
 //! ```
 //!
-//! - `rewrite` (with `synonyms`) makes the queries, `retrieve` fuses what they find, `earlier` is for when nothing can be
-//!   searched; `freshness` (next to this folder) makes readers see their own writes
+//! - `rewrite` (with `synonyms`) makes the queries, `retrieve` fuses what they find, `rerank` puts it in order, `earlier` is
+//!   for when nothing can be searched; `freshness` (next to this folder) makes readers see their own writes
+//! - `helper` is the model that `rewrite` and `rerank` may ask; what fails there costs the improvement, not the answer
 //! - `context` numbers and fences the sources, `grade` scores their sentences against the question
 //! - `answer` is the seam for writers: `extract` quotes, `generate` lets a model write; `cite` checks what they write
 //! - `flow` runs all of it for one question and emits [`Event`]s; the HTTP layer makes JSON or SSE of them
@@ -25,7 +26,9 @@ mod extract;
 mod flow;
 mod generate;
 mod grade;
+mod helper;
 mod request;
+mod rerank;
 mod retrieve;
 mod rewrite;
 mod synonyms;
@@ -33,9 +36,11 @@ mod text;
 
 use std::path::Path;
 
+pub(crate) use alerts::of_search;
 pub use answer::{Draft, Gone, Task, WriteError, Writer, Written};
 pub use cite::{Checker, Citation, Finding, Unsupported};
 pub use context::Context;
+pub(crate) use earlier::{Key, RememberedHits};
 pub use extract::Extractive;
 pub use flow::{Event, RagError, check, run};
 pub use generate::Generated;
@@ -46,9 +51,12 @@ pub use text::{Lang, bare};
 /// What answering keeps between questions, of one process.
 pub struct Answers {
     pub(crate) synonyms: synonyms::Synonyms,
-    pub(crate) earlier: earlier::Earlier,
+    pub(crate) earlier: earlier::Earlier<earlier::Remembered>,
+    /// The same of searches without an answer.
+    pub(crate) searches: earlier::Earlier<earlier::RememberedHits>,
     pub(crate) alerts: alerts::Alerts,
     pub(crate) sentences: grade::SentenceVectors,
+    pub(crate) tokens: rerank::TokenCache,
 }
 
 impl Answers {
@@ -60,8 +68,10 @@ impl Answers {
         Ok(Self {
             synonyms: synonyms::Synonyms::open(&data.join("synonyms.txt"))?,
             earlier: earlier::Earlier::default(),
+            searches: earlier::Earlier::default(),
             alerts: alerts::Alerts::default(),
             sentences: grade::SentenceVectors::default(),
+            tokens: rerank::TokenCache::default(),
         })
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use va_catalog::settings::rag::{Rerank, RewriteMethod};
 use va_catalog::{CollectionName, Filter};
 
 use crate::freshness::Wanted;
@@ -85,6 +86,13 @@ pub struct RagRequest {
     pub mode: Mode,
     /// The model that writes; the gateway's default when left out.
     pub model: Option<String>,
+    /// `none`, `late`, `llm` or `provider:MODEL`: how the sources are put in order; the setting `rag.rerank.method` when
+    /// left out, as the next two are `rag.rewrite` and `rag.hyde`.
+    pub rerank: Option<Rerank>,
+    /// `rules` or `model`: who makes the queries.
+    pub rewrite: Option<RewriteMethod>,
+    /// Whether a model makes up a passage to search with.
+    pub hyde: Option<bool>,
 }
 
 /// A request that makes sense.
@@ -102,6 +110,9 @@ pub struct Ask {
     pub explain: bool,
     pub mode: Mode,
     pub model: Option<String>,
+    pub rerank: Option<Rerank>,
+    pub rewrite: Option<RewriteMethod>,
+    pub hyde: Option<bool>,
 }
 
 impl RagRequest {
@@ -169,6 +180,9 @@ impl RagRequest {
             explain: self.explain,
             mode: self.mode,
             model: self.model,
+            rerank: self.rerank,
+            rewrite: self.rewrite,
+            hyde: self.hyde,
         })
     }
 }
@@ -221,6 +235,14 @@ mod tests {
             (
                 json!({"question": "a", "collection": "c", "tenant": "other"}),
                 "unknown field `tenant`",
+            ),
+            (
+                json!({"question": "a", "collection": "c", "rerank": "best"}),
+                "`best` is no way to re-rank: use `none`, `late`, `llm`, or `provider:`",
+            ),
+            (
+                json!({"question": "a", "collection": "c", "rewrite": "poem"}),
+                "`rules` or `model`",
             ),
             (json!({"question": "a", "collection": "a/b"}), "collection"),
             (json!({"collection": "c"}), "question"),

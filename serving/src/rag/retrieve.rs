@@ -1,6 +1,6 @@
 //! Several queries at once, fused into one ranked list of sources.
 //!
-//! Each query is a whole hybrid search, with its own degradation; ranks are fused by reciprocal rank with the weight of the
+//! Each query is a whole hybrid search (a made-up passage one by vectors), with its own degradation; ranks are fused by reciprocal rank with the weight of the
 //! query. A chunk counts once, and so does a text that several documents share. [`fuse`] is a pure function.
 
 use std::collections::{HashMap, HashSet};
@@ -30,6 +30,18 @@ pub struct Source {
     pub chunk: Passage,
     /// Which queries found it, and where each of them ranked it.
     pub found: Vec<Found>,
+    /// Where it came from, when the sources were put in another order than the searches gave them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reranked: Option<Place>,
+}
+
+/// A source's place before it was re-ranked.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Place {
+    /// From 1.
+    pub from: u32,
+    /// What the method gave it; `None` where it gives none, or did not judge it.
+    pub score: Option<f64>,
 }
 
 /// The chunk of a source.
@@ -95,10 +107,16 @@ impl Retrieved {
                 query: query.text.clone(),
                 collection: ask.collection.clone(),
                 k: Some(HITS.max(ask.k as u32).min(platform.settings.search.k_max)),
-                mode: Mode::Hybrid,
+                // A passage that a model made up has words that nobody asked for.
+                mode: if query.passage {
+                    Mode::Vector
+                } else {
+                    Mode::Hybrid
+                },
                 filter: ask.filter.clone(),
                 explain: false,
                 keywords: Some(query.keywords.clone()),
+                passage: query.passage,
             };
             let reply = search(platform, tenant, &request).await;
             (reply, started.elapsed().as_secs_f64() * 1_000.0)
@@ -165,6 +183,7 @@ fn fuse(lists: &[(f64, Vec<Hit>)], rrf_k: u32, k: usize) -> Vec<Source> {
                     end: hit.chunk.end,
                 },
                 found: Vec::new(),
+                reranked: None,
             });
             source.score += weight / f64::from(rrf_k + hit.rank);
             source.found.push(Found {
@@ -248,6 +267,7 @@ pub(crate) mod tests {
                 end: text.chars().count() as u64,
             },
             found: Vec::new(),
+            reranked: None,
         }
     }
 

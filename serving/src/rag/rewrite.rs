@@ -1,4 +1,4 @@
-//! From a question and the conversation before it to a few queries, without a model.
+//! From a question and the conversation before it to a few queries, without a model; `model` lets one make them.
 //!
 //! - A follow-up (`那怎么取消？`, `how do I undo it?`) is about what the question before it was about: its words are added.
 //!   That is guessed from pronouns, opening words and brevity, so the question as it was asked is searched too.
@@ -8,6 +8,8 @@
 //!   keywords alone.
 //!
 //! A pure function; at most [`QUERIES_MAX`] queries a round.
+
+pub mod model;
 
 use serde::Serialize;
 use va_fulltext::analysis::Term;
@@ -42,6 +44,12 @@ pub enum Why {
     Synonyms,
     OtherLanguage,
     Keywords,
+    /// The question as a model would ask it without the conversation.
+    Rewritten,
+    /// The question in a model's other words.
+    Variant,
+    /// A passage that a model made up, which might answer.
+    Hyde,
 }
 
 /// One search.
@@ -53,6 +61,21 @@ pub struct Query {
     pub keywords: String,
     pub why: Why,
     pub weight: f64,
+    /// Whether the text is like what is looked for, and not a question.
+    pub passage: bool,
+}
+
+impl Query {
+    /// A question, or words of one.
+    fn question(text: &str, why: Why, weight: f64) -> Self {
+        Self {
+            text: text.to_owned(),
+            keywords: without_question_words(text),
+            why,
+            weight,
+            passage: false,
+        }
+    }
 }
 
 /// A question made ready.
@@ -102,12 +125,7 @@ pub fn rewrite(question: &str, history: &[Turn], synonyms: &Synonyms) -> Rewritt
         Some(standalone(question, before.as_deref()).unwrap_or_else(|| (*question).to_owned()))
     });
     let lang = Lang::of(question);
-    let query = |text: &str, why, weight| Query {
-        text: text.to_owned(),
-        keywords: without_question_words(text),
-        why,
-        weight,
-    };
+    let query = Query::question;
     let followed = standalone(question, before.as_deref());
     let mut first = Vec::new();
     let standalone = match followed {
@@ -190,6 +208,7 @@ fn with_synonyms(question: &str, lang: Lang, matches: &[Match<'_>]) -> Option<Qu
         keywords: format!("{} {added}", without_question_words(question)),
         why: Why::Synonyms,
         weight: VARIANT,
+        passage: false,
     })
 }
 
@@ -237,6 +256,7 @@ fn in_other_language(
             text,
             why: Why::OtherLanguage,
             weight: FIRST,
+            passage: false,
         }
     })
 }

@@ -177,6 +177,23 @@ impl Bert {
         pooling: Pooling,
     ) -> Result<Vec<Vec<f32>>, ModelError> {
         let hidden = self.shape.hidden;
+        let encoded = self.encode(sequences)?;
+        let mut rows = encoded.as_slice();
+        let mut out = Vec::with_capacity(sequences.len());
+        for sequence in sequences {
+            let (tokens, rest) = rows.split_at(sequence.len() * hidden);
+            rows = rest;
+            out.push(pooling.pool(tokens, hidden));
+        }
+        Ok(out)
+    }
+
+    /// The vector of each token, `hidden` wide and not normalised, of one sequence after the other.
+    ///
+    /// # Errors
+    /// As for [`forward`](Self::forward).
+    pub fn encode(&self, sequences: &[&[u32]]) -> Result<Vec<f32>, ModelError> {
+        let hidden = self.shape.hidden;
         let lengths: Vec<usize> = sequences.iter().map(|s| s.len()).collect();
         let mut x = self.look_up(sequences)?;
         let tokens = x.len() / hidden;
@@ -241,14 +258,7 @@ impl Bert {
             }
         }
 
-        let mut rows = x.as_slice();
-        let mut out = Vec::with_capacity(sequences.len());
-        for &length in &lengths {
-            let (sequence, rest) = rows.split_at(length * hidden);
-            rows = rest;
-            out.push(pooling.pool(sequence, hidden));
-        }
-        Ok(out)
+        Ok(x)
     }
 
     /// The embedding layer: word + position + type, normalised.

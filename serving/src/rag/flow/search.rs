@@ -1,0 +1,236 @@
+//! The searching half of a question: searches, the order of what they find, the context that fits, its grade, and once more
+//! when no sentence answers.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::super::alerts::Part;
+use super::super::context::{Context, Counter, build};
+use super::super::earlier::{Key, Remembered};
+use super::super::grade::{Grade, grade};
+use super::super::helper::Helper;
+use super::super::request::Ask;
+use super::super::rerank::{RerankTrace, rerank, wanted};
+use super::super::retrieve::{QueryTrace, Retrieved, Source};
+use super::super::rewrite::Rewritten;
+use super::super::text::Lang;
+use super::{RagError, ms, scope};
+use crate::freshness::AsOf;
+use crate::platform::{Platform, now_ms};
+use crate::retrieval::{Degraded, SearchError};
+
+/// What searching brought.
+pub struct Looked {
+    pub sources: Vec<Source>,
+    pub context: Context,
+    pub grade: Grade,
+    pub rerank: Option<RerankTrace>,
+    pub queries: Vec<QueryTrace>,
+    pub as_of: Option<AsOf>,
+    pub rounds: u32,
+    pub grade_ms: f64,
+    pub rerank_ms: f64,
+    /// Of the model that put the sources in order.
+    pub tokens: u64,
+}
+
+/// A question to search for.
+pub struct Search<'a> {
+    pub platform: &'a Arc<Platform>,
+    pub helper: &'a Helper<'a>,
+    pub ask: &'a Ask,
+    pub made: &'a Rewritten,
+    /// The collection's own.
+    pub model: Option<&'a str>,
+}
+
+/// Sources in order, what fits of them into the context, and whether they hold an answer.
+struct Judged {
+    sources: Vec<Source>,
+    rerank: Option<RerankTrace>,
+    context: Context,
+    grade: Grade,
+    degraded: Vec<Degraded>,
+}
+
+/// What the work on sources took, all rounds together.
+#[derive(Default)]
+struct Spent {
+    grade_ms: f64,
+    rerank_ms: f64,
+    tokens: u64,
+}
+
+impl Search<'_> {
+    /// Searches, and once more with other queries when no sentence answers. When nothing can be searched, takes what was
+    /// found for the same question, named by `key`, before. What is missing is added to `degraded`.
+    ///
+    /// # Errors
+    /// When nothing could be searched and nothing is remembered, or the request makes no sense.
+    pub async fn run(&self, key: Key, degraded: &mut Vec<Degraded>) -> Result<Looked, RagError> {
+        let (platform, ask, made) = (self.platform, self.ask, self.made);
+        let tenant = &self.helper.caller().tenant;
+        let mut spent = Spent::default();
+        let mut retrieved = Retrieved::default();
+        if let Err(error) = retrieved.add(platform, tenant, ask, &made.first, 1).await {
+            let SearchError::Unavailable(reason) = error else {
+                return Err(error.into());
+            };
+            return self.remembered(&key, reason, degraded).await;
+        }
+        let mut rounds = 1;
+        let mut judged = self.judge(&retrieved, &mut spent).await?;
+        if !judged.grade.answerable() && !made.again.is_empty() {
+            rounds = 2;
+            // What the first round found stays; failing here is no reason to have no answer.
+            if let Err(error) = retrieved.add(platform, tenant, ask, &made.again, 2).await {
+                tracing::warn!(%error, "the second round of searches failed");
+            }
+            let again = self.judge(&retrieved, &mut spent).await?;
+            if again.grade.answerable() {
+                judged = again;
+            }
+        }
+        degraded.append(&mut retrieved.degraded);
+        degraded.append(&mut judged.degraded);
+        // Only what is whole is worth remembering; without the help of a model it is whole too.
+        if degraded.iter().all(|d| is_improvement(d.retriever)) {
+            let found = Remembered {
+                sources: judged.sources.clone(),
+                as_of: retrieved.as_of.clone(),
+                at_ms: now_ms(),
+            };
+            let earlier = &platform.answers.earlier;
+            earlier.remember(key, found.bytes(), found);
+        }
+        let (queries, as_of) = (retrieved.queries, retrieved.as_of);
+        Ok(looked(judged, queries, as_of, rounds, spent))
+    }
+
+    /// The last resort: what was found for the same question before.
+    async fn remembered(
+        &self,
+        key: &Key,
+        reason: String,
+        degraded: &mut Vec<Degraded>,
+    ) -> Result<Looked, RagError> {
+        let (platform, ask) = (self.platform, self.ask);
+        let Some(before) = platform.answers.earlier.recall(key) else {
+            let failed = [Degraded {
+                retriever: "all",
+                reason: reason.clone(),
+            }];
+            let collection = scope(&self.helper.caller().tenant, ask);
+            let alerts = &platform.answers.alerts;
+            alerts.look(platform, &collection, Part::Retrieval, &failed);
+            return Err(RagError::Unavailable(reason));
+        };
+        let at = chrono::DateTime::from_timestamp_millis(before.at_ms)
+            .map(|at| at.to_rfc3339())
+            .unwrap_or_default();
+        degraded.push(Degraded {
+            retriever: "all",
+            reason: format!("answered from what was found for this question at {at}, which may have changed since; {reason}"),
+        });
+        let mut spent = Spent::default();
+        // They are in the order that they were answered from.
+        let mut judged = self.grade(before.sources, &mut spent).await?;
+        degraded.append(&mut judged.degraded);
+        Ok(looked(judged, Vec::new(), before.as_of, 0, spent))
+    }
+
+    /// Puts what was found in order, and grades the best of it.
+    async fn judge(&self, retrieved: &Retrieved, spent: &mut Spent) -> Result<Judged, RagError> {
+        let (platform, ask) = (self.platform, self.ask);
+        let rrf_k = platform.settings.search.rrf_k;
+        let sources = retrieved.sources(rrf_k, wanted(platform, ask));
+        let began = Instant::now();
+        let ordered = rerank(platform, self.helper, ask, self.made, self.model, sources).await;
+        spent.rerank_ms += ms(began);
+        spent.tokens += ordered.tokens;
+        let mut judged = self.grade(ordered.sources, spent).await?;
+        judged.rerank = ordered.trace;
+        judged.degraded.extend(ordered.degraded);
+        Ok(judged)
+    }
+
+    /// Builds the context of the sources and grades it, on a blocking thread.
+    async fn grade(&self, sources: Vec<Source>, spent: &mut Spent) -> Result<Judged, RagError> {
+        let started = Instant::now();
+        let (platform, ask, made) = (self.platform.clone(), self.ask, self.made);
+        let (question, standalone, lang): (String, String, Lang) =
+            (ask.question.clone(), made.standalone.clone(), made.lang);
+        let (history, tokens_max) = (ask.history.clone(), ask.context_tokens);
+        let model = self.model.map(ToOwned::to_owned);
+        let (sources, context, grade, fault) = tokio::task::spawn_blocking(move || {
+            let mut fault = None;
+            let loaded = model.map(|model| platform.embedders.get(&model));
+            let embedder = match loaded {
+                Some(Ok(embedder)) => Some(embedder),
+                Some(Err(error)) => {
+                    fault = Some(error.to_string());
+                    None
+                }
+                None => None,
+            };
+            let counter = match &embedder {
+                Some(embedder) => {
+                    Counter::Model(va_models::SharedTokenizer::OfModel(embedder.clone()))
+                }
+                None => Counter::Estimate,
+            };
+            let count = |text: &str| counter.count(text);
+            let context = build(&question, lang, &history, &sources, tokens_max, &count);
+            let vectors = &platform.answers.sentences;
+            let graded = grade(
+                &standalone,
+                lang,
+                &context.sources,
+                embedder.as_deref(),
+                vectors,
+            );
+            let fault = fault.or_else(|| graded.degraded.clone());
+            (sources, context, graded, fault)
+        })
+        .await
+        .map_err(|error| RagError::Write(error.to_string()))?;
+        spent.grade_ms += ms(started);
+        let fault = fault.map(|reason| Degraded {
+            retriever: "sentences",
+            reason: format!("sentences were compared by their words alone: {reason}"),
+        });
+        Ok(Judged {
+            sources,
+            rerank: None,
+            context,
+            grade,
+            degraded: fault.into_iter().collect(),
+        })
+    }
+}
+
+/// Whether an answer without it is a whole one all the same.
+fn is_improvement(what: &str) -> bool {
+    ["rewrite", "hyde", "rerank"].contains(&what)
+}
+
+fn looked(
+    judged: Judged,
+    queries: Vec<QueryTrace>,
+    as_of: Option<AsOf>,
+    rounds: u32,
+    spent: Spent,
+) -> Looked {
+    Looked {
+        sources: judged.sources,
+        context: judged.context,
+        grade: judged.grade,
+        rerank: judged.rerank,
+        queries,
+        as_of,
+        rounds,
+        grade_ms: spent.grade_ms,
+        rerank_ms: spent.rerank_ms,
+        tokens: spent.tokens,
+    }
+}
