@@ -27,7 +27,7 @@ pub use bert::linear::Precision;
 pub use embedder::{Embedder, Role, load_embedder};
 pub use error::ModelError;
 pub use lock::{
-    DEFAULT_EMBEDDER, ModelEntry, ModelKind, ModelLock, Package, PinnedFile, Registry, dims_of,
+    DEFAULT_EMBEDDER, JoinedFile, ModelEntry, ModelKind, ModelLock, Package, PinnedFile, Registry, dims_of,
 };
 pub use pooling::Pooling;
 pub use registry::{Embedders, SharedTokenizer};
