@@ -45,6 +45,9 @@ pub struct ModelEntry {
     pub dims: usize,
     /// Longest input in tokens; of a chat model, input and reply together.
     pub max_tokens: usize,
+    /// Whether a chat model was trained to call functions.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tools: bool,
     /// Put before a query.
     #[serde(default)]
     pub query_prefix: String,

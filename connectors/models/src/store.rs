@@ -67,6 +67,10 @@ pub struct ModelInfo {
     pub description: String,
     /// What whoever fetches it should know.
     pub notice: Option<String>,
+    /// Longest input in tokens; of a chat model, conversation and reply together.
+    pub max_tokens: usize,
+    /// Whether a chat model can call functions.
+    pub tools: bool,
 }
 
 /// The models of one directory.
@@ -142,6 +146,8 @@ impl ModelStore {
                 languages: m.languages.clone(),
                 description: m.description.clone(),
                 notice: m.notice.clone(),
+                max_tokens: m.max_tokens,
+                tools: m.tools,
             })
             .collect()
     }

@@ -161,11 +161,17 @@ impl Generator {
     /// # Errors
     /// When the model knows no functions and there are `tools`, or its template refuses the conversation.
     pub fn prompt(&self, messages: &[Value], tools: &[Value]) -> Result<Vec<u32>, ModelError> {
-        if !tools.is_empty() && !self.template.has_tools() {
+        let has_calls = |message: &Value| {
+            message["role"] == "tool"
+                || message["tool_calls"]
+                    .as_array()
+                    .is_some_and(|calls| !calls.is_empty())
+        };
+        if !self.template.has_tools() && (!tools.is_empty() || messages.iter().any(has_calls)) {
             return Err(ModelError::Incapable {
                 name: self.name.clone(),
                 what: "calls of functions",
-                hint: "leave `tools` out or use another model",
+                hint: "leave `tools` and calls of them out, or use another model",
             });
         }
         let mut guarded = Guarded::default();
@@ -240,7 +246,8 @@ impl Generator {
     fn take(&self, prompt: &[u32]) -> Cache {
         let mut caches = self.caches();
         let known = caches.iter().map(|cache| cache.common(prompt)).enumerate();
-        match known.max_by_key(|(_, common)| *common) {
+        let best = known.max_by_key(|(_, common)| *common);
+        match best {
             Some((at, common)) if common > 0 => caches.remove(at),
             _ => Cache::new(self.network.shape()),
         }
@@ -271,7 +278,8 @@ struct Reply<'a> {
 
 impl Reply<'_> {
     fn run(&mut self, prompt: &[u32], options: &GenerateOptions) -> Result<Generated, ModelError> {
-        let (network, vocabulary) = (&self.generator.network, &self.generator.vocabulary);
+        let generator = self.generator;
+        let (network, vocabulary) = (&generator.network, &generator.vocabulary);
         // The last token is always worked out, for its scores.
         let cached = self.cache.common(prompt).min(prompt.len() - 1);
         self.cache.keep(cached);
@@ -281,7 +289,7 @@ impl Reply<'_> {
             cached_tokens: cached,
             output_tokens: 0,
         };
-        let room = self.generator.context - prompt.len();
+        let room = generator.context - prompt.len();
         let most = options.max_tokens.map_or(room, |most| most.min(room));
         let mut rest = &prompt[cached..];
         while rest.len() > PIECE_TOKENS {
