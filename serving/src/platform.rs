@@ -725,8 +725,9 @@ async fn upkeep(platform: Arc<Platform>) {
         if va_fulltext::unload_idle(model_idle) {
             tracing::debug!("idle dictionary of Chinese left memory");
         }
-        let embedders = platform.embedders.clone();
-        match tokio::task::spawn_blocking(move || embedders.unload_idle(model_idle)).await {
+        let (embedders, gateway) = (platform.embedders.clone(), platform.gateway.clone());
+        let unload = move || embedders.unload_idle(model_idle) + gateway.unload_idle(model_idle);
+        match tokio::task::spawn_blocking(unload).await {
             Ok(0) | Err(_) => {}
             Ok(models) => tracing::info!(models, "idle models left memory"),
         }

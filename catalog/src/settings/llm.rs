@@ -22,7 +22,7 @@ pub use money::{Amount, Date, Price};
 pub struct LlmSettings {
     /// The model of a request that names none.
     pub default_model: Option<String>,
-    /// Who runs models, by a name of one's own. `local`, the embedding models in this process, is always there.
+    /// Who runs models, by a name of one's own. `local`, the models in this process, is always there.
     pub providers: BTreeMap<String, ProviderSettings>,
     /// What clients ask for. A name that ends in `*` stands for all that begin so, under their own names.
     pub models: BTreeMap<String, LlmModelSettings>,
@@ -32,6 +32,33 @@ pub struct LlmSettings {
     pub budgets: Vec<BudgetSettings>,
     /// What prices and budgets are in; only shown.
     pub currency: String,
+    /// The language models in this process.
+    pub local: LocalModelSettings,
+}
+
+/// Language models in this process (provider `local`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct LocalModelSettings {
+    /// Replies that are made at a time; each takes all processors that are free.
+    pub concurrency: NonZeroU32,
+    /// Most calls that wait for those; more are refused.
+    pub queue_max: u32,
+    /// Most tokens of a conversation and its reply, where a model holds more: they take memory.
+    pub context_tokens: NonZeroU32,
+    /// Conversations that are kept in memory, so that the next turn of one starts sooner.
+    pub conversations: NonZeroU32,
+}
+
+impl Default for LocalModelSettings {
+    fn default() -> Self {
+        Self {
+            concurrency: NonZeroU32::MIN,
+            queue_max: 16,
+            context_tokens: const { NonZeroU32::new(8_192).expect("not zero") },
+            conversations: const { NonZeroU32::new(2).expect("not zero") },
+        }
+    }
 }
 
 /// Which protocol a provider speaks, and its habits.
@@ -281,6 +308,7 @@ impl Default for LlmSettings {
             routing: RoutingSettings::default(),
             budgets: Vec::new(),
             currency: "USD".to_owned(),
+            local: LocalModelSettings::default(),
         }
     }
 }
@@ -437,13 +465,7 @@ impl LlmSettings {
         for (at, deployment) in model.deployments.iter().enumerate() {
             let place = format!("`llm.models.{name}.deployments[{at}]`");
             let provider = &deployment.provider;
-            if provider == LOCAL_PROVIDER {
-                if model.used_for == ModelUse::Chat {
-                    problems.push(format!(
-                        "{place}: the provider `{LOCAL_PROVIDER}` has embedding models only; set `use: embedding`"
-                    ));
-                }
-            } else if !self.providers.contains_key(provider) {
+            if provider != LOCAL_PROVIDER && !self.providers.contains_key(provider) {
                 problems.push(format!(
                     "{place}: there is no provider `{provider}` in `llm.providers`"
                 ));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use reqwest::header::HeaderMap;
 use va_catalog::settings::llm::{
-    LOCAL_PROVIDER, LlmModelSettings, LlmSettings, ModelUse, ProviderKind, ProviderSettings,
+    LOCAL_PROVIDER, LlmModelSettings, LlmSettings, ProviderKind, ProviderSettings,
 };
 
 use crate::anthropic::{self, Anthropic};
@@ -17,8 +17,8 @@ use crate::router::{Deployment, Group, Router};
 
 /// What a router is made of, beside the settings.
 pub struct Parts {
-    /// The models of this process, as provider `local`, and their names.
-    pub local: Option<(Arc<dyn Provider>, Vec<String>)>,
+    /// The models of this process, as provider `local`, by name.
+    pub local: Option<(Arc<dyn Provider>, Vec<(String, LlmModelSettings)>)>,
     pub ledger: Arc<dyn Ledger>,
     /// UTC milliseconds, for prices.
     pub clock: Arc<dyn Fn() -> i64 + Send + Sync>,
@@ -44,10 +44,10 @@ pub fn build(settings: &LlmSettings, parts: Parts) -> Result<Router, BuildError>
         }
     }
     let mut models = settings.models.clone();
-    if let Some((local, names)) = parts.local {
-        for name in names {
+    if let Some((local, own)) = parts.local {
+        for (name, model) in own {
             // A model of the settings with this name goes before.
-            models.entry(name).or_insert_with(local_model);
+            models.entry(name).or_insert(model);
         }
         providers.insert(LOCAL_PROVIDER, local);
     }
@@ -62,6 +62,8 @@ pub fn build(settings: &LlmSettings, parts: Parts) -> Result<Router, BuildError>
         });
         groups.push(Group {
             name: name.clone(),
+            is_asked_for: settings.models.contains_key(name)
+                || settings.default_model.as_ref() == Some(name),
             settings: model.clone(),
             deployments: deployments.collect(),
         });
@@ -72,16 +74,6 @@ pub fn build(settings: &LlmSettings, parts: Parts) -> Result<Router, BuildError>
         parts.ledger,
         parts.clock,
     ))
-}
-
-fn local_model() -> LlmModelSettings {
-    LlmModelSettings {
-        used_for: ModelUse::Embedding,
-        deployments: vec![va_catalog::settings::llm::DeploymentSettings::at(
-            LOCAL_PROVIDER,
-        )],
-        ..LlmModelSettings::default()
-    }
 }
 
 fn make(

@@ -37,6 +37,8 @@ const IMAGE_TOKENS: u64 = 1_000;
 #[derive(Debug)]
 pub(crate) struct Group {
     pub name: String,
+    /// Whether the settings name it. A model of this process is there without that, but nothing uses it unasked.
+    pub is_asked_for: bool,
     pub settings: LlmModelSettings,
     pub deployments: Vec<Arc<Deployment>>,
 }
@@ -109,17 +111,18 @@ impl Router {
         }
     }
 
-    /// Whether some model can be asked for replies.
+    /// Whether some model is there to be asked for replies.
     pub fn has_chat(&self) -> bool {
         self.groups
             .iter()
-            .any(|group| group.settings.used_for == ModelUse::Chat)
+            .any(|group| group.is_asked_for && group.settings.used_for == ModelUse::Chat)
     }
 
     /// The model of a request that names none.
     pub fn default_model(&self) -> Option<&str> {
         self.settings.default_model.as_deref().or_else(|| {
-            let chat = |group: &&Group| group.settings.used_for == ModelUse::Chat;
+            let chat =
+                |group: &&Group| group.is_asked_for && group.settings.used_for == ModelUse::Chat;
             let named = self.groups.iter().filter(chat);
             let mut named = named.filter(|group| !group.name.ends_with('*'));
             named.next().map(|group| group.name.as_str())
@@ -569,7 +572,7 @@ impl Router {
                 ErrorKind::NotConfigured,
                 "no model provider is configured: set OPENAI_API_KEY (or OPENAI_BASE_URL for a server that speaks OpenAI's \
                  protocol) or ANTHROPIC_API_KEY in the server's environment, or name `llm.providers` and `llm.models` in \
-                 va.yaml, then restart",
+                 va.yaml, then restart; or ask for a model of this process (`va model list`) by its name",
             );
         }
         let known: Vec<String> = self

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::lock::ModelKind;
+
 /// An error of the model store or of a running model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -23,6 +25,18 @@ pub enum ModelError {
         name: String,
         /// Where it was looked for.
         dir: PathBuf,
+    },
+    /// The model does something else than what it is asked for.
+    #[error(
+        "the model `{name}` is for {kind}, not for {wanted}; `va model list` tells what each is for"
+    )]
+    OtherKind {
+        /// The model.
+        name: String,
+        /// What it does.
+        kind: ModelKind,
+        /// What was wanted of it.
+        wanted: ModelKind,
     },
     /// Files of the model differ from what the lock file pins.
     #[error("model `{name}` is damaged: {reason}; hint: `va model pull {name}` fetches it again")]
@@ -83,6 +97,28 @@ pub enum ModelError {
     /// The text or tokens cannot go through this model.
     #[error("model input: {0}")]
     Input(String),
+    /// The conversation is longer than the model's memory.
+    #[error(
+        "the prompt has {tokens} tokens, but `{name}` holds {most} with its reply; hint: shorten the conversation"
+    )]
+    TooLong {
+        /// The model.
+        name: String,
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Most tokens of prompt and reply.
+        most: usize,
+    },
+    /// The model has no way to do what is asked.
+    #[error("the local model `{name}` has no {what}; hint: {hint}")]
+    Incapable {
+        /// The model.
+        name: String,
+        /// What it lacks.
+        what: &'static str,
+        /// What to do instead.
+        hint: &'static str,
+    },
     /// The model produced something without a direction.
     #[error(
         "model output has norm {norm}, which cannot be normalised; the weights may be damaged: `va model verify`"

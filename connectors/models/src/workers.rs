@@ -30,14 +30,19 @@ pub(crate) fn workers() -> Result<&'static Workers, ModelError> {
         .map_err(|e| ModelError::Run(format!("start threads: {e}")))
 }
 
+/// How many threads bulk work, or a reply, may have: as many as there are processors, or as the environment says.
+pub(crate) fn thread_count() -> usize {
+    std::env::var(THREADS)
+        .ok()
+        .and_then(|v| v.parse::<usize>().ok())
+        .filter(|&n| n > 0)
+        .or_else(|| std::thread::available_parallelism().ok().map(Into::into))
+        .unwrap_or(1)
+}
+
 impl Workers {
     fn start() -> Result<Self, rayon::ThreadPoolBuildError> {
-        let threads = std::env::var(THREADS)
-            .ok()
-            .and_then(|v| v.parse::<usize>().ok())
-            .filter(|&n| n > 0)
-            .or_else(|| std::thread::available_parallelism().ok().map(Into::into))
-            .unwrap_or(1);
+        let threads = thread_count();
         let one = |name: String| {
             ThreadPoolBuilder::new()
                 .num_threads(1)

@@ -46,6 +46,7 @@ pub fn model(command: &ModelCommand, settings: &Settings) -> Outcome<()> {
                 .map(|model| {
                     vec![
                         model.name.clone(),
+                        model.kind.to_string(),
                         state(&model.state),
                         HumanBytes(model.size).to_string(),
                         model.licence.clone(),
@@ -57,6 +58,7 @@ pub fn model(command: &ModelCommand, settings: &Settings) -> Outcome<()> {
             print(
                 &[
                     "NAME",
+                    "FOR",
                     "STATE",
                     "SIZE",
                     "LICENCE",
@@ -68,10 +70,15 @@ pub fn model(command: &ModelCommand, settings: &Settings) -> Outcome<()> {
             Ok(())
         }
         ModelCommand::Pull { names } => {
+            let known = store.list();
             for name in names {
                 let bar = Bar::new();
                 let fetched = store.pull(name, &bar)?;
                 bar.0.finish_and_clear();
+                let known = known.iter().find(|model| model.name == *name);
+                if let Some(notice) = known.and_then(|model| model.notice.as_deref()) {
+                    eprintln!("{name}: note: {notice}");
+                }
                 println!(
                     "{name}: {}",
                     if fetched {

@@ -1,32 +1,96 @@
-//! The embedding models of this process as a provider: vectors, and ranks by how close they are.
+//! The models of this process as a provider: vectors, ranks by how close they are, and replies (`chat`).
 
+mod chat;
+
+use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use chat::Chats;
+use va_catalog::settings::llm::{
+    Capability, DeploymentSettings, LOCAL_PROVIDER, LlmModelSettings, LocalModelSettings, ModelUse,
+};
 use va_llm::{
     Call, ChatRequest, EmbedReply, EmbedRequest, ErrorKind, EventStream, InputType, LlmError,
     Provider, Ranked, RerankReply, RerankRequest, Usage,
 };
-use va_models::{Embedder, Embedders, ModelError, ModelKind, Role};
+use va_models::{
+    ChatTokenizer, Embedder, Embedders, ModelError, ModelInfo, ModelKind, ModelState, Role,
+};
+
+/// The longest reply of a request that names no limit: small models may go on for ever.
+const OUTPUT_TOKENS_MAX: NonZeroU32 = const { NonZeroU32::new(2_048).expect("not zero") };
 
 /// The provider `local`.
 #[derive(Debug)]
 pub(super) struct LocalModels {
     embedders: Arc<Embedders>,
+    chats: Chats,
+    context_tokens: NonZeroU32,
 }
 
 impl LocalModels {
-    pub(super) fn new(embedders: Arc<Embedders>) -> Self {
-        Self { embedders }
+    pub(super) fn new(embedders: Arc<Embedders>, settings: &LocalModelSettings) -> Self {
+        Self {
+            chats: Chats::new(embedders.store().clone(), settings),
+            context_tokens: settings.context_tokens,
+            embedders,
+        }
     }
 
-    /// The models that can be fetched and run here.
-    pub(super) fn names(&self) -> Vec<String> {
+    /// The models that can be fetched and run here, as the gateway offers them.
+    pub(super) fn models(&self) -> Vec<(String, LlmModelSettings)> {
         let models = self.embedders.store().list().into_iter();
         models
-            .filter(|model| model.kind == ModelKind::Embedding)
+            .filter_map(|model| Some((model.name.clone(), self.offered(&model)?)))
+            .collect()
+    }
+
+    fn offered(&self, model: &ModelInfo) -> Option<LlmModelSettings> {
+        let deployment = DeploymentSettings::at(LOCAL_PROVIDER);
+        let (used_for, deployment) = match model.kind {
+            ModelKind::Embedding => (ModelUse::Embedding, deployment),
+            ModelKind::Chat => {
+                let own = u32::try_from(model.max_tokens).ok();
+                let context = own
+                    .and_then(NonZeroU32::new)
+                    .map_or(self.context_tokens, |own| own.min(self.context_tokens));
+                let tools = model.tools.then_some(Capability::Tools);
+                let deployment = DeploymentSettings {
+                    context_tokens: Some(context),
+                    output_tokens_max: Some(OUTPUT_TOKENS_MAX),
+                    capabilities: Some(tools.into_iter().collect()),
+                    ..deployment
+                };
+                (ModelUse::Chat, deployment)
+            }
+            _ => return None,
+        };
+        Some(LlmModelSettings {
+            used_for,
+            deployments: vec![deployment],
+            ..LlmModelSettings::default()
+        })
+    }
+
+    /// The language models that can be fetched, but are not here. Asking one tells how to fetch it.
+    pub(super) fn absent_chats(&self) -> Vec<String> {
+        let models = self.embedders.store().list().into_iter();
+        models
+            .filter(|model| model.kind == ModelKind::Chat && model.state != ModelState::Ready)
             .map(|model| model.name)
             .collect()
+    }
+
+    /// The tokenizer of a language model. Blocks.
+    pub(super) fn tokenizer(&self, model: &str) -> Result<ChatTokenizer, ModelError> {
+        self.chats.generators().tokenizer(model)
+    }
+
+    /// Drops language models that nobody asked for within `idle`; returns how many. Blocks.
+    pub(super) fn unload_idle(&self, idle: Duration) -> usize {
+        self.chats.generators().unload_idle(idle)
     }
 
     /// Loading and running a model block, so they have a thread of their own.
@@ -51,6 +115,7 @@ impl LocalModels {
 fn failed(error: &ModelError) -> LlmError {
     let kind = match error {
         ModelError::Unknown { .. } => ErrorKind::UnknownModel,
+        ModelError::TooLong { .. } => ErrorKind::ContextWindow,
         // Repeating the call would not fetch the model.
         _ => ErrorKind::Unsupported,
     };
@@ -76,14 +141,8 @@ fn embed(
 
 #[async_trait]
 impl Provider for LocalModels {
-    async fn chat(&self, call: Call<'_>, _: &ChatRequest) -> Result<EventStream, LlmError> {
-        Err(LlmError::new(
-            ErrorKind::Unsupported,
-            format!(
-                "the local model `{}` makes vectors, not replies",
-                call.model
-            ),
-        ))
+    async fn chat(&self, call: Call<'_>, request: &ChatRequest) -> Result<EventStream, LlmError> {
+        self.chats.chat(call, request).await
     }
 
     async fn embed(&self, call: Call<'_>, request: &EmbedRequest) -> Result<EmbedReply, LlmError> {

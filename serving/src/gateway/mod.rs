@@ -10,16 +10,17 @@ mod ledger;
 mod local;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use va_catalog::TenantScope;
-use va_catalog::settings::llm::{Amount, BudgetSettings, LlmSettings, ModelUse};
+use va_catalog::settings::llm::{Amount, BudgetSettings, LOCAL_PROVIDER, LlmSettings, ModelUse};
 use va_catalog::store::Principal;
 use va_connectors::log::Log;
 use va_llm::{
     Caller, ChatReply, ChatRequest, ChatStream, EmbedReply, EmbedRequest, LlmError, ModelInfo,
     Parts, RerankReply, RerankRequest, RouteInfo, Router,
 };
-use va_models::Embedders;
+use va_models::{ChatTokenizer, Embedders, ModelError};
 
 pub use books::BudgetState;
 pub use ledger::UsageReport;
@@ -41,6 +42,7 @@ pub struct Gateway {
     router: Router,
     ledger: Arc<UsageLedger>,
     budgets: Vec<BudgetSettings>,
+    local: Arc<LocalModels>,
 }
 
 impl Gateway {
@@ -52,10 +54,9 @@ impl Gateway {
         process: &str,
     ) -> Result<Self, String> {
         let ledger = Arc::new(UsageLedger::new(log, process, settings));
-        let local = LocalModels::new(embedders);
-        let names = local.names();
+        let local = Arc::new(LocalModels::new(embedders, &settings.local));
         let parts = Parts {
-            local: Some((Arc::new(local), names)),
+            local: Some((local.clone(), local.models())),
             ledger: Arc::new(Accounts(ledger.clone())),
             clock: Arc::new(now_ms),
             variable: Box::new(variable),
@@ -64,6 +65,7 @@ impl Gateway {
             router: va_llm::build(settings, parts).map_err(|error| error.to_string())?,
             ledger,
             budgets: settings.budgets.clone(),
+            local,
         })
     }
 
@@ -102,9 +104,22 @@ impl Gateway {
         self.router.default_model()
     }
 
-    /// The models that can be asked for.
+    /// The models that can be asked for, without those of this process that are not fetched.
     pub fn models(&self) -> Vec<ModelInfo> {
-        self.router.models()
+        let absent = self.local.absent_chats();
+        let mut models = self.router.models();
+        models.retain(|model| model.provider != LOCAL_PROVIDER || !absent.contains(&model.name));
+        models
+    }
+
+    /// The tokenizer of a language model of this process, for exact counts. Blocks.
+    pub fn local_tokenizer(&self, model: &str) -> Result<ChatTokenizer, ModelError> {
+        self.local.tokenizer(model)
+    }
+
+    /// Drops language models that nobody asked for within `idle`; returns how many. Blocks.
+    pub fn unload_idle(&self, idle: Duration) -> usize {
+        self.local.unload_idle(idle)
     }
 
     /// On whose behalf: the holder of this key. What a key may use and spend beside the settings goes in here.

@@ -117,7 +117,6 @@ llm:
         "`llm.models.one.fallbacks`: there is no model `three`",
         "the name `two` belongs to `one` already",
         "`llm.models.two.deployments[0]`: there is no provider `c`",
-        "`llm.models.two.deployments[1]`: the provider `local` has embedding models only",
         "`llm.models.two.deployments[0]` has no `prices`",
         "`llm.models.t*o`: a `*` may only be the last",
         "two prices begin on the same day",

@@ -11,10 +11,11 @@ use super::kernels::{Columns, RowQuant, dequantize_row, quantize_row};
 use crate::error::ModelError;
 
 /// How weights are held in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 8-bit weights and activations in the linear layers: about twice as fast and a quarter of the memory.
+    #[default]
     Int8,
     /// 32-bit floats throughout.
     F32,
