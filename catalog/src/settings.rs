@@ -6,6 +6,7 @@
 
 mod identity;
 pub mod llm;
+mod server;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,6 +22,7 @@ use serde_json::{Map, Value};
 use crate::ids::CollectionName;
 
 pub use identity::{IdentitySettings, OidcSettings, Registration};
+pub use server::ServerSettings;
 
 /// The configuration. Every key has a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -44,6 +46,7 @@ pub struct Settings {
     pub models: ModelSettings,
     pub parse: ParseSettings,
     pub search: SearchSettings,
+    pub server: ServerSettings,
     pub telemetry: TelemetrySettings,
     pub identity: IdentitySettings,
     /// Folders that the server keeps in collections. Only in the file, not in the environment.
@@ -339,6 +342,7 @@ impl Default for Settings {
             models: ModelSettings::default(),
             parse: ParseSettings::default(),
             search: SearchSettings::default(),
+            server: ServerSettings::default(),
             telemetry: TelemetrySettings::default(),
             identity: IdentitySettings::default(),
             folders: Vec::new(),
