@@ -162,6 +162,7 @@ impl From<CatalogError> for Problem {
                 error.to_string(),
             )
             .after(CATALOG_AGAIN),
+            error if error.is_unstorable() => Self::invalid(error.to_string()),
             _ => Self::internal(error),
         }
     }
