@@ -44,6 +44,8 @@ mod on_servers;
 mod pipelines;
 #[path = "platform/rag.rs"]
 mod rag;
+#[path = "platform/robust.rs"]
+mod robust;
 #[path = "platform/server.rs"]
 mod server;
 #[path = "platform/shared_indexes.rs"]

@@ -19,6 +19,8 @@ VA = os.environ["VA_BENCH_VA"]
 CORPORA = pathlib.Path(os.environ["VA_CORPORA"])
 # Only a bench that hangs waits so long, in seconds.
 PATIENCE = 3600
+# Seconds after which a connection may have been closed by the server (`server.header_timeout_seconds` is 60).
+IDLE = 30
 
 
 class Failed(Exception):
@@ -31,14 +33,19 @@ class Client:
     def __init__(self, base, key):
         self.base, self.key = base, key
         self.connection = http.client.HTTPConnection(base, timeout=PATIENCE)
+        self.used = time.monotonic()
 
     def send(self, method, path, body=None, content_type="application/json"):
         headers = {"authorization": f"Bearer {self.key}"}
         if body is not None:
             headers["content-type"] = content_type
+        # A server closes connections that nobody uses; this opens another.
+        if time.monotonic() - self.used > IDLE:
+            self.connection.close()
         self.connection.request(method, path, body, headers)
         reply = self.connection.getresponse()
         data = reply.read()
+        self.used = time.monotonic()
         if reply.status >= 300:
             raise Failed(f"{method} {path}: {reply.status} {data.decode(errors='replace')[:500]}")
         return data

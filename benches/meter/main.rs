@@ -7,9 +7,12 @@
 mod embed;
 mod fulltext;
 mod gemm;
+mod http;
 mod kafka;
 mod keyed;
 mod log;
+mod serving;
+mod upstream;
 
 use std::io::{BufRead, Write};
 
@@ -55,6 +58,14 @@ enum Command {
     KafkaCheck(kafka::Check),
     /// Send events at a steady rate and see when they come out.
     KafkaLatency(kafka::Latency),
+    /// Start a model that costs nothing; it runs until this process ends.
+    UpstreamStart,
+    /// Requests to a server, each connection one after the other.
+    HttpLoad(serving::Load),
+    /// Requests to a server, all at the same moment.
+    HttpBurst(serving::Burst),
+    /// Streams of a server.
+    HttpStreams(serving::Streams),
 }
 
 fn main() -> Result<(), Failure> {
@@ -84,6 +95,10 @@ fn main() -> Result<(), Failure> {
                 Command::KafkaLoop(bare) => kafka::bare_loop(&bare),
                 Command::KafkaCheck(check) => kafka::check(&check),
                 Command::KafkaLatency(latency) => kafka::latency(&latency),
+                Command::UpstreamStart => runtime.block_on(upstream::start()),
+                Command::HttpLoad(load) => runtime.block_on(serving::load(&load)),
+                Command::HttpBurst(burst) => runtime.block_on(serving::burst(&burst)),
+                Command::HttpStreams(streams) => runtime.block_on(serving::streams(&streams)),
             });
         let failed = answer.is_err();
         let answer: Value = answer.unwrap_or_else(|error| json!({"error": error.to_string()}));

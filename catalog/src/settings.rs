@@ -7,6 +7,7 @@
 mod identity;
 pub mod llm;
 pub mod rag;
+mod server;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,6 +23,7 @@ use serde_json::{Map, Value};
 use crate::ids::CollectionName;
 
 pub use identity::{IdentitySettings, OidcSettings, Registration};
+pub use server::ServerSettings;
 
 /// The configuration. Every key has a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -46,6 +48,7 @@ pub struct Settings {
     pub parse: ParseSettings,
     pub rag: rag::RagSettings,
     pub search: SearchSettings,
+    pub server: ServerSettings,
     pub telemetry: TelemetrySettings,
     pub identity: IdentitySettings,
     /// Folders that the server keeps in collections. Only in the file, not in the environment.
@@ -342,6 +345,7 @@ impl Default for Settings {
             parse: ParseSettings::default(),
             rag: rag::RagSettings::default(),
             search: SearchSettings::default(),
+            server: ServerSettings::default(),
             telemetry: TelemetrySettings::default(),
             identity: IdentitySettings::default(),
             folders: Vec::new(),

@@ -78,5 +78,18 @@ if [ "$name" = embed ]; then
     fi
     python="$venv/bin/python"
 fi
+if [ "$name" = serving ]; then
+    # The peer; what it needs in turn is left to pip.
+    venv="$VA_BENCH_CACHE/venv-litellm"
+    wanted=$(cat benches/requirements-litellm.txt)
+    if [ "$(cat "$venv/installed" 2>/dev/null)" != "$wanted" ]; then
+        echo "bench: installing $wanted" >&2
+        rm -rf "$venv"
+        python3 -m venv "$venv"
+        "$venv/bin/pip" install -q --disable-pip-version-check -r benches/requirements-litellm.txt
+        cp benches/requirements-litellm.txt "$venv/installed"
+    fi
+    export VA_BENCH_LITELLM="$venv/bin/litellm"
+fi
 mkdir -p "$VA_BENCH_CACHE"
 exec "$python" "benches/$name.py" "$@"

@@ -13,6 +13,7 @@ deploy/dev/setup.sh test
 deploy/dev/s3.sh install || echo "the S3 server could not be built, see above" >&2
 deploy/dev/llama.sh install || echo "the model server could not be fetched, see above" >&2
 deploy/dev/llm-clients.sh install || echo "the clients of OpenAI and Anthropic could not be fetched, see above" >&2
+deploy/dev/schemathesis.sh install || echo "schemathesis could not be fetched, see above" >&2
 scope=("$@")
 [ ${#scope[@]} -gt 0 ] || scope=(--workspace)
 

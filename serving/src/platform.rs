@@ -320,7 +320,7 @@ impl Platform {
                 indexes: indexes.clone(),
             },
             clock: Arc::new(now_ms),
-            patience: if settings.log.brokers.is_some() {
+            patience: if settings.log.brokers.is_some() || catalog.is_shared() {
                 PATIENCE
             } else {
                 Duration::ZERO

@@ -65,6 +65,21 @@ impl CatalogError {
         false
     }
 
+    /// Whether the database refuses what it was to keep: a text with a NUL, a number that is too large. Change it.
+    pub fn is_unstorable(&self) -> bool {
+        let Self::Storage { source, .. } = self else {
+            return false;
+        };
+        let error = source.downcast_ref::<sqlx::Error>();
+        let Some(sqlx::Error::Database(error)) = error else {
+            return false;
+        };
+        // Class 22 of PostgreSQL: data exceptions. SQLite keeps what it is given.
+        error
+            .code()
+            .is_some_and(|code| code.len() == 5 && code.starts_with("22"))
+    }
+
     pub(crate) fn not_found(kind: &'static str, name: impl ToString) -> Self {
         Self::NotFound {
             kind,

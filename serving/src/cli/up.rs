@@ -87,9 +87,7 @@ pub async fn boot(
         metrics,
     };
     let mut listeners = vec![tokio::spawn(async move {
-        if let Err(error) = serve(app, listener).await {
-            tracing::error!(%error, "the HTTP API ended");
-        }
+        serve(app, listener).await;
     })];
     let mut pg_address = None;
     if let Some(pg_listen) = pg_listen {

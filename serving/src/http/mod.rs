@@ -5,8 +5,10 @@ mod audit;
 mod auth;
 mod bulk;
 mod collections;
+mod connections;
 mod conversations;
 mod dead_letters;
+mod deadline;
 mod documents;
 mod keys;
 mod leftover;
@@ -26,8 +28,8 @@ mod users;
 mod v1;
 mod versions;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request};
@@ -59,6 +61,11 @@ pub fn router(app: App) -> Router {
         routes = routes.merge(routes::api());
     }
     let (router, table) = routes.into_router();
+    let limits = &app.platform.settings.server;
+    let (patience, deadline) = (
+        Duration::from_secs(limits.body_timeout_seconds),
+        Duration::from_secs(limits.request_timeout_seconds),
+    );
     let guard = auth::Guard {
         app: app.clone(),
         table: Arc::new(table),
@@ -66,21 +73,20 @@ pub fn router(app: App) -> Router {
     router
         .route_layer(middleware::from_fn_with_state(guard, auth::authorize))
         .fallback(operations::not_found)
+        .layer(middleware::from_fn_with_state(deadline, deadline::within))
+        .layer(middleware::from_fn_with_state(patience, leftover::read_away))
         .layer(middleware::from_fn(v1::around))
         // Bodies are streamed and bounded by the handlers, which know the limit to name.
         .layer(axum::extract::DefaultBodyLimit::disable())
-        .layer(middleware::from_fn(leftover::read_away))
         .layer(middleware::from_fn(observe))
         .with_state(app)
 }
 
 /// Serves until the platform stops; open requests get a moment to end.
-pub async fn serve(app: App, listener: TcpListener) -> std::io::Result<()> {
+pub async fn serve(app: App, listener: TcpListener) {
     let stopping = app.platform.stopping().clone();
-    let router = router(app).into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, router)
-        .with_graceful_shutdown(async move { stopping.cancelled().await })
-        .await
+    let settings = app.platform.settings.server.clone();
+    connections::serve(router(app), listener, &settings, stopping).await;
 }
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

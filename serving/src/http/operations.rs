@@ -1,5 +1,7 @@
 //! Health, metrics, the OpenAPI document, and what `va doctor` shows.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri, header};
@@ -10,6 +12,9 @@ use va_pipelines::runtime::PipelineState;
 
 use super::{App, Problem};
 use crate::platform::{Platform, Role, now_ms};
+
+/// When to ask again whether the platform is ready.
+const READY_AGAIN: Duration = Duration::from_secs(5);
 
 /// The OpenAPI 3.1 document.
 pub const OPENAPI: &str = include_str!("openapi.json");
@@ -38,6 +43,7 @@ pub async fn readyz(State(app): State<App>) -> Response {
         "not_ready",
         reasons.join("; "),
     )
+    .after(READY_AGAIN)
     .into_response()
 }
 

@@ -20,6 +20,9 @@ use crate::backlog::BacklogFull;
 use crate::ingest::{self, IngestError};
 use crate::retrieval::SearchError;
 
+/// When to ask again while the catalog is out of reach: each call waits for it some seconds itself.
+const CATALOG_AGAIN: Duration = Duration::from_secs(2);
+
 /// A problem reply.
 #[derive(Debug)]
 pub struct Problem {
@@ -157,7 +160,9 @@ impl From<CatalogError> for Problem {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "catalog_unavailable",
                 error.to_string(),
-            ),
+            )
+            .after(CATALOG_AGAIN),
+            error if error.is_unstorable() => Self::invalid(error.to_string()),
             _ => Self::internal(error),
         }
     }

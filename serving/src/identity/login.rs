@@ -17,6 +17,7 @@ use va_catalog::{BuiltInRole, TenantId};
 
 use super::Identity;
 use super::passwords::{self, PasswordError};
+use super::throttle::still_locked;
 use crate::platform::now_ms;
 
 /// Actor of what nobody has logged in for.
@@ -111,8 +112,12 @@ impl Identity {
         let now = now_ms();
         let record = self.catalog.login_record(tenant, email).await?;
         let stranger = stranger(tenant, email);
+        let lock_ms = i64::try_from(self.settings.lockout_seconds.saturating_mul(1_000));
+        let lock_ms = lock_ms.unwrap_or(i64::MAX / 2);
         let locked_until = match &record {
-            Some(record) => record.locked_until.filter(|until| *until > now),
+            Some(record) => record
+                .locked_until
+                .filter(|until| still_locked(*until, now, lock_ms)),
             None => self.unknown.locked(&stranger, now),
         };
         if let Some(until) = locked_until {
@@ -132,8 +137,6 @@ impl Identity {
             detail,
         };
         if !fits || record.state != UserState::Active {
-            let lock_ms = i64::try_from(self.settings.lockout_seconds.saturating_mul(1_000));
-            let lock_ms = lock_ms.unwrap_or(i64::MAX / 2);
             let locked = self
                 .catalog
                 .login_failed(tenant, &record.id, self.settings.lockout_failures, lock_ms)

@@ -9,6 +9,9 @@ use std::time::Duration;
 /// Entries of a table.
 const ENTRIES_MAX: usize = 20_000;
 
+/// How much clocks that are well may differ or be put back, in milliseconds.
+const CLOCKS_MS: i64 = 60_000;
+
 /// At most so many tries of one network in a window of time.
 pub struct Throttle {
     limit: u32,
@@ -83,7 +86,7 @@ impl Failures {
         failures
             .get(name)
             .map(|(_, _, until)| *until)
-            .filter(|until| *until > now_ms)
+            .filter(|until| still_locked(*until, now_ms, self.lock_ms))
     }
 
     pub fn failed(&self, name: [u8; 32], now_ms: i64) {
@@ -97,6 +100,13 @@ impl Failures {
             (*count, *until) = (0, now_ms.saturating_add(self.lock_ms));
         }
     }
+}
+
+/// Whether a lock that ends then still holds. One that would hold for longer than any does was set before the clock was put
+/// back, and nobody should wait for the clock to get there again.
+pub fn still_locked(until_ms: i64, now_ms: i64, lock_ms: i64) -> bool {
+    let longest = lock_ms.saturating_add(CLOCKS_MS);
+    until_ms > now_ms && until_ms.saturating_sub(now_ms) <= longest
 }
 
 /// Drops the older half of a full table.
@@ -141,6 +151,21 @@ mod tests {
         assert!(throttle.admit(address("2001:db8:0:1::1"), 0).is_ok());
         assert!(throttle.admit(address("::ffff:10.0.0.2"), 10_001).is_ok());
         assert!(throttle.admit(b, 10_002).is_err());
+    }
+
+    #[test]
+    fn a_clock_that_is_put_back_locks_nobody_out() {
+        let hour = 3_600_000;
+        let throttle = Throttle::new(1, Duration::from_secs(60));
+        assert!(throttle.admit(address("10.0.0.1"), hour).is_ok());
+        assert!(throttle.admit(address("10.0.0.1"), 0).is_ok());
+
+        let failures = Failures::new(1, 300);
+        failures.failed([1; 32], hour);
+        assert_eq!(failures.locked(&[1; 32], hour + 1), Some(hour + 300_000));
+        // As clocks are adjusted, or those of two processes differ.
+        assert!(failures.locked(&[1; 32], hour - 5_000).is_some());
+        assert_eq!(failures.locked(&[1; 32], 0), None);
     }
 
     #[test]
