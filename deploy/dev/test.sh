@@ -16,11 +16,11 @@ deploy/dev/llm-clients.sh install || echo "the clients of OpenAI and Anthropic c
 scope=("$@")
 [ ${#scope[@]} -gt 0 ] || scope=(--workspace)
 
-# Kafka is tested on a real broker. Cargo knows the feature only where the package is selected.
+# Kafka and Redis are tested on real servers. Cargo knows the feature only where the package is selected.
 features=()
 case "${scope[*]}" in
     *--workspace* | *va-serving*) features=(--features va-serving/kafka) ;;
-    *va-connectors*) features=(--features va-connectors/kafka) ;;
+    *va-connectors*) features=(--features va-connectors/kafka,va-connectors/redis) ;;
 esac
 
 # One build for the binary and all tests: separate ones could differ in features and compile big dependencies twice.
