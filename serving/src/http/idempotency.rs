@@ -96,7 +96,7 @@ async fn keyed(app: App, request: Request, next: Next) -> Result<Response, Probl
     // What could not be sealed afterwards is not begun.
     entry.seal(&[]).await?;
     match entry.claim().await? {
-        Claim::Mine => {}
+        Claim::Mine => count("begun"),
         Claim::Running => {
             count("in_progress");
             return Err(Problem::new(
