@@ -103,8 +103,8 @@ impl RedisCache {
                 (Server::One(client), told)
             }
             Some(nodes) => {
-                let told = nodes.iter().map(|node| host(node)).collect::<Vec<_>>();
-                let told = format!("Redis cluster at {}", told.join(", "));
+                let hosts: Vec<String> = nodes.iter().map(|node| host(node).to_owned()).collect();
+                let told = format!("Redis cluster at {}", hosts.join(", "));
                 let client = ClusterClient::builder(nodes)
                     .connection_timeout(CONNECT)
                     .response_timeout(ANSWER)
@@ -180,7 +180,8 @@ impl RedisCache {
         {
             return Err(CacheError(reason.clone()));
         }
-        let made = tokio::time::timeout(CONNECT, self.connect()).await;
+        // A cluster is asked for its slots, too.
+        let made = tokio::time::timeout(2 * CONNECT, self.connect()).await;
         let reason = match made {
             Ok(Ok(connection)) => {
                 link.number += 1;
@@ -192,7 +193,7 @@ impl RedisCache {
             Err(_) => format!(
                 "{}: connect: not within {} ms",
                 self.told,
-                CONNECT.as_millis()
+                (2 * CONNECT).as_millis()
             ),
         };
         link.failed = Some((Instant::now(), reason.clone()));

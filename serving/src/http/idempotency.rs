@@ -137,8 +137,9 @@ fn key_of(headers: &HeaderMap) -> Result<String, Problem> {
     let mut values = headers.get_all(&KEY).iter();
     let key = values.next().map_or(&b""[..], HeaderValue::as_bytes);
     let fits = (1..=KEY_CHARS_MAX).contains(&key.len()) && key.iter().all(u8::is_ascii_graphic);
+    let once = values.next().is_none();
     match std::str::from_utf8(key) {
-        Ok(key) if fits && values.next().is_none() => Ok(key.to_owned()),
+        Ok(key) if fits && once => Ok(key.to_owned()),
         _ => Err(Problem::new(
             StatusCode::BAD_REQUEST,
             "invalid_idempotency_key",
