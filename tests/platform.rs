@@ -10,6 +10,8 @@
 
 #[path = "platform/bad_input.rs"]
 mod bad_input;
+#[path = "platform/cache.rs"]
+mod cache;
 #[path = "platform/chaos.rs"]
 mod chaos;
 #[path = "platform/conversations.rs"]

@@ -4,6 +4,7 @@
 //! `search.k_max` is `VA_SEARCH__K_MAX`, `log.kafka.prefix` is `VA_LOG__KAFKA__PREFIX`, `listen` is `VA_LISTEN`. Variables that begin with `VA_` and hold no `__` are
 //! looked at only when they name a key, because others (`VA_SERVER`, `VA_TOKEN`) are the command line's.
 
+mod cache;
 mod identity;
 pub mod llm;
 pub mod rag;
@@ -22,6 +23,7 @@ use serde_json::{Map, Value};
 
 use crate::ids::CollectionName;
 
+pub use cache::CacheSettings;
 pub use identity::{IdentitySettings, OidcSettings, Registration};
 pub use server::ServerSettings;
 
@@ -37,6 +39,7 @@ pub struct Settings {
     /// Address of the PostgreSQL-wire server.
     #[serde(deserialize_with = "address")]
     pub pg_listen: SocketAddr,
+    pub cache: CacheSettings,
     pub catalog: CatalogSettings,
     pub objects: ObjectSettings,
     pub indexes: IndexSettings,
@@ -205,6 +208,11 @@ pub struct LimitSettings {
     /// How many rows (on Kafka: records) a pipeline may be behind before what it reads takes nothing new: uploads and
     /// producers are told to come back later (429). Without it, nobody is.
     pub backlog_max: Option<NonZeroU64>,
+    /// How many requests a tenant may make in a minute, over all its users and keys; more are told to come back later (429).
+    /// With `cache.url` all processes count together, otherwise each for itself. Without it, as many as they like.
+    pub requests_per_minute: Option<NonZeroU32>,
+    /// The same for single tenants, by name, instead of `requests_per_minute`.
+    pub requests_per_minute_of: BTreeMap<String, NonZeroU32>,
     /// The free space, in bytes, below which uploads are refused: indexing what was taken before needs it.
     pub disk_free_bytes_min: u64,
 }
@@ -334,6 +342,7 @@ impl Default for Settings {
             data: PathBuf::from("va-data"),
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             pg_listen: SocketAddr::from(([127, 0, 0, 1], 5439)),
+            cache: CacheSettings::default(),
             catalog: CatalogSettings::default(),
             objects: ObjectSettings::default(),
             indexes: IndexSettings::default(),
@@ -388,6 +397,8 @@ impl Default for LimitSettings {
         Self {
             upload_bytes_max: 100 * 1024 * 1024,
             backlog_max: None,
+            requests_per_minute: None,
+            requests_per_minute_of: BTreeMap::new(),
             disk_free_bytes_min: 256 * 1024 * 1024,
         }
     }
@@ -528,6 +539,8 @@ impl Settings {
             "`indexes.shared` is true, but what is shared is not: set `catalog.url` (PostgreSQL) and `objects.url` (S3) too"
                 .to_owned()
         } else if let Some(problem) = self.rag.problem() {
+            problem
+        } else if let Some(problem) = self.cache.problem() {
             problem
         } else if let Some(problem) = self.folders.iter().find_map(FolderSettings::problem) {
             problem

@@ -4,6 +4,12 @@
 //! anything: whoever finds nothing does the work. What must be exact (money, offsets, versions) is the log's or the
 //! catalog's business. Keys name their tenant, so nobody reads what another tenant put.
 
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+pub mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
+
 use std::fmt;
 use std::time::Duration;
 
@@ -77,7 +83,8 @@ pub trait Cache: Send + Sync + fmt::Debug {
     /// Removes the entry if it is `expected`: how the holder of a lock lets go of it, and nobody else.
     async fn remove_if(&self, key: &CacheKey, expected: &Bytes) -> Result<bool, CacheError>;
 
-    /// Adds to a counter, which begins at 0 and lives for `life` from its first use. The new value.
+    /// Adds to a counter, which begins at 0 and lives for `life` from its first use. The new value. As an entry it is the
+    /// number in decimal digits; an entry that is no number, and a sum beyond 64 bits, are errors.
     async fn add(&self, key: &CacheKey, by: i64, life: Duration) -> Result<i64, CacheError>;
 
     /// Whether the cache answers: for `/readyz` and `va doctor`.
@@ -85,6 +92,16 @@ pub trait Cache: Send + Sync + fmt::Debug {
 
     /// In a line, without a password.
     fn told(&self) -> String;
+}
+
+/// The longest life of an entry, which no clock of a server runs over at: ten years.
+const LIFE_MS_MAX: u128 = 10 * 365 * 86_400_000;
+
+/// A life in milliseconds, at least one: servers refuse to keep something for no time.
+fn millis(life: Duration) -> i64 {
+    let millis = life.as_millis().clamp(1, LIFE_MS_MAX);
+    // What was clamped fits.
+    i64::try_from(millis).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

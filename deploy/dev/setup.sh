@@ -38,6 +38,8 @@ if [ "$stage" = test ]; then
     need psql postgresql-client # the PostgreSQL wire is tested with the real client
     # The catalog is tested on a real server, see postgres.sh.
     compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || need initdb postgresql
+    # The cache is tested on a real server, see redis.sh.
+    command -v valkey-server >/dev/null 2>&1 || need redis-server redis-server
     # Certificates of the servers that are tested with TLS.
     need openssl openssl
     # A venv holds the model server and the clients that the gateway is tested with. Debian has what makes one apart.
@@ -78,6 +80,13 @@ if [ ${#packages[@]} -gt 0 ]; then
         "${sudo[@]}" mkdir -p /etc/postgresql-common
         echo "create_main_cluster = false" | "${sudo[@]}" tee /etc/postgresql-common/createcluster.conf >/dev/null
         keep=(-o Dpkg::Options::=--force-confold)
+    fi
+    policy=/usr/sbin/policy-rc.d
+    if [[ " ${packages[*]} " == *" redis-server "* ]] && [ ! -e "$policy" ]; then
+        # Likewise: installed, not started, now or at the next boot.
+        printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee "$policy" >/dev/null
+        "${sudo[@]}" chmod +x "$policy"
+        trap '"${sudo[@]}" rm -f "$policy"; "${sudo[@]}" systemctl disable redis-server >/dev/null 2>&1 || true' EXIT
     fi
     "${sudo[@]}" apt-get -qq update
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${keep[@]}" \

@@ -17,11 +17,11 @@ deploy/dev/schemathesis.sh install || echo "schemathesis could not be fetched, s
 scope=("$@")
 [ ${#scope[@]} -gt 0 ] || scope=(--workspace)
 
-# Kafka is tested on a real broker. Cargo knows the feature only where the package is selected.
+# Kafka and Redis are tested on real servers. Cargo knows the feature only where the package is selected.
 features=()
 case "${scope[*]}" in
     *--workspace* | *va-serving*) features=(--features va-serving/kafka) ;;
-    *va-connectors*) features=(--features va-connectors/kafka) ;;
+    *va-connectors*) features=(--features va-connectors/kafka,va-connectors/redis) ;;
 esac
 
 # One build for the binary and all tests: separate ones could differ in features and compile big dependencies twice.

@@ -8,6 +8,7 @@
 #![recursion_limit = "256"]
 
 pub mod backlog;
+pub mod cache;
 pub mod cli;
 pub mod conversations;
 pub mod dead_letters;

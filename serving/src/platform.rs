@@ -20,6 +20,7 @@ use va_catalog::settings::{
 };
 use va_catalog::store::{Catalog, Page, Retention, Topic, WireFormat, built_in_topics};
 use va_catalog::{CollectionRef, PipelineName, TenantId, TopicName};
+use va_connectors::cache::Cache;
 use va_connectors::flow::Names;
 use va_connectors::log::embedded::{EmbeddedLog, Options as LogOptions};
 use va_connectors::log::{Log, TopicConfig};
@@ -87,6 +88,10 @@ pub struct Platform {
     pub data: PathBuf,
     pub tenant: TenantId,
     pub catalog: Catalog,
+    /// What is kept for a while and may be lost.
+    pub cache: Arc<dyn Cache>,
+    /// What is counted for limits.
+    pub counters: crate::cache::Counters,
     pub identity: Identity,
     pub log: Arc<dyn Log>,
     pub objects: Objects,
@@ -256,7 +261,12 @@ impl Platform {
                 .await
                 .map_err(part("catalog"))?,
         };
-        let identity = Identity::new(catalog.clone(), settings.identity.clone(), locked);
+        let cache = crate::cache::open(&settings.cache)
+            .await
+            .map_err(part("cache"))?;
+        // In memory there is nobody to count together with.
+        let shared = settings.cache.url.is_some().then(|| cache.clone());
+        let identity = Identity::new(catalog.clone(), settings.identity.clone(), locked, shared);
         let admin_key = if role == Role::Worker {
             // It answers nobody.
             data.join("admin.key")
@@ -333,6 +343,8 @@ impl Platform {
             data,
             tenant: TenantId::default_tenant(),
             catalog,
+            counters: crate::cache::Counters::new(cache.clone()),
+            cache,
             identity,
             log,
             objects,

@@ -213,5 +213,19 @@ pub fn init_metrics() -> Option<PrometheusHandle> {
         "va_embed_cache_total",
         "Chunks whose vector was known (hit) or computed (miss)."
     );
+    metrics::describe_gauge!("va_cache_available", "Whether the cache answers, 0 or 1.");
+    metrics::describe_counter!("va_cache_outages_total", "Times that the cache was lost.");
+    metrics::describe_counter!(
+        "va_cache_evicted_total",
+        "Entries that left the cache in memory before their end, because it was full."
+    );
+    metrics::describe_counter!(
+        "va_idempotent_requests_total",
+        "Requests with an `Idempotency-Key`, by what became of them."
+    );
+    metrics::describe_counter!(
+        "va_rate_limited_total",
+        "Requests refused because the tenant had made too many in the minute."
+    );
     Some(handle)
 }

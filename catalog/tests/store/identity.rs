@@ -15,7 +15,8 @@ on_both!(
     another_master_key_opens_nothing,
     what_has_ended_is_forgotten,
     what_is_kept_of_a_user_is_told_and_erased,
-    accounts_of_others_are_linked_once
+    accounts_of_others_are_linked_once,
+    what_is_sealed_for_elsewhere_opens_for_its_tenant_and_place
 );
 
 /// Both at once, each in a task of its own.
@@ -861,4 +862,26 @@ async fn accounts_of_others_are_linked_once(on: On) {
     assert!(!stored(&bench, "sub-1").await);
     catalog.delete_user(&t, &ann).await.expect("erased");
     assert_eq!(linked(&t, issuer, "sub-1").await, None);
+}
+
+async fn what_is_sealed_for_elsewhere_opens_for_its_tenant_and_place(on: On) {
+    let bench = Bench::unlocked(on).await;
+    let (catalog, place) = (&bench.catalog, "a cached reply");
+    let (a, b) = (TenantId::default_tenant(), tenant("乙"));
+    catalog.create_tenant(&b, "").await.expect("a tenant");
+    let bytes: Vec<u8> = (0..=255).collect();
+    let sealed = catalog.seal_outside(&a, place, &bytes).await;
+    let sealed = sealed.expect("sealed");
+    let opened = catalog.open_outside(&a, place, &sealed).await;
+    assert_eq!(opened.expect("opened"), bytes);
+    for (tenant, place) in [(&b, place), (&a, "another reply")] {
+        let opened = catalog.open_outside(tenant, place, &sealed).await;
+        opened.expect_err("it belongs elsewhere");
+    }
+    // Without the master key nothing is sealed, and nothing is kept openly instead.
+    let locked = bench.second().await;
+    let refused = locked.seal_outside(&a, place, &bytes).await;
+    assert!(matches!(refused, Err(CatalogError::Locked(_))));
+    let refused = locked.open_outside(&a, place, &sealed).await;
+    assert!(matches!(refused, Err(CatalogError::Locked(_))));
 }

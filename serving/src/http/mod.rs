@@ -1,5 +1,5 @@
-//! The HTTP API: what every request goes through (credential, request id, metrics, problem replies). The table of routes
-//! is `routes.rs`.
+//! The HTTP API: what every request goes through (request id, metrics, credential, limits, repetition, problem replies).
+//! The table of routes is `routes.rs`.
 
 mod audit;
 mod auth;
@@ -10,8 +10,10 @@ mod conversations;
 mod dead_letters;
 mod deadline;
 mod documents;
+mod idempotency;
 mod keys;
 mod leftover;
+mod limits;
 mod logins;
 mod oidc;
 mod operations;
@@ -71,6 +73,12 @@ pub fn router(app: App) -> Router {
         table: Arc::new(table),
     };
     router
+        // The later a layer is added, the earlier a request meets it.
+        .route_layer(middleware::from_fn_with_state(
+            app.clone(),
+            idempotency::once,
+        ))
+        .route_layer(middleware::from_fn_with_state(app.clone(), limits::admit))
         .route_layer(middleware::from_fn_with_state(guard, auth::authorize))
         .fallback(operations::not_found)
         .layer(middleware::from_fn_with_state(deadline, deadline::within))

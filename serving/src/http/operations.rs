@@ -24,7 +24,8 @@ pub async fn healthz() -> Json<Value> {
     Json(json!({"status": "ok", "version": env!("CARGO_PKG_VERSION")}))
 }
 
-/// The platform can answer: the catalog reads, and no built-in pipeline has failed.
+/// The platform can answer: the catalog reads, and no built-in pipeline has failed. Without its cache it answers, too, with
+/// less; then it says `degraded`.
 pub async fn readyz(State(app): State<App>) -> Response {
     let checks = checks(&app, false).await;
     let failed: Vec<&Check> = checks
@@ -32,7 +33,15 @@ pub async fn readyz(State(app): State<App>) -> Response {
         .filter(|check| check.required && !check.ok)
         .collect();
     if failed.is_empty() {
-        return Json(json!({"status": "ok"})).into_response();
+        let degraded: Vec<String> = checks
+            .iter()
+            .filter(|check| check.degrades && !check.ok)
+            .map(|check| format!("{}: {}", check.name, check.detail))
+            .collect();
+        if degraded.is_empty() {
+            return Json(json!({"status": "ok"})).into_response();
+        }
+        return Json(json!({"status": "degraded", "degraded": degraded})).into_response();
     }
     let reasons: Vec<String> = failed
         .iter()
@@ -96,8 +105,13 @@ struct Check {
     ok: bool,
     /// Whether the platform cannot answer without it.
     required: bool,
+    /// Whether everybody who waits for the platform is told that it is not there.
+    degrades: bool,
     detail: String,
 }
+
+/// The check of the cache.
+const CACHE: &str = "cache";
 
 /// `thorough`: also what is asked for by people only, because it takes a while.
 async fn checks(app: &App, thorough: bool) -> Vec<Check> {
@@ -112,6 +126,7 @@ async fn checks(app: &App, thorough: bool) -> Vec<Check> {
             name: name.to_owned(),
             ok,
             required,
+            degrades: name == CACHE,
             detail,
         });
     };
@@ -130,6 +145,11 @@ async fn checks(app: &App, thorough: bool) -> Vec<Check> {
     if thorough && platform.catalog.is_shared() {
         check("row-level security", false, row_security(platform).await);
     }
+    let cache = platform.cache.ping().await;
+    let cache = cache
+        .map(|()| platform.cache.told())
+        .map_err(|error| error.to_string());
+    check(CACHE, false, cache);
     check("disk", false, platform.disk.health());
     let logins = match platform.identity.locked() {
         Some(reason) => Err(reason.to_owned()),

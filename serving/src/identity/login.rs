@@ -107,7 +107,7 @@ impl Identity {
         password: &str,
         origin: &Origin,
     ) -> Result<LoggedIn, LoginError> {
-        self.admit(origin)?;
+        self.admit(origin).await?;
         self.open_here()?;
         let now = now_ms();
         let record = self.catalog.login_record(tenant, email).await?;
@@ -118,7 +118,7 @@ impl Identity {
             Some(record) => record
                 .locked_until
                 .filter(|until| still_locked(*until, now, lock_ms)),
-            None => self.unknown.locked(&stranger, now),
+            None => self.unknown.locked(&stranger, now).await,
         };
         if let Some(until) = locked_until {
             return Err(LoginError::Locked(millis(until - now)));
@@ -126,7 +126,7 @@ impl Identity {
         let expected = record.as_ref().and_then(|r| r.password_hash.as_deref());
         let fits = self.passwords.verify(password, expected).await?;
         let Some(record) = record else {
-            self.unknown.failed(stranger, now);
+            self.unknown.failed(stranger, now).await;
             return Err(LoginError::Credentials);
         };
         let note = |succeeded, detail| Note {
@@ -161,7 +161,7 @@ impl Identity {
         new: &Registering,
         origin: &Origin,
     ) -> Result<LoggedIn, LoginError> {
-        self.admit(origin)?;
+        self.admit(origin).await?;
         self.open_here()?;
         let policy = self.settings.registration;
         let invite = match (policy, &new.invite) {
@@ -294,7 +294,7 @@ impl Identity {
         (current, new): (&str, &str),
         origin: &Origin,
     ) -> Result<(), LoginError> {
-        self.admit(origin)?;
+        self.admit(origin).await?;
         let user = self.catalog.user(tenant, id).await?;
         let record = self.catalog.login_record_of(tenant, id).await?;
         let expected = record.and_then(|record| record.password_hash);
@@ -361,10 +361,11 @@ impl Identity {
     }
 
     /// One try of an address; who has none (a test, a socket that is gone) shares one.
-    pub(super) fn admit(&self, origin: &Origin) -> Result<(), LoginError> {
+    pub(super) async fn admit(&self, origin: &Origin) -> Result<(), LoginError> {
         let address = origin.address.unwrap_or(IpAddr::from([0, 0, 0, 0]));
         self.attempts
             .admit(address, now_ms())
+            .await
             .map_err(LoginError::TooMany)
     }
 

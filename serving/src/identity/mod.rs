@@ -19,7 +19,7 @@ mod tokens;
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use va_catalog::settings::IdentitySettings;
@@ -27,6 +27,7 @@ use va_catalog::store::{
     Caller, CatalogError, KeyLimits, MasterKey, Principal, Session, SessionId,
 };
 use va_catalog::{Catalog, TenantId};
+use va_connectors::cache::Cache;
 
 pub use login::{LoggedIn, LoginError, Note, Origin, Registering};
 pub use oidc::{LOGIN_SECONDS, Oidc, OidcError, Returned};
@@ -81,7 +82,13 @@ pub enum Refusal {
 }
 
 impl Identity {
-    pub fn new(catalog: Catalog, settings: IdentitySettings, locked: Option<String>) -> Self {
+    /// `shared`: the cache by which several processes count tries together.
+    pub fn new(
+        catalog: Catalog,
+        settings: IdentitySettings,
+        locked: Option<String>,
+        shared: Option<Arc<dyn Cache>>,
+    ) -> Self {
         let minute = Duration::from_secs(60);
         Self {
             tokens: Tokens::new(catalog.clone(), &settings),
@@ -90,8 +97,8 @@ impl Identity {
                 settings.oidc.clone(),
                 i64::try_from(settings.clock_skew_seconds).unwrap_or(i64::MAX / 2_000),
             ),
-            attempts: Throttle::new(settings.attempts_per_minute, minute),
-            unknown: Failures::new(settings.lockout_failures, settings.lockout_seconds),
+            attempts: Throttle::new(settings.attempts_per_minute, minute, shared.clone()),
+            unknown: Failures::new(settings.lockout_failures, settings.lockout_seconds, shared),
             sessions: Mutex::default(),
             catalog,
             settings,

@@ -489,7 +489,7 @@ impl Identity {
         returned: &Returned,
         origin: &Origin,
     ) -> Result<LoggedIn, OidcError> {
-        self.admit(origin)?;
+        self.admit(origin).await?;
         self.open_here()?;
         let issuer = self.oidc.issuer()?.to_owned();
         let account = self.oidc.finish(&self.tokens, cookie, returned).await?;
