@@ -41,7 +41,7 @@ impl Throttle {
     /// Counts a try; the error is how long to wait.
     pub async fn admit(&self, address: IpAddr, now_ms: i64) -> Result<(), Duration> {
         if let Some(shared) = &self.shared {
-            match self.admit_shared(&**shared, address, now_ms).await {
+            match self.admit_shared(shared.as_ref(), address, now_ms).await {
                 Ok(admitted) => return admitted,
                 // Told by the cache, once an outage.
                 Err(error) => tracing::debug!(%error, "tries are counted in this process"),
@@ -150,7 +150,7 @@ impl Failures {
 
     pub async fn failed(&self, name: [u8; 32], now_ms: i64) {
         if let Some(shared) = &self.shared {
-            match self.failed_shared(&**shared, &name, now_ms).await {
+            match self.failed_shared(shared.as_ref(), &name, now_ms).await {
                 Ok(()) => return,
                 Err(error) => tracing::debug!(%error, "failures are counted in this process"),
             }
