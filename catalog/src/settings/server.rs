@@ -33,7 +33,8 @@ impl Default for ServerSettings {
     fn default() -> Self {
         Self {
             header_timeout_seconds: 60,
-            body_timeout_seconds: 30,
+            // Less than the next, so that who stops sending is told just that.
+            body_timeout_seconds: 20,
             request_timeout_seconds: 30,
             connections_max: 8192,
         }

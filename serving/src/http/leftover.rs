@@ -23,7 +23,7 @@ use tokio::time::{Instant, Sleep};
 use super::Problem;
 
 /// How much of a body is read away that nobody asked for, and for how long.
-const LEFT_BYTES_MAX: usize = 1 << 20;
+const LEFT_BYTES_MAX: usize = 16 << 20;
 const DRAIN_WAIT: Duration = Duration::from_secs(5);
 
 /// Less than this is no progress: who sends a byte now and then stands still.

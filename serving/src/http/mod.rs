@@ -82,7 +82,10 @@ pub fn router(app: App) -> Router {
         .route_layer(middleware::from_fn_with_state(guard, auth::authorize))
         .fallback(operations::not_found)
         .layer(middleware::from_fn_with_state(deadline, deadline::within))
-        .layer(middleware::from_fn_with_state(patience, leftover::read_away))
+        .layer(middleware::from_fn_with_state(
+            patience,
+            leftover::read_away,
+        ))
         .layer(middleware::from_fn(v1::around))
         // Bodies are streamed and bounded by the handlers, which know the limit to name.
         .layer(axum::extract::DefaultBodyLimit::disable())
