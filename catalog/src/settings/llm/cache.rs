@@ -63,7 +63,9 @@ impl Default for SemanticCacheSettings {
         Self {
             enabled: false,
             life_seconds: 3_600,
-            similarity: Similarity { millionths: 970_000 },
+            similarity: Similarity {
+                millionths: 970_000,
+            },
             model: "multilingual-e5-small".to_owned(),
             entries_max: 1_000,
         }
