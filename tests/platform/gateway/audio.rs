@@ -126,7 +126,7 @@ fn a_recording_is_transcribed_and_paid_by_the_second() {
     until_sql(
         &server,
         "SELECT payload['audio_seconds'], CAST(payload['cost'] AS VARCHAR) FROM topic.\"llm.usage\" \
-         WHERE event_type = 'llm.settled' AND payload['provider'] = 'a' ORDER BY timestamp",
+         WHERE event_type = 'llm.settled' AND payload['provider'] = 'a' ORDER BY _offset",
         &json!([
             [3, "0.000300000000"],
             [9, "0.000900000000"],

@@ -8,7 +8,7 @@ use super::{chat, question, send, serve, until_sql};
 use crate::server::{Server, good};
 
 const ALERTS: &str = "SELECT payload['state'], payload['subject'] FROM topic.\"platform.alert\" \
-                      WHERE payload['alert'] = 'model' ORDER BY timestamp";
+                      WHERE payload['alert'] = 'model' ORDER BY _offset";
 
 fn settings(upstream: &Upstream, more: &str) -> String {
     format!(
