@@ -127,10 +127,13 @@ pub fn llm_usage_schema() -> SchemaRef {
         Field::new("currency", DataType::Utf8, false),
         // Whether the tokens are an estimate, because the provider told none.
         Field::new("estimated", DataType::Boolean, false),
-        // `ok`, `cancelled`, or why it failed; without a value while it runs.
+        // `ok`, `cached` (nobody was asked), `cancelled`, or why it failed; without a value while it runs.
         Field::new("outcome", DataType::Utf8, true),
         Field::new("latency_ms", DataType::UInt64, true),
         Field::new("first_token_ms", DataType::UInt64, true),
+        // Of calls of voice models: how long the audio was that they heard, and how much text they read.
+        Field::new("audio_seconds", DataType::UInt64, true),
+        Field::new("characters", DataType::UInt64, true),
     ]))
 }
 

@@ -1,40 +1,78 @@
 #!/usr/bin/env bash
-# The official Python clients of OpenAI and Anthropic, which the gateway is tested with, in a venv in the cache.
+# The clients that the gateway is tested with, unchanged, in the cache: those of OpenAI and Anthropic for Python and for
+# Node, and LangChain's.
 #
-#   deploy/dev/llm-clients.sh install      fetches them, once
-#   deploy/dev/llm-clients.sh python       prints the Python that has them; fails when they are not there
+#   deploy/dev/llm-clients.sh install      fetches them, once; says which of them could not be
+#   deploy/dev/llm-clients.sh python       prints the Python that has both official clients; fails when they are not there
+#   deploy/dev/llm-clients.sh langchain    prints the Python that has langchain-openai
+#   deploy/dev/llm-clients.sh node         prints the folder whose `node_modules` has both official clients
 #
-# Relies on python3 with venv and pip. The versions are those below; what they need in turn is left to pip.
+# Relies on python3 with venv and pip, and on node 20 or newer with npm. Versions are those below and of
+# llm-clients/package-lock.json; what the Python clients need in turn is left to pip.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 openai=3.57.0
 anthropic=2.14.0
-home="$cache/tools/llm-clients-$openai-$anthropic"
+langchain=1.7.4
+lock="$root/deploy/dev/llm-clients/package-lock.json"
+python_home="$cache/tools/llm-clients-$openai-$anthropic"
+langchain_home="$cache/tools/langchain-openai-$langchain"
+node_home="$cache/tools/llm-clients-node-$(sha256sum "$lock" | cut -c1-16)"
+
+install_python() { # FOLDER PACKAGE...
+    local home=$1
+    shift
+    [ ! -f "$home/complete" ] || return 0
+    echo "llm-clients: fetching $*, once" >&2
+    rm -rf "$home"
+    python3 -m venv "$home" &&
+        "$home/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: "$@" >&2 &&
+        touch "$home/complete"
+}
+
+install_node() {
+    [ ! -f "$node_home/complete" ] || return 0
+    command -v npm >/dev/null || {
+        echo "llm-clients: the clients for Node need node and npm: install them (Debian packages nodejs, npm)" >&2
+        return 1
+    }
+    echo "llm-clients: fetching the clients for Node, once" >&2
+    rm -rf "$node_home"
+    mkdir "$node_home"
+    cp "${lock%/*}/package.json" "$lock" "$node_home"
+    if ! (cd "$node_home" && npm ci --no-audit --no-fund --ignore-scripts >log 2>&1); then
+        tail -n 20 "$node_home/log" >&2
+        return 1
+    fi
+    touch "$node_home/complete"
+}
+
+there() { # FOLDER WHAT TO_PRINT
+    [ -f "$1/complete" ] || {
+        echo "no $2 (fetch it with: deploy/dev/llm-clients.sh install)" >&2
+        exit 1
+    }
+    echo "$3"
+}
 
 case "${1:-}" in
 install)
-    [ ! -f "$home/complete" ] || exit 0
-    echo "llm-clients: fetching openai $openai and anthropic $anthropic, once" >&2
     mkdir -p "$cache/tools"
+    # Two test runs at once take turns.
     exec 9>"$cache/tools/.llm-clients.lock"
     flock 9
-    [ ! -f "$home/complete" ] || exit 0
-    rm -rf "$home"
-    python3 -m venv "$home"
-    "$home/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: \
-        "openai==$openai" "anthropic==$anthropic" >&2
-    touch "$home/complete"
+    failed=0
+    install_python "$python_home" "openai==$openai" "anthropic==$anthropic" || failed=1
+    install_python "$langchain_home" "langchain-openai==$langchain" || failed=1
+    install_node || failed=1
+    exit "$failed"
     ;;
-python)
-    [ -f "$home/complete" ] || {
-        echo "no clients (fetch them with: deploy/dev/llm-clients.sh install)" >&2
-        exit 1
-    }
-    echo "$home/bin/python"
-    ;;
+python) there "$python_home" "official clients for Python" "$python_home/bin/python" ;;
+langchain) there "$langchain_home" "LangChain" "$langchain_home/bin/python" ;;
+node) there "$node_home" "official clients for Node" "$node_home" ;;
 *)
-    echo "usage: $0 install|python" >&2
+    echo "usage: $0 install|python|langchain|node" >&2
     exit 2
     ;;
 esac

@@ -12,8 +12,9 @@ deploy/dev/setup.sh test
 # Tests that need a server start one themselves (deploy/dev/server.sh). Without it they are skipped, and tell.
 deploy/dev/s3.sh install || echo "the S3 server could not be built, see above" >&2
 deploy/dev/llama.sh install || echo "the model server could not be fetched, see above" >&2
-deploy/dev/llm-clients.sh install || echo "the clients of OpenAI and Anthropic could not be fetched, see above" >&2
 deploy/dev/schemathesis.sh install || echo "schemathesis could not be fetched, see above" >&2
+deploy/dev/llm-clients.sh install || echo "not all clients of models could be fetched, see above" >&2
+deploy/dev/litellm.sh install || echo "the LiteLLM proxy could not be fetched, see above" >&2
 scope=("$@")
 [ ${#scope[@]} -gt 0 ] || scope=(--workspace)
 

@@ -310,7 +310,13 @@ impl Platform {
                 .clone()
                 .or_environment(crate::gateway::variable),
         };
-        let gateway = Gateway::new(&llm, embedders.clone(), log.clone(), &process);
+        let gateway = Gateway::new(
+            &llm,
+            embedders.clone(),
+            log.clone(),
+            cache.clone(),
+            &process,
+        );
         let gateway = Arc::new(gateway.map_err(part("model gateway"))?);
         let parser =
             Arc::new(WorkerPool::new(pool_options(&settings.parse)).map_err(part("parser"))?);

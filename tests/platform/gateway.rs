@@ -3,6 +3,14 @@
 
 #[path = "gateway/answers.rs"]
 mod answers;
+#[path = "gateway/audio.rs"]
+mod audio;
+#[path = "gateway/cache.rs"]
+mod cache;
+#[path = "gateway/clients.rs"]
+mod clients;
+#[path = "gateway/down.rs"]
+mod down;
 #[path = "gateway/faults.rs"]
 mod faults;
 #[path = "gateway/money.rs"]
@@ -13,6 +21,8 @@ mod protocols;
 mod real;
 #[path = "gateway/search_help.rs"]
 mod search_help;
+#[path = "gateway/shapes.rs"]
+mod shapes;
 #[path = "gateway/upstream.rs"]
 pub mod upstream;
 
@@ -60,6 +70,9 @@ struct Reply {
     retry_after: Option<String>,
     deployment: Option<String>,
     overhead_ms: Option<f64>,
+    cache: Option<String>,
+    tokenizer: Option<String>,
+    content_type: Option<String>,
     text: String,
 }
 
@@ -95,6 +108,9 @@ fn send(request: RequestBuilder) -> Reply {
         retry_after: header("retry-after"),
         deployment: header("x-va-deployment"),
         overhead_ms: header("x-va-overhead-ms").map(|ms| ms.parse().unwrap()),
+        cache: header("x-va-cache"),
+        tokenizer: header("x-va-tokenizer"),
+        content_type: header("content-type"),
         text: response.text().unwrap(),
     }
 }

@@ -12,8 +12,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{Secret, positive_u64};
 
+mod cache;
 mod money;
 
+pub use cache::{
+    ExactCacheSettings, ReplyCacheSettings, SemanticCacheSettings, Similarity,
+    TemplateReplySettings,
+};
 pub use money::{Amount, Date, Price};
 
 /// Models behind providers, and the gateway to them.
@@ -28,6 +33,10 @@ pub struct LlmSettings {
     pub models: BTreeMap<String, LlmModelSettings>,
     /// How a deployment is chosen, and what happens when it fails.
     pub routing: RoutingSettings,
+    /// Which replies are given again instead of asking a model.
+    pub cache: ReplyCacheSettings,
+    /// What people are told when every model fails.
+    pub template_reply: TemplateReplySettings,
     /// What may be spent.
     pub budgets: Vec<BudgetSettings>,
     /// What prices and budgets are in; only shown.
@@ -105,6 +114,10 @@ pub enum ModelUse {
     Chat,
     Embedding,
     Rerank,
+    /// Text of what was said.
+    Transcription,
+    /// A voice that reads text.
+    Speech,
 }
 
 /// A model as clients ask for it: one or more deployments that are alike.
@@ -197,6 +210,12 @@ pub struct PriceSettings {
     /// Of the request's tokens that were put into the provider's cache; without it, as `input`.
     #[serde(default)]
     pub cache_write: Option<Price>,
+    /// Of a million seconds of a transcription's audio.
+    #[serde(default)]
+    pub seconds: Price,
+    /// Of a million characters that are read aloud.
+    #[serde(default)]
+    pub characters: Price,
 }
 
 /// How a deployment is chosen.
@@ -306,6 +325,8 @@ impl Default for LlmSettings {
             providers: BTreeMap::new(),
             models: BTreeMap::new(),
             routing: RoutingSettings::default(),
+            cache: ReplyCacheSettings::default(),
+            template_reply: TemplateReplySettings::default(),
             budgets: Vec::new(),
             currency: "USD".to_owned(),
             local: LocalModelSettings::default(),
@@ -417,6 +438,7 @@ impl LlmSettings {
                 problems.push(format!("`llm.budgets[{at}].tenant`: {error}"));
             }
         }
+        self.cache.semantic.check(&mut problems);
         if self.routing.failures_percent_max > 100 {
             problems.push(format!(
                 "`llm.routing.failures_percent_max` is {}: use 0 to 100",
@@ -465,7 +487,13 @@ impl LlmSettings {
         for (at, deployment) in model.deployments.iter().enumerate() {
             let place = format!("`llm.models.{name}.deployments[{at}]`");
             let provider = &deployment.provider;
-            if provider != LOCAL_PROVIDER && !self.providers.contains_key(provider) {
+            if provider == LOCAL_PROVIDER {
+                if matches!(model.used_for, ModelUse::Transcription | ModelUse::Speech) {
+                    problems.push(format!(
+                        "{place}: the provider `{LOCAL_PROVIDER}` has no voices; name another provider"
+                    ));
+                }
+            } else if !self.providers.contains_key(provider) {
                 problems.push(format!(
                     "{place}: there is no provider `{provider}` in `llm.providers`"
                 ));

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use reqwest::header::HeaderMap;
 
-use crate::error::LlmError;
+use crate::error::{ErrorKind, LlmError};
 use crate::http;
 use crate::provider::{Call, EventStream, Provider};
 use crate::types::ChatRequest;
@@ -48,5 +48,20 @@ impl Provider for Anthropic {
             let events = reply::whole(&value, as_json)?;
             Ok(futures::stream::iter(events.into_iter().map(Ok)).boxed())
         }
+    }
+
+    async fn count_tokens(&self, call: Call<'_>, request: &ChatRequest) -> Result<u64, LlmError> {
+        let sent = self
+            .http
+            .post(format!("{}/v1/messages/count_tokens", self.base_url))
+            .headers(self.headers.clone())
+            .json(&request::count_body(call, request));
+        let value = http::json(http::send(sent).await?).await?;
+        value["input_tokens"].as_u64().ok_or_else(|| {
+            LlmError::new(
+                ErrorKind::StreamBroken,
+                "the provider's reply cannot be understood: it has no `input_tokens`",
+            )
+        })
     }
 }

@@ -65,6 +65,19 @@ pub(crate) async fn json(response: Response) -> Result<Value, LlmError> {
     }
 }
 
+/// The whole reply, whatever it is.
+pub(crate) async fn whole(response: Response) -> Result<Bytes, LlmError> {
+    read(response, REPLY_BYTES_MAX).await
+}
+
+/// The reply's bytes as they come.
+pub(crate) fn pieces(response: Response) -> BoxStream<'static, Result<Bytes, LlmError>> {
+    let pieces = response.bytes_stream();
+    pieces
+        .map(|piece| piece.map_err(|error| broken(&error)))
+        .boxed()
+}
+
 async fn read(response: Response, limit: usize) -> Result<Bytes, LlmError> {
     let mut body = BytesMut::new();
     let mut pieces = response.bytes_stream();

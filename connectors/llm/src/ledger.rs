@@ -48,6 +48,8 @@ pub struct Attempt {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     Ok,
+    /// A reply that was kept was given again: nobody was asked, and nothing was taken.
+    Cached,
     /// The client went away.
     Cancelled,
     Failed(ErrorKind),
@@ -58,6 +60,7 @@ impl Outcome {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
+            Self::Cached => "cached",
             Self::Cancelled => "cancelled",
             Self::Failed(kind) => kind.as_str(),
         }

@@ -1,8 +1,9 @@
 //! OpenAI's protocol: OpenAI itself, Azure, Qwen and ERNIE in their compatible modes, and any server that speaks it.
 //!
-//! What differs between them is in [`Habits`]; requests are written in `request`, replies read in `reply`. Errors inside a
+//! What differs between them is in [`Habits`]; requests are written in `request`, replies read in `reply`, both of voices in `audio`. Errors inside a
 //! good stream, usage only at the end, a missing `[DONE]` and heartbeats are what providers do, not faults.
 
+mod audio;
 mod reply;
 mod request;
 
@@ -11,6 +12,7 @@ use futures::StreamExt;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Value, json};
 
+use crate::audio::{SpeakReply, SpeakRequest, TranscribeReply, TranscribeRequest};
 use crate::error::{ErrorKind, LlmError};
 use crate::http;
 use crate::provider::{Call, EventStream, Provider};
@@ -137,6 +139,42 @@ impl Provider for OpenAi {
         }
         let value = http::json(self.post(call, "rerank", &body).await?).await?;
         ranked(&value, request.documents.len())
+    }
+
+    async fn transcribe(
+        &self,
+        call: Call<'_>,
+        request: &TranscribeRequest,
+    ) -> Result<TranscribeReply, LlmError> {
+        let (body, kind) = audio::form(call.model, request)?;
+        let sent = self
+            .http
+            .post(self.url(call.model, "audio/transcriptions"))
+            .headers(self.headers.clone())
+            .header(reqwest::header::CONTENT_TYPE, kind)
+            .body(body);
+        let response = http::send(sent).await?;
+        let content_type = audio::content_type(response.headers());
+        let body = http::whole(response).await?;
+        Ok(TranscribeReply {
+            usage: audio::usage(&body, request),
+            content_type,
+            body,
+        })
+    }
+
+    async fn speak(&self, call: Call<'_>, request: &SpeakRequest) -> Result<SpeakReply, LlmError> {
+        let body = audio::speak_body(call.model, request);
+        let response = self.post(call, "audio/speech", &body).await?;
+        let content_type = audio::content_type(response.headers());
+        if content_type.starts_with("application/json") || content_type.starts_with("text/html") {
+            let body = http::whole(response).await?;
+            return Err(audio::no_audio(&content_type, &body));
+        }
+        Ok(SpeakReply {
+            content_type,
+            audio: http::pieces(response),
+        })
     }
 }
 

@@ -36,6 +36,8 @@ impl PriceTable {
             + price.cached.unwrap_or(price.input).of_tokens(cached)
             + price.cache_write.unwrap_or(price.input).of_tokens(written)
             + price.output.of_tokens(usage.output)
+            + price.seconds.of_tokens(usage.audio_seconds)
+            + price.characters.of_tokens(usage.characters)
     }
 
     /// What a token in and a token out cost together, for comparing.
@@ -67,6 +69,8 @@ mod tests {
                 output: output.parse().expect("a price"),
                 cached: cached.map(|price| price.parse().expect("a price")),
                 cache_write: None,
+                seconds: "100".parse().expect("a price"),
+                characters: "15".parse().expect("a price"),
             };
         let table = PriceTable::new(&[
             price(None, "0.15", "0.60", Some("0.075")),
@@ -99,5 +103,12 @@ mod tests {
         };
         assert_eq!(table.cost(&odd, 0), 10 * 75_000);
         assert_eq!(table.level(june), 800_000);
+        // Seconds and characters are priced by the million too.
+        let voice = Usage {
+            audio_seconds: 3,
+            characters: 10,
+            ..Usage::default()
+        };
+        assert_eq!(table.cost(&voice, june), 300_000_000 + 150_000_000);
     }
 }

@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 
+use crate::audio::{SpeakReply, SpeakRequest, TranscribeReply, TranscribeRequest};
 use crate::error::{ErrorKind, LlmError};
 use crate::types::{ChatRequest, EmbedReply, EmbedRequest, Event, RerankReply, RerankRequest};
 
@@ -42,6 +43,29 @@ pub trait Provider: Send + Sync + std::fmt::Debug {
         _request: &RerankRequest,
     ) -> Result<RerankReply, LlmError> {
         Err(unsupported("reranking"))
+    }
+
+    /// Asks how many tokens a request has, with this model's own tokenizer. Costs nothing.
+    async fn count_tokens(&self, _call: Call<'_>, _request: &ChatRequest) -> Result<u64, LlmError> {
+        Err(unsupported("counting tokens"))
+    }
+
+    /// Asks for the text of what was said.
+    async fn transcribe(
+        &self,
+        _call: Call<'_>,
+        _request: &TranscribeRequest,
+    ) -> Result<TranscribeReply, LlmError> {
+        Err(unsupported("transcriptions"))
+    }
+
+    /// Asks for a text to be read aloud.
+    async fn speak(
+        &self,
+        _call: Call<'_>,
+        _request: &SpeakRequest,
+    ) -> Result<SpeakReply, LlmError> {
+        Err(unsupported("speech"))
     }
 }
 

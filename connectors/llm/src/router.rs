@@ -5,7 +5,10 @@
 //! is handed out when its first visible piece is there; until then everything can still be done elsewhere. What is on its
 //! way when the caller goes is given back: room, money, the trial of a deployment.
 
+mod audio;
+mod count;
 mod deployment;
+mod need;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -13,9 +16,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
-use va_catalog::settings::llm::{Capability, LlmModelSettings, LlmSettings, ModelUse, Strategy};
+use va_catalog::settings::llm::{LlmModelSettings, LlmSettings, ModelUse, Strategy};
 
+pub use audio::SpeechStream;
+pub use count::TokenCount;
 pub(crate) use deployment::{Deployment, Lease, Rules};
+pub(crate) use need::tokens;
+use need::{Need, counted};
 
 use crate::error::{ErrorKind, LlmError};
 use crate::ledger::{Attempt, Caller, Ledger, Outcome};
@@ -24,14 +31,11 @@ use crate::routing::retry::{Step, step};
 use crate::routing::select::{Candidate, mixed, order};
 use crate::stream::{ChatStream, open};
 use crate::types::{
-    ChatReply, ChatRequest, EmbedReply, EmbedRequest, Part, RerankReply, RerankRequest,
-    ResponseFormat, Usage,
+    ChatReply, ChatRequest, EmbedReply, EmbedRequest, RerankReply, RerankRequest, Usage,
 };
 
 /// What a reply takes when neither the request nor the deployment says how long it may be.
 const OUTPUT_TOKENS: u64 = 4_096;
-/// What a picture takes, about.
-const IMAGE_TOKENS: u64 = 1_000;
 
 /// A model as clients ask for it.
 #[derive(Debug)]
@@ -64,6 +68,9 @@ pub struct RouteInfo {
     pub fell_back: bool,
     /// How much of the time was spent waiting: for providers, for room, between repetitions.
     pub waited: Duration,
+    /// What a cache of replies made of it: `exact` or `semantic` where the reply was kept there, `miss` where it was not;
+    /// `None` where none was asked.
+    pub cache: Option<&'static str>,
 }
 
 /// Finds the deployment that answers.
@@ -74,18 +81,6 @@ pub struct Router {
     ledger: Arc<dyn Ledger>,
     clock: Arc<dyn Fn() -> i64 + Send + Sync>,
     chance: AtomicU64,
-}
-
-/// What a request needs, whatever it is for.
-struct Need<'a> {
-    model: &'a str,
-    used_for: ModelUse,
-    capabilities: Vec<Capability>,
-    input_tokens: u64,
-    /// Of the reply; `None` where the request does not say.
-    output_tokens: Option<u64>,
-    /// Requests of one user go to one deployment.
-    user: Option<&'a str>,
 }
 
 /// What came of a request: the answer, what it holds on to, and how it came about.
@@ -146,6 +141,29 @@ impl Router {
             .collect()
     }
 
+    /// The name that a model goes by in the settings.
+    pub fn model_name(&self, asked: &str) -> Option<&str> {
+        let asked = if asked.is_empty() {
+            self.default_model()?
+        } else {
+            asked
+        };
+        self.group(asked).map(|group| group.name.as_str())
+    }
+
+    /// The model that a request is for, under one name for all its aliases, when the caller may ask for it.
+    pub fn may_ask(&self, caller: &Caller, request: &ChatRequest) -> Result<String, LlmError> {
+        let need = self.chat_need(request)?;
+        let group = self.permitted(caller, &need)?;
+        // One that stands for many is a model for each name.
+        let name = if group.name.ends_with('*') {
+            need.model
+        } else {
+            group.name.as_str()
+        };
+        Ok(name.to_owned())
+    }
+
     /// Asks for a reply. It is a stream in any case; with `stream: false` the provider was asked for it in one piece.
     pub async fn chat(
         &self,
@@ -188,10 +206,10 @@ impl Router {
         let need = Need {
             model: &request.model,
             used_for: ModelUse::Embedding,
-            capabilities: Vec::new(),
             input_tokens: request.texts.iter().map(|text| tokens(text)).sum(),
             output_tokens: Some(0),
             user: request.user.as_deref(),
+            ..Need::default()
         };
         let timeout = self.rules.timeout;
         let run = |deployment: &Deployment, asked: &str| -> BoxFuture<'static, _> {
@@ -222,10 +240,9 @@ impl Router {
         let need = Need {
             model: &request.model,
             used_for: ModelUse::Rerank,
-            capabilities: Vec::new(),
             input_tokens: documents + query * request.documents.len() as u64,
             output_tokens: Some(0),
-            user: None,
+            ..Need::default()
         };
         let timeout = self.rules.timeout;
         let run = |deployment: &Deployment, asked: &str| -> BoxFuture<'static, _> {
@@ -248,58 +265,6 @@ impl Router {
         Ok((RerankReply { usage, ..reply }, info))
     }
 
-    fn chat_need<'a>(&'a self, request: &'a ChatRequest) -> Result<Need<'a>, LlmError> {
-        let mut capabilities = Vec::new();
-        if !request.tools.is_empty() {
-            capabilities.push(Capability::Tools);
-        }
-        let mut input_tokens = 0;
-        for message in &request.messages {
-            input_tokens += 4;
-            for part in &message.content {
-                input_tokens += match part {
-                    Part::Text { text, .. } => tokens(text),
-                    Part::Image { .. } => {
-                        if !capabilities.contains(&Capability::Vision) {
-                            capabilities.push(Capability::Vision);
-                        }
-                        IMAGE_TOKENS
-                    }
-                    Part::Other(value) => tokens(&value.to_string()),
-                };
-            }
-            for call in &message.tool_calls {
-                input_tokens += tokens(&call.arguments) + 8;
-            }
-        }
-        for tool in &request.tools {
-            input_tokens += tokens(&tool.parameters.to_string())
-                + tokens(tool.description.as_deref().unwrap_or_default())
-                + 8;
-        }
-        if matches!(
-            request.response_format,
-            Some(ResponseFormat::Json | ResponseFormat::JsonSchema(_))
-        ) {
-            capabilities.push(Capability::Json);
-        }
-        let model = if request.model.is_empty() {
-            self.default_model().ok_or_else(|| {
-                LlmError::bad("the request names no `model`, and `llm.default_model` is not set")
-            })?
-        } else {
-            request.model.as_str()
-        };
-        Ok(Need {
-            model,
-            used_for: ModelUse::Chat,
-            capabilities,
-            input_tokens,
-            output_tokens: request.max_tokens.map(u64::from),
-            user: request.user.as_deref(),
-        })
-    }
-
     /// The group of that name: its own, an alias, or one that stands for many.
     fn group(&self, name: &str) -> Option<&Group> {
         let exact = |group: &&Group| {
@@ -311,13 +276,8 @@ impl Router {
         })
     }
 
-    /// Asks the deployments of the model, and of those that may stand in for it, until one answers.
-    async fn route<T>(
-        &self,
-        caller: &Caller,
-        need: &Need<'_>,
-        run: &(dyn Fn(&Deployment, &str) -> BoxFuture<'static, Result<T, LlmError>> + Send + Sync),
-    ) -> Result<Routed<T>, LlmError> {
+    /// The model that is asked for, when there is one for this use and the caller may ask for it.
+    fn permitted(&self, caller: &Caller, need: &Need<'_>) -> Result<&Group, LlmError> {
         let group = self.group(need.model).ok_or_else(|| self.unknown(need))?;
         if let Some(models) = &caller.models
             && !models
@@ -341,6 +301,17 @@ impl Router {
                 ),
             ));
         }
+        Ok(group)
+    }
+
+    /// Asks the deployments of the model, and of those that may stand in for it, until one answers.
+    async fn route<T>(
+        &self,
+        caller: &Caller,
+        need: &Need<'_>,
+        run: &(dyn Fn(&Deployment, &str) -> BoxFuture<'static, Result<T, LlmError>> + Send + Sync),
+    ) -> Result<Routed<T>, LlmError> {
+        let group = self.permitted(caller, need)?;
         let mut info = RouteInfo::default();
         let mut seen = HashSet::from([group.name.as_str()]);
         let mut queue = std::collections::VecDeque::from([(group, need.model)]);
@@ -452,6 +423,8 @@ impl Router {
                 .output_tokens
                 .or(deployment.output_tokens_max.map(u64::from))
                 .unwrap_or(OUTPUT_TOKENS),
+            audio_seconds: need.audio_seconds,
+            characters: need.characters,
             estimated: true,
             ..Usage::default()
         };
@@ -627,23 +600,4 @@ async fn within<T>(
     tokio::time::timeout(timeout, call)
         .await
         .unwrap_or_else(|_| Err(crate::stream::timed_out("no reply", timeout)))
-}
-
-/// What the provider counted, or else our estimate.
-fn counted(usage: Usage, input: u64) -> Usage {
-    if usage.input > 0 {
-        return usage;
-    }
-    Usage {
-        input,
-        estimated: true,
-        ..usage
-    }
-}
-
-/// About how many tokens a text has: four letters each, or one character of Chinese and its like.
-pub(crate) fn tokens(text: &str) -> u64 {
-    let ascii = text.bytes().filter(u8::is_ascii).count() as u64;
-    let others = text.chars().filter(|c| !c.is_ascii()).count() as u64;
-    ascii.div_ceil(4) + others
 }

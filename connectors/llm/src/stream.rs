@@ -115,6 +115,16 @@ impl ChatStream {
         }
     }
 
+    /// A reply that is not on its way from a deployment: one that was kept, or one that somebody listens in on.
+    pub fn made(info: RouteInfo, events: BoxStream<'static, Result<Event, LlmError>>) -> Self {
+        Self { info, events }
+    }
+
+    /// How it came about, and its pieces.
+    pub fn into_parts(self) -> (RouteInfo, BoxStream<'static, Result<Event, LlmError>>) {
+        (self.info, self.events)
+    }
+
     /// The whole reply.
     pub async fn collect(mut self) -> Result<(ChatReply, RouteInfo), LlmError> {
         let mut reply = ChatReply::default();

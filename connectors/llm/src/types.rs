@@ -1,12 +1,14 @@
 //! What is asked of a model and what it answers, whatever the provider calls it.
 //!
 //! A reply is a stream of [`Event`]s also where it was not asked for as one, so that there is one path. What a provider
-//! knows and this does not is kept in `extra` and handed on where the same protocol is spoken on both sides.
+//! knows and this does not is kept in `extra` and handed on where the same protocol is spoken on both sides. Requests can be
+//! written as JSON, for comparing them, and events also read from it, for keeping them.
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// The protocol that a request came in, which `extra` is written in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub enum Dialect {
     #[default]
     OpenAi,
@@ -14,7 +16,7 @@ pub enum Dialect {
 }
 
 /// A request for a reply to a conversation.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct ChatRequest {
     pub model: String,
     pub messages: Vec<Message>,
@@ -37,7 +39,7 @@ pub struct ChatRequest {
 }
 
 /// Who speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Role {
     System,
     User,
@@ -46,7 +48,7 @@ pub enum Role {
 }
 
 /// A message of a conversation.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Message {
     pub role: Role,
     pub content: Vec<Part>,
@@ -55,6 +57,9 @@ pub struct Message {
     pub tool_calls: Vec<ToolCall>,
     /// Of a tool: the call that this is the result of.
     pub tool_call_id: Option<String>,
+    /// Anthropic's mark up to where its cache should keep the request, at the message's end: of a tool's result, or of a
+    /// call.
+    pub cache_control: Option<Value>,
 }
 
 impl Message {
@@ -66,6 +71,7 @@ impl Message {
             name: None,
             tool_calls: Vec::new(),
             tool_call_id: None,
+            cache_control: None,
         }
     }
 
@@ -82,7 +88,7 @@ impl Message {
 }
 
 /// A part of a message.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub enum Part {
     Text {
         text: String,
@@ -93,6 +99,8 @@ pub enum Part {
         /// `https:` or `data:`.
         url: String,
         detail: Option<String>,
+        /// As of a text.
+        cache_control: Option<Value>,
     },
     /// What only a provider of the request's own dialect understands, as it came.
     Other(Value),
@@ -108,7 +116,7 @@ impl Part {
 }
 
 /// A function that the model may call.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Tool {
     pub name: String,
     pub description: Option<String>,
@@ -119,7 +127,7 @@ pub struct Tool {
 }
 
 /// Whether the model has to call a function.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub enum ToolChoice {
     Auto,
     None,
@@ -130,7 +138,7 @@ pub enum ToolChoice {
 }
 
 /// What the reply has to look like.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub enum ResponseFormat {
     Text,
     /// Any JSON object.
@@ -140,7 +148,7 @@ pub enum ResponseFormat {
 }
 
 /// A call of a function.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct ToolCall {
     pub id: String,
     pub name: String,
@@ -149,7 +157,7 @@ pub struct ToolCall {
 }
 
 /// A piece of a reply.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Event {
     /// What the provider calls the reply. At most once, in front.
     Start {
@@ -196,7 +204,7 @@ impl Event {
 }
 
 /// Why a reply ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FinishReason {
     /// It is complete.
     Stop,
@@ -207,8 +215,8 @@ pub enum FinishReason {
     ContentFilter,
 }
 
-/// The tokens of a call.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// The tokens of a call; of voice models also what they hear and read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// Of the request, those of `cached` and `cache_write` among them.
     pub input: u64,
@@ -219,6 +227,12 @@ pub struct Usage {
     /// Of the reply, those of `reasoning` among them.
     pub output: u64,
     pub reasoning: u64,
+    /// Of audio that was transcribed, begun ones counted.
+    #[serde(default)]
+    pub audio_seconds: u64,
+    /// Of text that was read aloud.
+    #[serde(default)]
+    pub characters: u64,
     /// Whether these are our estimate, because the provider told none.
     pub estimated: bool,
 }

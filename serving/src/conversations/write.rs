@@ -9,7 +9,7 @@ use futures::StreamExt;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use va_catalog::store::{CatalogError, FinishedAnswer, Owner, StoredMessage};
-use va_llm::{Caller, ChatRequest, FinishReason, Message, Role, Usage};
+use va_llm::{Caller, ChatRequest, FinishReason, LlmError, Message, Role, Usage};
 
 use super::{ANSWER_TIME_MAX, Live, Mode, lock};
 use crate::http::Problem;
@@ -351,7 +351,7 @@ async fn chat(
             Message::text(role, turn.content.as_str())
         })
         .collect();
-    messages.push(Message::text(Role::User, question));
+    messages.push(Message::text(Role::User, question.as_str()));
     let request = ChatRequest {
         model,
         messages,
@@ -360,7 +360,10 @@ async fn chat(
         stream: true,
         ..ChatRequest::default()
     };
-    let mut reply = platform.gateway.chat(caller, &request).await?;
+    let mut reply = match platform.gateway.chat(caller, &request).await {
+        Ok(reply) => reply,
+        Err(error) => return instead(platform, &question, error, events).await,
+    };
     let mut usage = Usage::default();
     let mut reason = None;
     while let Some(event) = reply.next().await {
@@ -391,6 +394,25 @@ async fn chat(
     )
     .await?;
     Ok(reason)
+}
+
+/// What is told when every model fails: the template of the settings, marked as such, or the failure where there is none.
+async fn instead(
+    platform: &Platform,
+    question: &str,
+    error: LlmError,
+    events: &mpsc::Sender<Event>,
+) -> Result<Option<String>, Problem> {
+    let Some(text) = platform.gateway.template_reply(question, &error) else {
+        return Err(error.into());
+    };
+    tell(events, Event::Delta(text.to_owned())).await?;
+    let usage = json!({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0});
+    tell(events, Event::Usage(usage)).await?;
+    let degraded = json!([{"retriever": "model", "reason": error.message}]);
+    let done = json!({"answered": false, "mode": "template", "degraded": degraded});
+    tell(events, Event::Done(done)).await?;
+    Ok(Some(format!("no model answered: {}", error.message)))
 }
 
 /// Passes an event on, unless nobody keeps the answer any more.

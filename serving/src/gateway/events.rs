@@ -63,6 +63,13 @@ pub(super) fn batch(
         let values = events.iter().map(|event| number(&event.usage));
         Arc::new(UInt64Array::from_iter_values(values))
     };
+    // Of calls that have them; others have no value.
+    let units = |number: fn(&Usage) -> u64| -> ArrayRef {
+        let values = events.iter().map(|event| number(&event.usage));
+        Arc::new(UInt64Array::from_iter(
+            values.map(|value| (value > 0).then_some(value)),
+        ))
+    };
     let millis = |time: fn(&Took) -> Option<std::time::Duration>| -> ArrayRef {
         let values = events.iter().map(|event| {
             let time = time(event.took.as_ref()?)?;
@@ -109,6 +116,8 @@ pub(super) fn batch(
         Arc::new(StringArray::from_iter(outcomes)),
         millis(|took| Some(took.whole)),
         millis(|took| took.first_token),
+        units(|usage| usage.audio_seconds),
+        units(|usage| usage.characters),
     ];
     let payload = StructArray::try_new(fields.clone(), payload, None)?;
     let ids: Vec<String> = events

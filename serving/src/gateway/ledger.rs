@@ -499,6 +499,14 @@ fn count(event: &UsageEvent, took: Option<Took>) {
         metrics::counter!("va_llm_tokens_total", "deployment" => deployment.clone(), "kind" => kind)
             .increment(tokens);
     }
+    for (name, units) in [
+        ("va_llm_audio_seconds_total", event.usage.audio_seconds),
+        ("va_llm_characters_total", event.usage.characters),
+    ] {
+        if units > 0 {
+            metrics::counter!(name, "deployment" => deployment.clone()).increment(units);
+        }
+    }
     if let Some(took) = took {
         metrics::histogram!("va_llm_call_seconds", "deployment" => deployment)
             .record(took.whole.as_secs_f64());

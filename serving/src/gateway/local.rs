@@ -47,6 +47,15 @@ impl LocalModels {
             .collect()
     }
 
+    /// The embedding models that can be fetched and run here.
+    pub(super) fn embedding_names(&self) -> Vec<String> {
+        let models = self.embedders.store().list().into_iter();
+        models
+            .filter(|model| model.kind == ModelKind::Embedding)
+            .map(|model| model.name)
+            .collect()
+    }
+
     fn offered(&self, model: &ModelInfo) -> Option<LlmModelSettings> {
         let deployment = DeploymentSettings::at(LOCAL_PROVIDER);
         let (used_for, deployment) = match model.kind {

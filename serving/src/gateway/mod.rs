@@ -1,33 +1,44 @@
 //! The gateway to models: who asks for what, the router that finds an answer, and the books of what it took.
 //!
 //! [`Gateway`] is what handlers and the RAG answers call; it hands out streams that settle themselves. Money is events of
-//! the topic `llm.usage` (`events`): the [`books`] are their sum, whether they are kept or read again from the log.
+//! the topic `llm.usage` (`events`): the [`books`] are their sum, whether they are kept or read again from the log. `cache`
+//! gives replies again that are kept, `alerts` tells of models that nobody answers for.
 //! Protocols of clients are `http/v1`'s business, providers and routing are `va-llm`'s.
 
+mod alerts;
 pub mod books;
+mod cache;
 mod events;
 mod ledger;
 mod local;
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant};
 
 use va_catalog::TenantScope;
-use va_catalog::settings::llm::{Amount, BudgetSettings, LOCAL_PROVIDER, LlmSettings, ModelUse};
+use va_catalog::settings::llm::{
+    Amount, BudgetSettings, LOCAL_PROVIDER, LlmSettings, ModelUse, TemplateReplySettings,
+};
 use va_catalog::store::Principal;
+use va_connectors::cache::Cache;
 use va_connectors::log::Log;
 use va_llm::{
-    Caller, ChatReply, ChatRequest, ChatStream, EmbedReply, EmbedRequest, LlmError, ModelInfo,
-    Parts, RerankReply, RerankRequest, RouteInfo, Router,
+    Attempt, Caller, ChatReply, ChatRequest, ChatStream, EmbedReply, EmbedRequest, Ledger,
+    LlmError, ModelInfo, Outcome, Parts, RerankReply, RerankRequest, RouteInfo, Router,
+    SpeakRequest, SpeechStream, TokenCount, Took, TranscribeReply, TranscribeRequest, Usage,
 };
 use va_models::{ChatTokenizer, Embedders, ModelError};
 
+use alerts::{Failing, is_all_failed};
 pub use books::BudgetState;
+pub use cache::CacheWish;
+use cache::{Looked, ReplyCache};
 pub use ledger::UsageReport;
 use ledger::{Accounts, UsageLedger};
 use local::LocalModels;
 
 use crate::platform::{Platform, now_ms};
+use crate::rag::Lang;
 
 /// Budgets of keys are in millionths, the books in billionths of a thousandth.
 const PICOS_PER_MICRO: i128 = 1_000_000;
@@ -43,6 +54,11 @@ pub struct Gateway {
     ledger: Arc<UsageLedger>,
     budgets: Vec<BudgetSettings>,
     local: Arc<LocalModels>,
+    replies: Arc<ReplyCache>,
+    template: TemplateReplySettings,
+    failing: Failing,
+    /// Which the gateway is a part of; for alerts.
+    platform: OnceLock<Weak<Platform>>,
 }
 
 impl Gateway {
@@ -51,10 +67,13 @@ impl Gateway {
         settings: &LlmSettings,
         embedders: Arc<Embedders>,
         log: Arc<dyn Log>,
+        cache: Arc<dyn Cache>,
         process: &str,
     ) -> Result<Self, String> {
         let ledger = Arc::new(UsageLedger::new(log, process, settings));
-        let local = Arc::new(LocalModels::new(embedders, &settings.local));
+        let local = Arc::new(LocalModels::new(embedders.clone(), &settings.local));
+        let names = local.embedding_names();
+        let replies = ReplyCache::new(&settings.cache, cache, embedders, &names)?;
         let parts = Parts {
             local: Some((local.clone(), local.models())),
             ledger: Arc::new(Accounts(ledger.clone())),
@@ -66,11 +85,17 @@ impl Gateway {
             ledger,
             budgets: settings.budgets.clone(),
             local,
+            replies: Arc::new(replies),
+            template: settings.template_reply.clone(),
+            failing: Failing::default(),
+            platform: OnceLock::new(),
         })
     }
 
     /// Reads the books from the log and begins to write to it. Runs until the platform stops.
     pub fn start(&self, platform: &Arc<Platform>) {
+        // Started once; a second time would change nothing.
+        let _ = self.platform.set(Arc::downgrade(platform));
         ledger::start(&self.ledger, platform);
     }
 
@@ -150,16 +175,82 @@ impl Gateway {
         caller: &Caller,
         request: &ChatRequest,
     ) -> Result<ChatStream, LlmError> {
-        self.router.chat(caller, request).await
+        let asked = self.router.chat(caller, request).await;
+        self.watch(&request.model, asked)
     }
 
-    /// Asks for a reply and waits for all of it.
-    pub async fn complete(
+    /// Asks for a reply that may be one which was given before, as far as the settings and `wish` allow. What is new is kept.
+    pub async fn chat_or_kept(
         &self,
         caller: &Caller,
         request: &ChatRequest,
+        wish: CacheWish,
+    ) -> Result<ChatStream, LlmError> {
+        if wish == CacheWish::Bypass || !self.replies.is_on() {
+            return self.chat(caller, request).await;
+        }
+        let begun = Instant::now();
+        let model = self.router.may_ask(caller, request)?;
+        let looked = self.replies.look(&caller.tenant, &model, request, wish);
+        match looked.await {
+            Looked::Found(stream, how) => {
+                self.write_down_kept(caller, &model, how, begun).await?;
+                Ok(stream)
+            }
+            Looked::Nothing(keep) => {
+                let stream = self.chat(caller, request).await?;
+                Ok(self.replies.listen(stream, keep))
+            }
+        }
+    }
+
+    /// [`Self::chat_or_kept`], waiting for all of it.
+    pub async fn complete_or_kept(
+        &self,
+        caller: &Caller,
+        request: &ChatRequest,
+        wish: CacheWish,
     ) -> Result<(ChatReply, RouteInfo), LlmError> {
-        self.router.complete(caller, request).await
+        let stream = self.chat_or_kept(caller, request, wish).await?;
+        stream.collect().await
+    }
+
+    /// A call that asked nobody is an event too, and costs nothing.
+    async fn write_down_kept(
+        &self,
+        caller: &Caller,
+        model: &str,
+        how: &'static str,
+        begun: Instant,
+    ) -> Result<(), LlmError> {
+        // Under the name of the settings, of which there are not too many for a metric.
+        let name = self.router.model_name(model).unwrap_or(model);
+        let attempt = Attempt {
+            number: 0,
+            model: model.to_owned(),
+            deployment: format!("{name}/cache/{how}"),
+            provider: "cache".to_owned(),
+            upstream_model: how.to_owned(),
+            most: Usage::default(),
+            most_cost: 0,
+        };
+        let accounts = Accounts(self.ledger.clone());
+        let reservation = accounts.reserve(caller, attempt).await?;
+        let took = Took {
+            whole: begun.elapsed(),
+            first_token: None,
+        };
+        reservation.settle(Usage::default(), 0, Outcome::Cached, took);
+        Ok(())
+    }
+
+    /// Counts the tokens of a request.
+    pub async fn count_tokens(
+        &self,
+        caller: &Caller,
+        request: &ChatRequest,
+    ) -> Result<TokenCount, LlmError> {
+        self.router.count_tokens(caller, request).await
     }
 
     /// Asks for vectors.
@@ -168,7 +259,8 @@ impl Gateway {
         caller: &Caller,
         request: &EmbedRequest,
     ) -> Result<(EmbedReply, RouteInfo), LlmError> {
-        self.router.embed(caller, request).await
+        let asked = self.router.embed(caller, request).await;
+        self.watch(&request.model, asked)
     }
 
     /// Asks for an order of documents.
@@ -177,7 +269,68 @@ impl Gateway {
         caller: &Caller,
         request: &RerankRequest,
     ) -> Result<(RerankReply, RouteInfo), LlmError> {
-        self.router.rerank(caller, request).await
+        let asked = self.router.rerank(caller, request).await;
+        self.watch(&request.model, asked)
+    }
+
+    /// Asks for the text of what was said.
+    pub async fn transcribe(
+        &self,
+        caller: &Caller,
+        request: &TranscribeRequest,
+    ) -> Result<(TranscribeReply, RouteInfo), LlmError> {
+        let asked = self.router.transcribe(caller, request).await;
+        self.watch(&request.model, asked)
+    }
+
+    /// Asks for a text to be read aloud, as it comes. Dropping the stream ends the call.
+    pub async fn speak(
+        &self,
+        caller: &Caller,
+        request: &SpeakRequest,
+    ) -> Result<SpeechStream, LlmError> {
+        let asked = self.router.speak(caller, request).await;
+        self.watch(&request.model, asked)
+    }
+
+    /// What a person is told instead of an answer to `question`, when the failure is that of all who could have answered.
+    pub fn template_reply(&self, question: &str, error: &LlmError) -> Option<&str> {
+        let text = match Lang::of(question) {
+            Lang::Zh => &self.template.zh,
+            Lang::En => &self.template.en,
+        };
+        (is_all_failed(error.kind) && !text.is_empty()).then_some(text.as_str())
+    }
+
+    /// Tells when nobody answers for a model, and when somebody does again.
+    fn watch<T>(&self, asked: &str, outcome: Result<T, LlmError>) -> Result<T, LlmError> {
+        let Some(model) = self.router.model_name(asked) else {
+            return outcome;
+        };
+        let news = match &outcome {
+            Ok(_) => self
+                .failing
+                .answered(model)
+                .then(|| ("cleared", "a model answers again".to_owned())),
+            Err(error) if is_all_failed(error.kind) => {
+                metrics::counter!("va_llm_all_failed_total", "model" => model.to_owned())
+                    .increment(1);
+                self.failing
+                    .failed(model, now_ms())
+                    .then(|| ("raised", error.message.clone()))
+            }
+            Err(_) => None,
+        };
+        if let Some((state, detail)) = news
+            && let Some(platform) = self.platform.get().and_then(Weak::upgrade)
+        {
+            let model = model.to_owned();
+            // Ends with its one commit; on a log that is away, with the log's own patience.
+            tokio::spawn(async move {
+                crate::backlog::raise(&platform, "model", &model, state, &detail).await;
+            });
+        }
+        outcome
     }
 
     /// What the tenant has spent, and how its budgets stand.

@@ -1,7 +1,7 @@
 //! `topic.<topic>`: the rows of a topic up to where it ended when the query was planned.
 //!
 //! Beside the columns of the topic's schema there are `_partition`, `_offset` and `_appended_at`. Older rows may have
-//! another schema: a column that they lack is null, one of another type is cast. Which rows a tenant sees is decided
+//! another schema: a column that they lack is null, one of another type is cast; the same within a struct. Which rows a tenant sees is decided
 //! by the rows themselves and not by the declared schema: with a column `tenant_id`, each tenant sees its own; batches
 //! without it belong to the default tenant.
 //!
@@ -13,10 +13,11 @@ use std::time::Duration;
 
 use arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions, StringArray,
-    TimestampMillisecondArray, UInt32Array, UInt64Array, new_null_array,
+    StructArray, TimestampMillisecondArray, UInt32Array, UInt64Array, new_null_array,
 };
 use arrow::compute::{cast, filter_record_batch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::error::ArrowError;
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::error::{DataFusionError, Result};
@@ -323,7 +324,7 @@ impl PartitionRange {
                 name => match batch.column_by_name(name) {
                     None => Ok(new_null_array(field.data_type(), rows)),
                     Some(column) if column.data_type() == field.data_type() => Ok(column.clone()),
-                    Some(column) => cast(column, field.data_type()).map_err(|error| {
+                    Some(column) => fitted(column, field.data_type()).map_err(|error| {
                         unreadable(format!(
                             "column `{name}` of topic `{}` is {} in the rows at offset {base}, not {}: {error}",
                             self.partition.topic,
@@ -364,5 +365,58 @@ pub(crate) fn is_text(data_type: &DataType) -> bool {
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => true,
         DataType::Dictionary(_, value) => is_text(value),
         _ => false,
+    }
+}
+
+/// A column as another type: cast, and of a struct each field that is there; one that it lacks is null.
+fn fitted(column: &ArrayRef, data_type: &DataType) -> Result<ArrayRef, ArrowError> {
+    let (DataType::Struct(fields), Some(structs)) = (data_type, column.as_struct_opt()) else {
+        return cast(column, data_type);
+    };
+    let rows = structs.len();
+    let columns = fields
+        .iter()
+        .map(|field| match structs.column_by_name(field.name()) {
+            None => Ok(new_null_array(field.data_type(), rows)),
+            Some(column) if column.data_type() == field.data_type() => Ok(column.clone()),
+            Some(column) => fitted(column, field.data_type()),
+        })
+        .collect::<Result<Vec<_>, ArrowError>>()?;
+    let fitted =
+        StructArray::try_new_with_length(fields.clone(), columns, structs.nulls().cloned(), rows)?;
+    Ok(Arc::new(fitted))
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::Fields;
+
+    use super::*;
+
+    #[test]
+    fn a_struct_from_before_a_field_was_added_has_it_as_null() {
+        let old = Fields::from(vec![
+            Field::new("cost", DataType::UInt32, false),
+            Field::new("model", DataType::Utf8, false),
+        ]);
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(UInt32Array::from(vec![7, 8])),
+            Arc::new(StringArray::from(vec!["a", "b"])),
+        ];
+        let column: ArrayRef = Arc::new(StructArray::new(old, columns, None));
+        let new = Fields::from(vec![
+            Field::new("model", DataType::Utf8, false),
+            Field::new("cost", DataType::UInt64, false),
+            Field::new("seconds", DataType::UInt64, true),
+        ]);
+        let fitted = fitted(&column, &DataType::Struct(new)).expect("it fits");
+        let fitted = fitted.as_struct();
+        let costs = fitted.column_by_name("cost").expect("a column");
+        assert_eq!(costs.as_ref(), &UInt64Array::from(vec![7, 8]) as &dyn Array);
+        let seconds = fitted.column_by_name("seconds").expect("a column");
+        assert_eq!(seconds.null_count(), 2);
+        // A field that may not be null cannot be made up.
+        let needed = Fields::from(vec![Field::new("needed", DataType::UInt64, false)]);
+        assert!(super::fitted(&column, &DataType::Struct(needed)).is_err());
     }
 }

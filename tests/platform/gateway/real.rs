@@ -1,19 +1,17 @@
-//! The real thing: llama.cpp's server with a real model as provider, and the official clients before the gateway.
-
-use std::process::Command;
+//! The real thing: llama.cpp's server with a real model as provider. Clients before the gateway are `clients`' business.
 
 use serde_json::{Value, json};
 use tempfile::tempdir;
 
 use super::upstream::{Upstream, reply};
 use super::{chat, question, send, serve};
-use crate::server::{Server, need_model, skip};
+use crate::server::{Server, skip};
 
 #[path = "../../../deploy/dev/server.rs"]
-mod real_server;
+pub mod real_server;
 
 /// llama.cpp's server; `None` where it is not installed.
-fn llama() -> Option<real_server::Server> {
+pub fn llama() -> Option<real_server::Server> {
     match real_server::Server::start("llama.sh") {
         Ok(server) => Some(server),
         Err(reason) => skip(&reason),
@@ -21,7 +19,7 @@ fn llama() -> Option<real_server::Server> {
 }
 
 /// A gateway to it, in both protocols, with another one in its place.
-fn gateway(data: &std::path::Path, llama: &str, other: &Upstream) -> Server {
+pub fn gateway(data: &std::path::Path, llama: &str, other: &Upstream) -> Server {
     let base = llama.trim_end_matches("/v1");
     let llm = format!(
         "  default_model: smollm2
@@ -137,48 +135,4 @@ fn a_real_model_answers_in_every_protocol_and_is_replaced_when_it_is_gone() {
         answer.json()["choices"][0]["message"]["content"],
         said.as_str()
     );
-}
-
-#[test]
-fn the_official_clients_work_unchanged() {
-    let Some(()) = need_model() else { return };
-    let Some(llama) = llama() else { return };
-    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-    let found = Command::new(format!("{root}/deploy/dev/llm-clients.sh"))
-        .arg("python")
-        .output()
-        .unwrap();
-    if !found.status.success() {
-        let reason = String::from_utf8_lossy(&found.stderr).into_owned();
-        return skip(reason.trim()).unwrap_or(());
-    }
-    let python = String::from_utf8(found.stdout).unwrap();
-    let data = tempdir().unwrap();
-    let tools = Upstream::start(vec![super::upstream::Act::Stream(
-        vec![
-            super::upstream::event(
-                &json!({"id": "1", "choices": [{"index": 0, "delta": {"role": "assistant", "tool_calls": [
-                {"index": 0, "id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": ""}}]}}]}),
-            ),
-            super::upstream::event(
-                &json!({"id": "1", "choices": [{"index": 0, "delta": {"tool_calls": [
-                {"index": 0, "function": {"arguments": "{\"city\": \"Paris\"}"}}]}}]}),
-            ),
-            super::upstream::finish("tool_calls"),
-            super::upstream::usage(20, 9),
-            super::upstream::done(),
-        ],
-        super::upstream::End::Whole,
-    )]);
-    let server = gateway(data.path(), llama.url(), &tools);
-    let output = Command::new(python.trim())
-        .arg(format!("{root}/tests/platform/gateway/clients.py"))
-        .env("VA_TEST_BASE", &server.base)
-        .env("VA_TEST_KEY", &server.key)
-        .env("NO_PROXY", "*")
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", crate::server::both(&output));
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(said.contains("all of it works"), "{said}");
 }

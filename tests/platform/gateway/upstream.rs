@@ -18,6 +18,8 @@ pub enum Act {
     Reply(u16, &'static str, String),
     /// A stream of these pieces, and how it ends.
     Stream(Vec<String>, End),
+    /// Something that is no text: content type and bytes.
+    Bytes(&'static str, Vec<u8>),
 }
 
 /// How a stream ends.
@@ -33,6 +35,7 @@ pub enum End {
 struct Shared {
     script: Vec<Act>,
     requests: Mutex<Vec<Value>>,
+    heads: Mutex<Vec<String>>,
     /// How many clients went away from a silent stream.
     gone: Mutex<usize>,
     news: Condvar,
@@ -51,6 +54,7 @@ impl Upstream {
         let shared = Arc::new(Shared {
             script,
             requests: Mutex::default(),
+            heads: Mutex::default(),
             gone: Mutex::default(),
             news: Condvar::new(),
         });
@@ -68,9 +72,14 @@ impl Upstream {
         format!("http://127.0.0.1:{}/v1", self.port)
     }
 
-    /// The bodies of the requests so far.
+    /// The bodies of the requests so far; one that is no JSON is a text.
     pub fn requests(&self) -> Vec<Value> {
         self.shared.requests.lock().unwrap().clone()
+    }
+
+    /// Their first lines and headers, a line each, names in lower case.
+    pub fn heads(&self) -> Vec<String> {
+        self.shared.heads.lock().unwrap().clone()
     }
 
     /// Waits until a client has gone away from a silent stream.
@@ -86,10 +95,11 @@ impl Upstream {
 }
 
 fn answer(shared: &Shared, mut connection: TcpStream) {
-    let Some(body) = read_request(&connection) else {
+    let Some((head, body)) = read_request(&connection) else {
         return;
     };
     let act = {
+        shared.heads.lock().unwrap().push(head);
         let mut requests = shared.requests.lock().unwrap();
         requests.push(body);
         let at = (requests.len() - 1).min(shared.script.len() - 1);
@@ -99,25 +109,35 @@ fn answer(shared: &Shared, mut connection: TcpStream) {
     let _ = perform(shared, &mut connection, act);
 }
 
-fn read_request(connection: &TcpStream) -> Option<Value> {
+fn read_request(connection: &TcpStream) -> Option<(String, Value)> {
     let mut reader = BufReader::new(connection);
     let mut length = 0;
+    let mut head = String::new();
     loop {
         let mut line = String::new();
         if reader.read_line(&mut line).ok()? == 0 {
             return None;
         }
-        let line = line.trim_end().to_ascii_lowercase();
+        let line = match line.trim_end().split_once(": ") {
+            Some((name, value)) => format!("{}: {value}", name.to_ascii_lowercase()),
+            None => line.trim_end().to_owned(),
+        };
         if line.is_empty() {
             break;
         }
+        head.push_str(&line);
+        head.push('\n');
         if let Some(value) = line.strip_prefix("content-length:") {
             length = value.trim().parse().ok()?;
         }
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
-    serde_json::from_slice(&body).ok()
+    let text = || String::from_utf8_lossy(&body).into_owned().into();
+    Some((
+        head,
+        serde_json::from_slice(&body).unwrap_or_else(|_| text()),
+    ))
 }
 
 fn perform(shared: &Shared, connection: &mut TcpStream, act: Act) -> std::io::Result<()> {
@@ -127,6 +147,14 @@ fn perform(shared: &Shared, connection: &mut TcpStream, act: Act) -> std::io::Re
             "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n{headers}content-length: {}\r\nconnection: close\r\n\r\n{body}",
             body.len()
         ),
+        Act::Bytes(kind, bytes) => {
+            write!(
+                connection,
+                "HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                bytes.len()
+            )?;
+            connection.write_all(&bytes)
+        }
         Act::Stream(pieces, end) => {
             write!(
                 connection,

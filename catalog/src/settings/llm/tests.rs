@@ -103,6 +103,7 @@ llm:
     "t*o": {deployments: [{provider: a, prices: [{input: 1}, {output: 1}]}]}
   budgets: [{tenant: "a b", amount: 1}]
   routing: {failures_percent_max: 101}
+  cache: {semantic: {enabled: true, model: "", entries_max: 1000000}}
 "#,
     )
     .expect_err("wrong");
@@ -122,6 +123,8 @@ llm:
         "two prices begin on the same day",
         "`llm.budgets[0].tenant`",
         "`llm.routing.failures_percent_max` is 101",
+        "`llm.cache.semantic.entries_max` is 1000000",
+        "`llm.cache.semantic.model` is empty",
     ] {
         assert!(error.contains(part), "`{part}` is not in: {error}");
     }
@@ -153,4 +156,21 @@ fn the_usual_variables_alone_make_providers() {
     // What the file says is not mixed with it.
     let file = load(GOOD).expect("settings");
     assert_eq!(file.clone().or_environment(|_| Some("k".to_owned())), file);
+}
+
+#[test]
+fn caches_are_off_until_they_are_switched_on() {
+    let none = load("llm: {}\n").expect("settings").cache;
+    assert!(!none.exact.enabled && !none.semantic.enabled);
+    let llm = load(
+        "llm:\n  cache: {exact: {enabled: true, life_seconds: 60}, semantic: {enabled: true, similarity: 0.9}}\n",
+    )
+    .expect("settings");
+    assert_eq!(llm.cache.exact.life_seconds, 60);
+    assert!((llm.cache.semantic.similarity.as_f32() - 0.9).abs() < 1e-6);
+    let again: LlmSettings =
+        serde_json::from_value(serde_json::to_value(&llm).expect("JSON")).expect("settings");
+    assert_eq!(again, llm);
+    let error = load("llm:\n  cache: {semantic: {similarity: 1.5}}\n").expect_err("too much");
+    assert!(error.contains("1.5 is not within 0 and 1"), "{error}");
 }

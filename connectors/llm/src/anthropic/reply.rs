@@ -206,7 +206,7 @@ fn usage(counted: &Value, before: Usage) -> Usage {
         reasoning: counted["output_tokens_details"]["thinking_tokens"]
             .as_u64()
             .unwrap_or(before.reasoning),
-        estimated: false,
+        ..Usage::default()
     }
 }
 

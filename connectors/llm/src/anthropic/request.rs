@@ -9,6 +9,16 @@ use crate::types::{ChatRequest, Dialect, Message, Part, ResponseFormat, Role, To
 /// The reply's length where neither request nor deployment say it; the protocol wants one.
 const MAX_TOKENS: u32 = 4_096;
 
+/// What counting tokens takes; it refuses other fields.
+const COUNTED: &[&str] = &[
+    "model",
+    "messages",
+    "system",
+    "tools",
+    "tool_choice",
+    "thinking",
+];
+
 /// Whether the reply's text has to be made of a function's arguments.
 pub(super) fn asks_json(request: &ChatRequest) -> bool {
     request.tools.is_empty()
@@ -85,6 +95,15 @@ pub(super) fn body(call: Call<'_>, request: &ChatRequest) -> Value {
     Value::Object(body)
 }
 
+/// The body of `/v1/messages/count_tokens`: what of a request has tokens.
+pub(super) fn count_body(call: Call<'_>, request: &ChatRequest) -> Value {
+    let mut body = body(call, request);
+    if let Some(fields) = body.as_object_mut() {
+        fields.retain(|name, _| COUNTED.contains(&name.as_str()));
+    }
+    body
+}
+
 /// Messages in turns: results of functions are the user's, and what one side says in a row is one message.
 fn messages(messages: &[Message]) -> Vec<Value> {
     let mut turns: Vec<(&'static str, Vec<Value>)> = Vec::new();
@@ -117,12 +136,17 @@ fn assistant(message: &Message) -> Vec<Value> {
             .unwrap_or_else(|| json!({}));
         parts.push(json!({"type": "tool_use", "id": call.id, "name": call.name, "input": input}));
     }
+    if let Some(last) = parts.pop() {
+        parts.push(marked(last, message.cache_control.as_ref()));
+    }
     parts
 }
 
 fn tool_result(message: &Message) -> Value {
     let content: Vec<Value> = message.content.iter().filter_map(part).collect();
-    json!({"type": "tool_result", "tool_use_id": message.tool_call_id, "content": content})
+    let value =
+        json!({"type": "tool_result", "tool_use_id": message.tool_call_id, "content": content});
+    marked(value, message.cache_control.as_ref())
 }
 
 /// `None` for an empty text, which the protocol refuses, and for what only OpenAI understands.
@@ -133,13 +157,15 @@ fn part(part: &Part) -> Option<Value> {
             text,
             cache_control,
         } => {
-            let mut value = json!({"type": "text", "text": text});
-            if let Some(cache_control) = cache_control {
-                value["cache_control"] = cache_control.clone();
-            }
-            Some(value)
+            let value = json!({"type": "text", "text": text});
+            Some(marked(value, cache_control.as_ref()))
         }
-        Part::Image { url, .. } => Some(json!({"type": "image", "source": image(url)})),
+        Part::Image {
+            url, cache_control, ..
+        } => {
+            let value = json!({"type": "image", "source": image(url)});
+            Some(marked(value, cache_control.as_ref()))
+        }
         Part::Other(value) => {
             let kind = value["type"].as_str().unwrap_or_default();
             (!matches!(kind, "input_audio" | "file" | "refusal" | "video_url"))
@@ -163,10 +189,15 @@ fn tool(tool: &Tool) -> Value {
     if let Some(description) = &tool.description {
         value["description"] = description.as_str().into();
     }
-    if let Some(cache_control) = &tool.cache_control {
-        value["cache_control"] = cache_control.clone();
+    marked(value, tool.cache_control.as_ref())
+}
+
+/// The block with the mark of the cache, if it has one.
+fn marked(mut block: Value, cache_control: Option<&Value>) -> Value {
+    if let Some(cache_control) = cache_control {
+        block["cache_control"] = cache_control.clone();
     }
-    value
+    block
 }
 
 fn tool_choice(request: &ChatRequest) -> Option<Value> {
@@ -205,6 +236,7 @@ mod tests {
                         Part::Image {
                             url: "data:image/png;base64,AA==".into(),
                             detail: None,
+                            cache_control: None,
                         },
                     ],
                     ..Message::text(Role::User, "")
@@ -276,5 +308,58 @@ mod tests {
         let body = body(CALL, &request);
         assert_eq!(body["tools"][0]["input_schema"]["required"][0], "city");
         assert_eq!(body["tool_choice"]["name"], JSON_FUNCTION);
+    }
+
+    #[test]
+    fn marks_of_the_cache_stay_where_they_were() {
+        let mark = json!({"type": "ephemeral"});
+        let request = ChatRequest {
+            messages: vec![
+                Message {
+                    content: vec![Part::Text {
+                        text: "Long rules.".into(),
+                        cache_control: Some(mark.clone()),
+                    }],
+                    ..Message::text(Role::System, "")
+                },
+                Message {
+                    content: vec![Part::Image {
+                        url: "https://x/y.png".into(),
+                        detail: None,
+                        cache_control: Some(mark.clone()),
+                    }],
+                    ..Message::text(Role::User, "")
+                },
+                Message {
+                    tool_calls: vec![ToolCall {
+                        id: "c1".into(),
+                        name: "f".into(),
+                        arguments: "{}".into(),
+                    }],
+                    cache_control: Some(mark.clone()),
+                    ..Message::text(Role::Assistant, "Let me see.")
+                },
+                Message {
+                    tool_call_id: Some("c1".into()),
+                    cache_control: Some(json!({"type": "ephemeral", "ttl": "1h"})),
+                    ..Message::text(Role::Tool, "rain")
+                },
+            ],
+            stop: vec!["END".into()],
+            stream: true,
+            ..ChatRequest::default()
+        };
+        let written = body(CALL, &request);
+        assert_eq!(written["system"][0]["cache_control"], mark);
+        let block = |turn: usize, at: usize| &written["messages"][turn]["content"][at];
+        assert_eq!(block(0, 0)["cache_control"], mark);
+        assert_eq!(block(1, 0)["cache_control"], Value::Null);
+        assert_eq!(block(1, 1)["type"], "tool_use");
+        assert_eq!(block(1, 1)["cache_control"], mark);
+        assert_eq!(block(2, 0)["cache_control"]["ttl"], "1h");
+
+        let counted = count_body(CALL, &request);
+        let fields: Vec<&String> = counted.as_object().expect("an object").keys().collect();
+        assert_eq!(fields, ["model", "system", "messages"]);
     }
 }

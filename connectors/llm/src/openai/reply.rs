@@ -275,15 +275,24 @@ pub(super) fn usage(value: &Value) -> Option<Usage> {
     let cached = details["cached_tokens"]
         .as_u64()
         .or_else(|| value["prompt_cache_hit_tokens"].as_u64());
+    let cached = cached.unwrap_or_default().min(input);
+    // OpenAI's own cache costs nothing to write; servers that stand before Anthropic's say what it took.
+    let written = [
+        &details["cache_write_tokens"],
+        &details["cache_creation_tokens"],
+        &value["cache_creation_input_tokens"],
+    ]
+    .into_iter()
+    .find_map(Value::as_u64);
     Some(Usage {
         input,
-        cached: cached.unwrap_or_default().min(input),
-        cache_write: 0,
+        cached,
+        cache_write: written.unwrap_or_default().min(input - cached),
         output: value["completion_tokens"].as_u64().unwrap_or_default(),
         reasoning: value["completion_tokens_details"]["reasoning_tokens"]
             .as_u64()
             .unwrap_or_default(),
-        estimated: false,
+        ..Usage::default()
     })
 }
 

@@ -113,7 +113,7 @@ fn message(message: &Message) -> Value {
 fn part(part: &Part) -> Option<Value> {
     match part {
         Part::Text { text, .. } => Some(json!({"type": "text", "text": text})),
-        Part::Image { url, detail } => {
+        Part::Image { url, detail, .. } => {
             let mut image = json!({"url": url});
             if let Some(detail) = detail {
                 image["detail"] = detail.as_str().into();
@@ -163,6 +163,7 @@ mod tests {
                         Part::Image {
                             url: "data:image/png;base64,AA==".into(),
                             detail: None,
+                            cache_control: None,
                         },
                         Part::Other(json!({"type": "thinking", "thinking": "hm"})),
                     ],

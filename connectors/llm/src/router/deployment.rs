@@ -340,7 +340,7 @@ impl Lease {
             Outcome::Failed(kind) if blames_deployment(kind) => {
                 self.deployment.lock().breaker.failed(&rules, now);
             }
-            Outcome::Failed(_) | Outcome::Cancelled => {}
+            Outcome::Failed(_) | Outcome::Cancelled | Outcome::Cached => {}
         }
         self.end(Some(usage), outcome);
     }

@@ -11,6 +11,7 @@ use va_llm::{ChatReply, ChatRequest, Event, FinishReason, LlmError, Usage};
 
 use super::read::{self, Wishes};
 use super::stream::{Writer, data};
+use super::wish::cache_wish;
 use super::{caller, created, errors, new_id, object, told};
 use crate::http::{App, Problem};
 
@@ -40,18 +41,20 @@ async fn answer(
     app: &App,
     principal: &Principal,
     headers: &HeaderMap,
-    request: ChatRequest,
+    mut request: ChatRequest,
     wishes: Wishes,
 ) -> Result<Response, Problem> {
+    let cache = cache_wish(headers, &mut request)?;
     let gateway = &app.platform.gateway;
     let caller = caller(app, principal, headers);
     let model = named(gateway.default_model(), &request);
     if request.stream {
-        let stream = gateway.chat(&caller, &request).await?;
+        let stream = gateway.chat_or_kept(&caller, &request, cache).await?;
         let chunks = Chunks::new(new_id("chatcmpl-"), model, wishes.include_usage);
         return Ok(super::stream::response(stream, chunks));
     }
-    let (reply, info) = gateway.complete(&caller, &request).await?;
+    let kept = gateway.complete_or_kept(&caller, &request, cache);
+    let (reply, info) = kept.await?;
     let reply = Json(completion(&reply, &model));
     Ok(told(reply.into_response(), &info))
 }
@@ -79,7 +82,7 @@ pub(super) fn usage(usage: &Usage) -> Value {
         "prompt_tokens": usage.input,
         "completion_tokens": usage.output,
         "total_tokens": usage.input + usage.output,
-        "prompt_tokens_details": {"cached_tokens": usage.cached},
+        "prompt_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": usage.cache_write},
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
     })
 }

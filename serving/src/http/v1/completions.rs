@@ -12,6 +12,7 @@ use va_llm::{Event, FinishReason, LlmError, Message, Role, Usage};
 use super::chat::{finish_reason, named, usage};
 use super::read::{self, take, wrong};
 use super::stream::{Writer, data};
+use super::wish::cache_wish;
 use super::{caller, created, errors, new_id, object, told};
 use crate::http::{App, Problem};
 
@@ -39,6 +40,7 @@ pub(super) async fn create(
     request.messages = vec![Message::text(Role::User, prompt)];
     body.retain(|_, value| !value.is_null());
     request.extra = body;
+    let cache = cache_wish(&headers, &mut request)?;
 
     let gateway = &app.platform.gateway;
     let caller = caller(&app, &principal, &headers);
@@ -51,10 +53,11 @@ pub(super) async fn create(
         usage: Usage::default(),
     };
     if request.stream {
-        let stream = gateway.chat(&caller, &request).await?;
+        let stream = gateway.chat_or_kept(&caller, &request, cache).await?;
         return Ok(super::stream::response(stream, texts));
     }
-    let (reply, info) = gateway.complete(&caller, &request).await?;
+    let kept = gateway.complete_or_kept(&caller, &request, cache);
+    let (reply, info) = kept.await?;
     texts.include_usage = true;
     let mut value = texts.text(&reply.text, reply.finish.or(Some(FinishReason::Stop)));
     value["usage"] = usage(&reply.usage);

@@ -12,8 +12,9 @@ use va_llm::{
     ToolCall, ToolChoice, Usage,
 };
 
-use super::read::{self, Object, count, flag, list, number, stop, take, text, wrong};
+use super::read::{self, Object, count, flag, list, mark, number, stop, take, text, wrong};
 use super::stream::{Writer, named};
+use super::wish::cache_wish;
 use super::{caller, errors, new_id, object, told};
 use crate::http::{App, Problem};
 
@@ -23,20 +24,26 @@ pub(super) async fn create(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    let request = request(object(&body)?)?;
+    let mut request = request(object(&body)?)?;
+    if request.max_tokens.is_none() {
+        return Err(wrong("max_tokens", "is missing"));
+    }
+    let cache = cache_wish(&headers, &mut request)?;
     let gateway = &app.platform.gateway;
     let caller = caller(&app, &principal, &headers);
     let model = super::chat::named(gateway.default_model(), &request);
     if request.stream {
-        let stream = gateway.chat(&caller, &request).await?;
+        let stream = gateway.chat_or_kept(&caller, &request, cache).await?;
         return Ok(super::stream::response(stream, Blocks::new(model)));
     }
-    let (reply, info) = gateway.complete(&caller, &request).await?;
+    let kept = gateway.complete_or_kept(&caller, &request, cache);
+    let (reply, info) = kept.await?;
     let reply = Json(message(&reply, &model));
     Ok(told(reply.into_response(), &info))
 }
 
-fn request(mut body: Object) -> Result<ChatRequest, Problem> {
+/// What is asked for; whether it says how long the reply may be is for those to check who ask for one.
+pub(super) fn request(mut body: Object) -> Result<ChatRequest, Problem> {
     let mut messages = match take(&mut body, "system") {
         None => Vec::new(),
         Some(system) => vec![Message {
@@ -50,10 +57,6 @@ fn request(mut body: Object) -> Result<ChatRequest, Problem> {
     }
     for (at, turn) in turns.into_iter().enumerate() {
         read_turn(turn, &format!("messages[{at}]"), &mut messages)?;
-    }
-    let max_tokens = count(&mut body, "max_tokens")?;
-    if max_tokens.is_none() {
-        return Err(wrong("max_tokens", "is missing"));
     }
     let choice = take(&mut body, "tool_choice");
     let parallel = choice
@@ -77,7 +80,7 @@ fn request(mut body: Object) -> Result<ChatRequest, Problem> {
         response_format: None,
         temperature: read::temperature(&mut body, 1.0)?,
         top_p: number(&mut body, "top_p")?,
-        max_tokens,
+        max_tokens: count(&mut body, "max_tokens")?,
         stop: stop(&mut body, "stop_sequences")?,
         seed: None,
         user,
@@ -130,6 +133,7 @@ fn read_turn(turn: Value, place: &str, messages: &mut Vec<Message>) -> Result<()
                 messages.push(Message {
                     content,
                     tool_call_id: Some(id.to_owned()),
+                    cache_control: mark(block),
                     ..Message::text(Role::Tool, "")
                 });
             }
@@ -145,6 +149,7 @@ fn read_turn(turn: Value, place: &str, messages: &mut Vec<Message>) -> Result<()
                     name: part("name")?,
                     arguments: block["input"].to_string(),
                 });
+                rest.cache_control = mark(block).or(rest.cache_control.take());
             }
             _ => rest.content.push(part(block, &place)?),
         }
@@ -172,7 +177,7 @@ fn part(block: &Value, place: &str) -> Result<Part, Problem> {
         Some("text") => match &block["text"] {
             Value::String(text) => Ok(Part::Text {
                 text: text.clone(),
-                cache_control: Some(block["cache_control"].clone()).filter(Value::is_object),
+                cache_control: mark(block),
             }),
             _ => Err(wrong(&format!("{place}.text"), "must be a string")),
         },
@@ -189,7 +194,11 @@ fn part(block: &Value, place: &str) -> Result<Part, Problem> {
                     ));
                 }
             };
-            Ok(Part::Image { url, detail: None })
+            Ok(Part::Image {
+                url,
+                detail: None,
+                cache_control: mark(block),
+            })
         }
         // Thinking that a provider signed, documents and the like: only that provider reads them.
         Some(_) => Ok(Part::Other(block.clone())),
@@ -219,7 +228,7 @@ fn tool(value: &Value, place: &str) -> Result<Tool, Problem> {
         description: value["description"].as_str().map(str::to_owned),
         parameters: value["input_schema"].clone(),
         strict: None,
-        cache_control: Some(value["cache_control"].clone()).filter(Value::is_object),
+        cache_control: mark(value),
     })
 }
 

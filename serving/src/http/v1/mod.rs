@@ -1,14 +1,17 @@
 //! The protocols that clients of models speak: OpenAI's below `/v1`, Anthropic's at `/v1/messages`, ours at `/api/v1/llm`.
 //!
 //! - `read` requests of OpenAI's chat into what the gateway takes; `chat`, `completions`, `responses`, `messages` one
-//!   endpoint each with the way back; `embeddings` and `rerank`; `models` the list
+//!   endpoint each with the way back; `count_tokens`; `embeddings`, `rerank` and `audio`; `models` the list
+//! - `wish` what a request wants of the caches of replies
 //! - `stream` server-sent events with heartbeats, `errors` the shapes of errors
 //!
 //! A client's key comes as a bearer token or, as Anthropic's clients send it, in `x-api-key`. Who it belongs to is `auth`'s
 //! business, what is done with the request the gateway's.
 
+mod audio;
 mod chat;
 mod completions;
+mod count_tokens;
 mod embeddings;
 mod errors;
 mod messages;
@@ -17,6 +20,7 @@ mod read;
 mod rerank;
 mod responses;
 mod stream;
+mod wish;
 
 use std::time::{Duration, Instant};
 
@@ -38,6 +42,7 @@ use super::{App, Problem};
 const REQUEST_BYTES_MAX: usize = 64 << 20;
 const OVERHEAD: HeaderName = HeaderName::from_static("x-va-overhead-ms");
 const DEPLOYMENT: HeaderName = HeaderName::from_static("x-va-deployment");
+const CACHE: HeaderName = HeaderName::from_static("x-va-cache");
 
 /// The routes.
 #[rustfmt::skip] // One route a line, as the table that it is.
@@ -54,6 +59,9 @@ pub fn routes() -> Routes {
         .post("/v1/embeddings", call, embeddings::create)
         .post("/v1/rerank", call, rerank::create)
         .post("/v1/messages", call, messages::create)
+        .post("/v1/messages/count_tokens", call, count_tokens::create)
+        .post("/v1/audio/transcriptions", call, audio::transcribe)
+        .post("/v1/audio/speech", call, audio::speak)
         .post("/v1/responses", call, responses::create)
         .bodies_max(REQUEST_BYTES_MAX)
 }
@@ -92,6 +100,11 @@ fn told(mut response: Response, info: &RouteInfo) -> Response {
     response.extensions_mut().insert(Waited(info.waited));
     if let Ok(deployment) = HeaderValue::from_str(&info.deployment) {
         response.headers_mut().insert(DEPLOYMENT, deployment);
+    }
+    if let Some(cache) = info.cache {
+        response
+            .headers_mut()
+            .insert(CACHE, HeaderValue::from_static(cache));
     }
     response
 }

@@ -203,7 +203,13 @@ fn message(value: Value, place: &str) -> Result<Message, Problem> {
         name: text(&mut value, "name")?,
         tool_calls,
         tool_call_id,
+        cache_control: take(&mut value, "cache_control").filter(Value::is_object),
     })
+}
+
+/// Anthropic's mark of the cache, which its clients set and other programs between send in OpenAI's words too.
+pub(super) fn mark(value: &Value) -> Option<Value> {
+    Some(value["cache_control"].clone()).filter(Value::is_object)
 }
 
 /// A text or a list of parts.
@@ -224,7 +230,7 @@ fn part(value: Value, place: &str) -> Result<Part, Problem> {
         Some("text") => match &value["text"] {
             Value::String(text) => Ok(Part::Text {
                 text: text.clone(),
-                cache_control: Some(value["cache_control"].clone()).filter(Value::is_object),
+                cache_control: mark(&value),
             }),
             _ => Err(wrong(&format!("{place}.text"), "must be a string")),
         },
@@ -235,6 +241,7 @@ fn part(value: Value, place: &str) -> Result<Part, Problem> {
             Ok(Part::Image {
                 url: url.to_owned(),
                 detail: image["detail"].as_str().map(str::to_owned),
+                cache_control: mark(&value),
             })
         }
         Some("input_audio" | "file" | "refusal" | "video_url") => Ok(Part::Other(value)),
@@ -284,7 +291,7 @@ pub(super) fn tools(list: Vec<Value>) -> Result<Vec<Tool>, Problem> {
                 parameters => parameters.clone(),
             },
             strict: function["strict"].as_bool(),
-            cache_control: None,
+            cache_control: mark(&value),
         })
     };
     list.into_iter().enumerate().map(tool).collect()

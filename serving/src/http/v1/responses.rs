@@ -14,6 +14,7 @@ use va_llm::{
 
 use super::read::{self, Object, count, flag, take, text, wrong};
 use super::stream::{Writer, named};
+use super::wish::cache_wish;
 use super::{caller, created, errors, new_id, object, told};
 use crate::http::{App, Problem};
 
@@ -25,16 +26,18 @@ pub(super) async fn create(
 ) -> Result<Response, Problem> {
     let mut body = object(&body)?;
     let shown = Shown::of(&body);
-    let request = request(&mut body)?;
+    let mut request = request(&mut body)?;
+    let cache = cache_wish(&headers, &mut request)?;
     let gateway = &app.platform.gateway;
     let caller = caller(&app, &principal, &headers);
     let model = super::chat::named(gateway.default_model(), &request);
     let shown = Shown { model, ..shown };
     if request.stream {
-        let stream = gateway.chat(&caller, &request).await?;
+        let stream = gateway.chat_or_kept(&caller, &request, cache).await?;
         return Ok(super::stream::response(stream, Items::new(shown)));
     }
-    let (reply, info) = gateway.complete(&caller, &request).await?;
+    let kept = gateway.complete_or_kept(&caller, &request, cache);
+    let (reply, info) = kept.await?;
     let reply = shown.response(ended(reply.finish), output(&reply), Some(&reply.usage));
     Ok(told(Json(reply).into_response(), &info))
 }
@@ -195,6 +198,7 @@ fn part(value: &Value, place: &str) -> Result<Part, Problem> {
             Some(url) => Ok(Part::Image {
                 url: url.to_owned(),
                 detail: value["detail"].as_str().map(str::to_owned),
+                cache_control: None,
             }),
             None => Err(wrong(&format!("{place}.image_url"), "is missing")),
         },
