@@ -86,7 +86,7 @@ pub fn conversation_events_schema() -> SchemaRef {
         Field::new("chars", DataType::UInt64, true),
         // `up` or `down`.
         Field::new("feedback", DataType::Utf8, true),
-        // Of a question: `question`, `task`, `complaint`, `greeting`, `handover` or `other`.
+        // Of a question: `question`, `task`, `complaint`, `greeting` or `handover`.
         Field::new("intent", DataType::Utf8, true),
         // Of a question: `positive`, `neutral` or `negative`, and from -1 to 1.
         Field::new("sentiment", DataType::Utf8, true),

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use va_catalog::{CollectionName, Filter};
 
+use super::text::Lang;
 use crate::freshness::Wanted;
 
 /// Longest question and longest turn of the history, in characters: a model reads no more than a few hundred words.
@@ -102,6 +103,8 @@ pub struct Ask {
     pub explain: bool,
     pub mode: Mode,
     pub model: Option<String>,
+    /// The language of our own phrases; that of the question when left out. Not of the request: whoever asks prefers it.
+    pub language: Option<Lang>,
 }
 
 impl RagRequest {
@@ -169,6 +172,7 @@ impl RagRequest {
             explain: self.explain,
             mode: self.mode,
             model: self.model,
+            language: None,
         })
     }
 }

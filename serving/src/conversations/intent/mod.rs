@@ -17,6 +17,8 @@ use std::ops::Range;
 use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use va_catalog::store::NewQuestion;
 
 /// What somebody wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -73,6 +75,27 @@ pub struct Understood {
     /// From -1 to 1, in hundredths.
     pub sentiment_score: f64,
     pub handover_requested: bool,
+}
+
+impl Understood {
+    /// Adds it to what is told of an answer.
+    pub fn tell(&self, told: &mut Value) {
+        told["intent"] = json!(self.intent);
+        told["sentiment"] = json!(self.sentiment);
+        told["sentiment_score"] = json!(self.sentiment_score);
+        told["handover_requested"] = json!(self.handover_requested);
+    }
+
+    /// A question with it, for the catalog.
+    pub fn question<'a>(&self, content: &'a str) -> NewQuestion<'a> {
+        NewQuestion {
+            content,
+            intent: Some(self.intent.as_str()),
+            sentiment: Some(self.sentiment.as_str()),
+            sentiment_score: Some(self.sentiment_score),
+            handover_requested: Some(self.handover_requested),
+        }
+    }
 }
 
 /// A list of the files.
@@ -190,7 +213,9 @@ const CALM: f64 = 2.0;
 /// Scores from which on a message is not neutral.
 const FEELS: f64 = 0.2;
 const FEELS_IN_A_QUESTION: f64 = 0.55;
-const FEELS_IN_A_HANDOVER: f64 = 0.45;
+const FEELS_IN_A_STATEMENT: f64 = 0.45;
+/// Characters of a message that are looked at: more is pasted text, not what somebody says.
+const CHARS_MAX: usize = 2_000;
 
 static PATTERNS: LazyLock<Vec<Pattern>> = LazyLock::new(|| {
     let read = |text, script| {
@@ -222,7 +247,7 @@ fn patterns(text: &str, script: Script) -> Result<Vec<Pattern>, String> {
         let (pattern, weight) = match line.rsplit_once(' ') {
             Some((pattern, weight)) if weight.bytes().all(|byte| byte.is_ascii_digit()) => {
                 let weight = weight
-                    .parse()
+                    .parse::<u32>()
                     .map_err(|error| format!("line {at}: weight `{weight}`: {error}"))?;
                 (pattern, weight)
             }
@@ -257,7 +282,8 @@ fn patterns(text: &str, script: Script) -> Result<Vec<Pattern>, String> {
 
 /// What a message is taken for.
 pub fn understand(message: &str) -> Understood {
-    let text = message.to_lowercase().replace('’', "'");
+    let said: String = message.chars().take(CHARS_MAX).collect();
+    let text = said.to_lowercase().replace('’', "'");
     let all = find(&text);
     let told: Vec<&Found> = all
         .iter()
@@ -304,8 +330,8 @@ pub fn understand(message: &str) -> Understood {
     let (positive, negative) = (f64::from(positive), f64::from(negative));
     let score = (positive - negative) / (positive + negative + CALM);
     let feels = match intent {
-        Intent::Question | Intent::Task => FEELS_IN_A_QUESTION,
-        Intent::Handover => FEELS_IN_A_HANDOVER,
+        Intent::Question | Intent::Task if question + task > 0 => FEELS_IN_A_QUESTION,
+        Intent::Question | Intent::Task | Intent::Handover => FEELS_IN_A_STATEMENT,
         Intent::Complaint | Intent::Greeting => FEELS,
     };
     let sentiment = if score > feels {
