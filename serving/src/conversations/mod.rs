@@ -35,11 +35,11 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use va_catalog::store::Owner;
 
 pub use context::ContextStrategy;
-pub use intent::{Intent, Sentiment, Understood, understand};
+pub use intent::{Intent, Understood, understand};
 pub use live::Live;
 pub use profile::Profile;
 pub use prompt::about;
-pub use remembered::{Context, Wanted, context, forget};
+pub use remembered::{Context, Wanted, forget, recall};
 pub use write::{Beginning, Begun, Work, begin};
 
 /// Answers that may be written at once by one process.

@@ -76,7 +76,7 @@ pub async fn forget(platform: &Platform, owner: &Owner, conversation: &str) {
 ///
 /// # Errors
 /// When the catalog does not answer, or the conversation is gone.
-pub async fn context(wanted: &Wanted<'_>) -> Result<Context, CatalogError> {
+pub async fn recall(wanted: &Wanted<'_>) -> Result<Context, CatalogError> {
     if wanted.upto <= 0 {
         return Ok(Context::default());
     }

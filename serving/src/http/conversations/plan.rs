@@ -6,7 +6,7 @@ use va_catalog::store::{Conversation, Owner, Principal};
 use va_catalog::{CollectionName, Filter};
 
 use crate::conversations::{
-    Context, ContextStrategy, Mode, Profile, Understood, Wanted, Work, about, context,
+    Context, ContextStrategy, Mode, Profile, Understood, Wanted, Work, about, recall,
 };
 use crate::http::rag::writer;
 use crate::http::{App, Problem, RequestId};
@@ -87,7 +87,7 @@ pub(super) async fn plan(
                 strategy,
                 model: model.map(|model| (&caller, model)),
             };
-            context(&wanted).await?
+            recall(&wanted).await?
         }
     };
     degraded.extend(context.degraded);
