@@ -14,6 +14,8 @@ mod bad_input;
 mod cache;
 #[path = "platform/chaos.rs"]
 mod chaos;
+#[path = "platform/conversation_context.rs"]
+mod conversation_context;
 #[path = "platform/conversations.rs"]
 mod conversations;
 #[path = "platform/crash.rs"]

@@ -86,6 +86,13 @@ pub fn conversation_events_schema() -> SchemaRef {
         Field::new("chars", DataType::UInt64, true),
         // `up` or `down`.
         Field::new("feedback", DataType::Utf8, true),
+        // Of a question: `question`, `task`, `complaint`, `greeting` or `handover`.
+        Field::new("intent", DataType::Utf8, true),
+        // Of a question: `positive`, `neutral` or `negative`, and from -1 to 1.
+        Field::new("sentiment", DataType::Utf8, true),
+        Field::new("sentiment_score", DataType::Float64, true),
+        // Of a question: whether a human is asked for.
+        Field::new("handover_requested", DataType::Boolean, true),
     ]))
 }
 

@@ -45,6 +45,7 @@ pub struct Settings {
     pub indexes: IndexSettings,
     pub log: LogSettings,
     pub documents: DocumentSettings,
+    pub conversations: ConversationSettings,
     pub limits: LimitSettings,
     pub llm: llm::LlmSettings,
     pub models: ModelSettings,
@@ -195,6 +196,15 @@ pub struct DocumentSettings {
     #[serde(deserialize_with = "positive_u32")]
     #[schemars(range(min = 1))]
     pub versions_max: u32,
+}
+
+/// Conversations and their messages.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConversationSettings {
+    /// How many months of messages are kept before the current one (UTC); without it, all. A month that goes is noted in
+    /// the audit trail of each tenant that had messages in it.
+    pub keep_months: Option<NonZeroU32>,
 }
 
 /// What is refused for being too large.
@@ -348,6 +358,7 @@ impl Default for Settings {
             indexes: IndexSettings::default(),
             log: LogSettings::default(),
             documents: DocumentSettings::default(),
+            conversations: ConversationSettings::default(),
             limits: LimitSettings::default(),
             llm: llm::LlmSettings::default(),
             models: ModelSettings::default(),

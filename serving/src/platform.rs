@@ -425,6 +425,7 @@ impl Platform {
         if self.role != Role::Worker {
             tokio::spawn(crate::backlog::watch(self.clone()));
             tokio::spawn(crate::conversations::outbox::run(self.clone()));
+            tokio::spawn(crate::conversations::months::run(self.clone()));
         }
         tokio::spawn(crate::sweep::run(self.clone()));
         Ok(())

@@ -11,7 +11,7 @@ use crate::identity::{call, log_in, make_user, text};
 use crate::server::{PATIENCE, Server, good, problem};
 
 /// A server with one model, behind this upstream.
-fn with_model(data: &std::path::Path, upstream: &Upstream) -> Server {
+pub fn with_model(data: &std::path::Path, upstream: &Upstream) -> Server {
     let llm = format!(
         "  default_model: chat
   providers: {{a: {{base_url: '{}'}}}}
@@ -22,11 +22,11 @@ fn with_model(data: &std::path::Path, upstream: &Upstream) -> Server {
     serve(data, &llm)
 }
 
-fn ask(server: &Server, body: Value) -> Value {
+pub fn ask(server: &Server, body: Value) -> Value {
     good(server.post("/api/v1/chat").json(&body))
 }
 
-fn messages(server: &Server, conversation: &str) -> Vec<Value> {
+pub fn messages(server: &Server, conversation: &str) -> Vec<Value> {
     let path = format!("/api/v1/conversations/{conversation}/messages");
     let page = good(server.get(&path));
     page["items"].as_array().unwrap().clone()

@@ -1,7 +1,7 @@
 //! Conversations: whose they are, their titles, and searching in them.
 //!
-//! A conversation belongs to one [`Owner`]; to everybody else it does not exist. Its messages are `messages.rs`'s, and
-//! what waits for the log `outbox.rs`'s.
+//! A conversation belongs to one [`Owner`]; to everybody else it does not exist. Its messages are `messages.rs`'s, what they
+//! are summed up to `summaries.rs`'s, and what waits for the log `outbox.rs`'s.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -38,16 +38,28 @@ pub struct Conversation {
     pub title: String,
     /// Where its answers are searched for; without one a model answers by itself.
     pub collection: Option<String>,
+    /// What its owner wants of the answers in it; told to the model that writes them.
+    pub instructions: Option<String>,
+    /// Number of its last message, also when that one is gone; 0 before the first.
+    pub last_seq: i64,
     /// UTC milliseconds.
     pub created_at: i64,
     /// When something was last said in it, or its title changed.
     pub updated_at: i64,
 }
 
+/// What is to change of a conversation; what is `None` stays. Empty instructions remove them.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ConversationChange<'a> {
+    pub title: Option<&'a str>,
+    pub instructions: Option<&'a str>,
+}
+
 const TITLE_CHARS_MAX: usize = 200;
+const INSTRUCTIONS_CHARS_MAX: usize = 4_000;
 /// Longest text to search for.
 const SEARCH_CHARS_MAX: usize = 200;
-const COLUMNS: &str = "id, title, collection, created_at, updated_at";
+const COLUMNS: &str = "id, title, collection, instructions, last_seq, created_at, updated_at";
 
 impl Catalog {
     /// Begins a conversation.
@@ -56,20 +68,24 @@ impl Catalog {
         owner: &Owner,
         title: &str,
         collection: Option<&CollectionName>,
+        instructions: Option<&str>,
     ) -> Result<Conversation, CatalogError> {
         let title = checked_title(title)?;
+        let instructions = checked_instructions(instructions.unwrap_or_default())?;
         let now = self.now_ms();
         let conversation = Conversation {
             id: format!("conv_{}", Uuid::now_v7().simple()),
             title,
             collection: collection.map(ToString::to_string),
+            instructions,
+            last_seq: 0,
             created_at: now,
             updated_at: now,
         };
         let mut transaction = self.begin(Part::Tenant(&owner.tenant)).await?;
         query(
-            "INSERT INTO conversations (tenant_id, id, owner, title, folded, collection, created_at, updated_at) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $7)",
+            "INSERT INTO conversations (tenant_id, id, owner, title, folded, collection, created_at, updated_at, \
+             instructions) VALUES ($1, $2, $3, $4, $5, $6, $7, $7, $8)",
         )
         .bind(owner.tenant.as_str())
         .bind(&conversation.id)
@@ -78,6 +94,7 @@ impl Catalog {
         .bind(fold(&conversation.title))
         .bind(&conversation.collection)
         .bind(now)
+        .bind(&conversation.instructions)
         .execute(&mut transaction)
         .await?;
         let event = ConversationEvent::of(EventKind::Created, &conversation.id);
@@ -117,7 +134,7 @@ impl Catalog {
         let text = format!(
             "SELECT {COLUMNS} FROM conversations c WHERE tenant_id = $1 AND owner = $2 AND ($3 = '' OR id < $3) \
              AND ($5 = 0 OR folded LIKE $6 ESCAPE '!' OR EXISTS (SELECT 1 FROM messages m WHERE m.tenant_id = $1 \
-             AND m.conversation_id = c.id AND m.folded LIKE $6 ESCAPE '!')) ORDER BY id DESC LIMIT $4"
+             AND m.conversation_id = c.id AND m.created_at >= c.created_at AND m.folded LIKE $6 ESCAPE '!')) ORDER BY id DESC LIMIT $4"
         );
         let rows = query(&text)
             .bind(owner.tenant.as_str())
@@ -135,24 +152,31 @@ impl Catalog {
         Ok(page.listing(conversations, |one: &Conversation| one.id.as_str()))
     }
 
-    /// Gives a conversation another title.
-    pub async fn rename_conversation(
+    /// Gives a conversation another title, or other instructions.
+    pub async fn update_conversation(
         &self,
         owner: &Owner,
         id: &str,
-        title: &str,
+        change: &ConversationChange<'_>,
     ) -> Result<Conversation, CatalogError> {
-        let title = checked_title(title)?;
+        let title = change.title.map(checked_title).transpose()?;
+        // An empty text stands for "none": NULL means that it stays.
+        let instructions = match change.instructions {
+            Some(text) => Some(checked_instructions(text)?.unwrap_or_default()),
+            None => None,
+        };
         let mut transaction = self.begin(Part::Tenant(&owner.tenant)).await?;
         let updated = query(
-            "UPDATE conversations SET title = $4, folded = $5, updated_at = $6 \
+            "UPDATE conversations SET title = COALESCE($4, title), folded = COALESCE($5, folded), \
+             instructions = NULLIF(COALESCE($6, instructions), ''), updated_at = $7 \
              WHERE tenant_id = $1 AND owner = $2 AND id = $3",
         )
         .bind(owner.tenant.as_str())
         .bind(&owner.id)
         .bind(id)
         .bind(&title)
-        .bind(fold(&title))
+        .bind(title.as_deref().map(fold))
+        .bind(&instructions)
         .bind(self.now_ms())
         .execute(&mut transaction)
         .await?;
@@ -229,11 +253,25 @@ fn checked_title(title: &str) -> Result<String, CatalogError> {
     Ok(title.to_owned())
 }
 
+fn checked_instructions(instructions: &str) -> Result<Option<String>, CatalogError> {
+    let instructions = instructions.trim();
+    let steers = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t');
+    if instructions.chars().count() > INSTRUCTIONS_CHARS_MAX || instructions.chars().any(steers) {
+        return Err(CatalogError::Invalid(format!(
+            "`instructions` has at most {INSTRUCTIONS_CHARS_MAX} characters, without control characters: say less, or \
+             upload long texts as documents"
+        )));
+    }
+    Ok(Some(instructions.to_owned()).filter(|text| !text.is_empty()))
+}
+
 fn read_conversation(row: &Row) -> Result<Conversation, CatalogError> {
     Ok(Conversation {
         id: row.try_get("id")?,
         title: row.try_get("title")?,
         collection: row.try_get("collection")?,
+        instructions: row.try_get("instructions")?,
+        last_seq: row.try_get("last_seq")?,
         created_at: row.try_get("created_at")?,
         updated_at: row.try_get("updated_at")?,
     })

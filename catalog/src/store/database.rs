@@ -19,8 +19,9 @@
 //! - A data directory has one admin key (`ensure_admin_key`).
 //! - A tenant that has an owner keeps one (`update_user`, `delete_user`); an invite is taken once (`create_user`), a refresh
 //!   token is exchanged once (`refresh_session`), and one key signs at a time (`signing_key`).
-//! - Messages of a conversation are numbered without a gap, and each is written with its event (`begin_answer`,
-//!   `finish_answer`); an answer ends once.
+//! - Messages of a conversation are numbered without a gap, each number is given once also when the message is gone, and each
+//!   is written with its event (`begin_answer`, `finish_answer`); an answer ends once.
+//! - Months of messages are made once and go once (`keep_message_months_all_tenants`).
 //!
 //! Each spans several rows or several statements, so its writers take turns: [`Catalog::begin`] waits for the lock of the
 //! [`Part`] they write. SQLite has one lock for all. On PostgreSQL it is an advisory lock that ends with the transaction;

@@ -1,7 +1,8 @@
 //! Messages of conversations: questions, answers while and after they are written, and what people thought of them.
 //!
 //! Whatever changes here and is told on the log is written together with its event (`outbox.rs`), so a message is in the
-//! table if and only if its event is, or will be, on the log.
+//! table if and only if its event is, or will be, on the log. On PostgreSQL the table is cut by months of creation
+//! (`message_months.rs`): reads name the time from which on there can be something, so that older months are not looked into.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -113,8 +114,32 @@ pub struct StoredMessage {
     pub usage: Value,
     pub feedback: Option<Feedback>,
     pub feedback_comment: Option<String>,
-    /// UTC milliseconds.
+    /// What a question was taken for.
+    pub intent: Option<String>,
+    /// In which mood a question was asked.
+    pub sentiment: Option<String>,
+    /// UTC milliseconds. Never before its conversation's.
     pub created_at: i64,
+}
+
+/// A question that is to be written down, and what it was taken for.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct NewQuestion<'a> {
+    pub content: &'a str,
+    pub intent: Option<&'a str>,
+    pub sentiment: Option<&'a str>,
+    /// From -1 to 1.
+    pub sentiment_score: Option<f64>,
+    pub handover_requested: Option<bool>,
+}
+
+impl<'a> From<&'a str> for NewQuestion<'a> {
+    fn from(content: &'a str) -> Self {
+        Self {
+            content,
+            ..Self::default()
+        }
+    }
 }
 
 /// How an answer ended.
@@ -128,7 +153,8 @@ pub struct FinishedAnswer<'a> {
 }
 
 const COMMENT_CHARS_MAX: usize = 2_000;
-const COLUMNS: &str = "id, seq, role, content, state, reason, mode, citations, usage, feedback, feedback_comment, created_at";
+const COLUMNS: &str = "id, seq, role, content, state, reason, mode, citations, usage, feedback, feedback_comment, intent, \
+                       sentiment, created_at";
 
 impl Catalog {
     /// Adds a question, where there is a new one, and the answer that is going to be written; returns both.
@@ -136,21 +162,24 @@ impl Catalog {
         &self,
         owner: &Owner,
         conversation: &str,
-        question: Option<&str>,
+        question: Option<NewQuestion<'_>>,
         mode: &str,
     ) -> Result<(Option<StoredMessage>, StoredMessage), CatalogError> {
-        let now = self.now_ms();
         let mut transaction = self.begin(Part::Tenant(&owner.tenant)).await?;
-        must_be_there(&mut transaction, owner, conversation).await?;
         let row = query(
-            "SELECT COALESCE(MAX(seq), 0) AS last FROM messages WHERE tenant_id = $1 AND conversation_id = $2",
+            "SELECT last_seq, created_at FROM conversations WHERE tenant_id = $1 AND owner = $2 AND id = $3",
         )
         .bind(owner.tenant.as_str())
+        .bind(&owner.id)
         .bind(conversation)
-        .fetch_one(&mut transaction)
-        .await?;
-        let mut seq: i64 = row.try_get("last")?;
-        let mut message = |role, content: &str, state, mode: Option<&str>| {
+        .fetch_optional(&mut transaction)
+        .await?
+        .ok_or_else(|| CatalogError::not_found("conversation", conversation))?;
+        let mut seq: i64 = row.try_get("last_seq")?;
+        let begun: i64 = row.try_get("created_at")?;
+        // Clocks differ between processes; months before the conversation's are not looked into.
+        let now = self.now_ms().max(begun);
+        let mut message = |role, content: &str, state| {
             seq += 1;
             StoredMessage {
                 id: format!("msg_{}", Uuid::now_v7().simple()),
@@ -159,33 +188,41 @@ impl Catalog {
                 content: content.to_owned(),
                 state,
                 reason: None,
-                mode: mode.map(ToOwned::to_owned),
+                mode: None,
                 citations: Value::Array(Vec::new()),
                 usage: Value::Null,
                 feedback: None,
                 feedback_comment: None,
+                intent: None,
+                sentiment: None,
                 created_at: now,
             }
         };
-        let question =
-            question.map(|text| message(MessageRole::User, text, MessageState::Complete, None));
-        let answer = message(
-            MessageRole::Assistant,
-            "",
-            MessageState::Writing,
-            Some(mode),
-        );
-        for one in question.iter().chain([&answer]) {
-            insert(&mut transaction, owner, conversation, one).await?;
+        let asked = question.map(|question| StoredMessage {
+            intent: question.intent.map(ToOwned::to_owned),
+            sentiment: question.sentiment.map(ToOwned::to_owned),
+            ..message(MessageRole::User, question.content, MessageState::Complete)
+        });
+        let answer = StoredMessage {
+            mode: Some(mode.to_owned()),
+            ..message(MessageRole::Assistant, "", MessageState::Writing)
+        };
+        if let (Some(asked), Some(question)) = (&asked, &question) {
+            insert(&mut transaction, owner, conversation, asked, question).await?;
         }
-        query("UPDATE conversations SET updated_at = $3 WHERE tenant_id = $1 AND id = $2")
-            .bind(owner.tenant.as_str())
-            .bind(conversation)
-            .bind(now)
-            .execute(&mut transaction)
-            .await?;
+        let nothing = NewQuestion::default();
+        insert(&mut transaction, owner, conversation, &answer, &nothing).await?;
+        query(
+            "UPDATE conversations SET last_seq = $3, updated_at = $4 WHERE tenant_id = $1 AND id = $2",
+        )
+        .bind(owner.tenant.as_str())
+        .bind(conversation)
+        .bind(answer.seq)
+        .bind(now)
+        .execute(&mut transaction)
+        .await?;
         transaction.commit().await?;
-        Ok((question, answer))
+        Ok((asked, answer))
     }
 
     /// Keeps what has been written of an answer so far, so that little is lost when the process dies.
@@ -305,7 +342,7 @@ impl Catalog {
         conversation: &str,
         page: &Page,
     ) -> Result<Listing<StoredMessage>, CatalogError> {
-        self.conversation(owner, conversation).await?;
+        let since = self.conversation(owner, conversation).await?.created_at;
         let after = page.after()?;
         let after: i64 = match after.as_str() {
             "" => 0,
@@ -317,13 +354,14 @@ impl Catalog {
         };
         let text = format!(
             "SELECT {COLUMNS} FROM messages WHERE tenant_id = $1 AND conversation_id = $2 AND seq > $3 \
-             ORDER BY seq LIMIT $4"
+             AND created_at >= $5 ORDER BY seq LIMIT $4"
         );
         let rows = query(&text)
             .bind(owner.tenant.as_str())
             .bind(conversation)
             .bind(after)
             .bind(page.rows()?)
+            .bind(since)
             .fetch_all(self.read_of(&owner.tenant))
             .await?;
         let mut messages = Vec::with_capacity(rows.len());
@@ -345,14 +383,29 @@ impl Catalog {
         conversation: &str,
         limit: u32,
     ) -> Result<Vec<StoredMessage>, CatalogError> {
-        self.conversation(owner, conversation).await?;
+        self.last_messages_after(owner, conversation, 0, limit)
+            .await
+    }
+
+    /// The last messages of a conversation behind the number `after`, at most `limit`, oldest first.
+    pub async fn last_messages_after(
+        &self,
+        owner: &Owner,
+        conversation: &str,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<StoredMessage>, CatalogError> {
+        let since = self.conversation(owner, conversation).await?.created_at;
         let text = format!(
-            "SELECT {COLUMNS} FROM messages WHERE tenant_id = $1 AND conversation_id = $2 ORDER BY seq DESC LIMIT $3"
+            "SELECT {COLUMNS} FROM messages WHERE tenant_id = $1 AND conversation_id = $2 AND seq > $4 \
+             AND created_at >= $5 ORDER BY seq DESC LIMIT $3"
         );
         let rows = query(&text)
             .bind(owner.tenant.as_str())
             .bind(conversation)
             .bind(i64::from(limit))
+            .bind(after)
+            .bind(since)
             .fetch_all(self.read_of(&owner.tenant))
             .await?;
         rows.iter().rev().map(read_message).collect()
@@ -365,14 +418,16 @@ impl Catalog {
         conversation: &str,
         id: &str,
     ) -> Result<StoredMessage, CatalogError> {
-        self.conversation(owner, conversation).await?;
+        let since = self.conversation(owner, conversation).await?.created_at;
         let text = format!(
-            "SELECT {COLUMNS} FROM messages WHERE tenant_id = $1 AND conversation_id = $2 AND id = $3"
+            "SELECT {COLUMNS} FROM messages WHERE tenant_id = $1 AND conversation_id = $2 AND id = $3 \
+             AND created_at >= $4"
         );
         let row = query(&text)
             .bind(owner.tenant.as_str())
             .bind(conversation)
             .bind(id)
+            .bind(since)
             .fetch_optional(self.read_of(&owner.tenant))
             .await?
             .ok_or_else(|| CatalogError::not_found("message", id))?;
@@ -422,16 +477,17 @@ impl Catalog {
     }
 }
 
-/// Writes a new message and its event.
+/// Writes a new message and its event; `question` tells the event what is not in the row.
 async fn insert(
     transaction: &mut Transaction,
     owner: &Owner,
     conversation: &str,
     message: &StoredMessage,
+    question: &NewQuestion<'_>,
 ) -> Result<(), CatalogError> {
     query(
         "INSERT INTO messages (tenant_id, conversation_id, seq, id, role, content, folded, state, mode, citations, \
-         created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, '[]', $10)",
+         created_at, intent, sentiment) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, '[]', $10, $11, $12)",
     )
     .bind(owner.tenant.as_str())
     .bind(conversation)
@@ -443,6 +499,8 @@ async fn insert(
     .bind(message.state.as_str())
     .bind(&message.mode)
     .bind(message.created_at)
+    .bind(&message.intent)
+    .bind(&message.sentiment)
     .execute(&mut *transaction)
     .await?;
     let event = ConversationEvent {
@@ -450,6 +508,10 @@ async fn insert(
         role: Some(message.role.as_str().to_owned()),
         state: Some(message.state.as_str().to_owned()),
         chars: Some(message.content.chars().count() as u64),
+        intent: message.intent.clone(),
+        sentiment: message.sentiment.clone(),
+        sentiment_score: question.sentiment_score,
+        handover_requested: question.handover_requested,
         ..ConversationEvent::of(EventKind::Created, conversation)
     };
     outbox::put(transaction, owner, &event, message.created_at).await
@@ -476,6 +538,8 @@ fn read_message(row: &Row) -> Result<StoredMessage, CatalogError> {
         usage: usage.map_or(Ok(Value::Null), |text| json("usage", &text))?,
         feedback: feedback.as_deref().map(Feedback::read).transpose()?,
         feedback_comment: row.try_get("feedback_comment")?,
+        intent: row.try_get("intent")?,
+        sentiment: row.try_get("sentiment")?,
         created_at: row.try_get("created_at")?,
     })
 }

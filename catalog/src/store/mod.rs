@@ -13,6 +13,7 @@ mod error;
 mod invites;
 mod keys;
 mod linked;
+mod message_months;
 mod messages;
 mod models;
 mod news;
@@ -32,6 +33,7 @@ mod signing;
 mod splits;
 mod sqlite;
 mod state;
+mod summaries;
 mod tenant_settings;
 mod tenants;
 mod topic_schema;
@@ -41,7 +43,7 @@ mod versions;
 
 pub use audit::{AuditEvent, NewAuditEvent};
 pub use collections::{Collection, CollectionConfig, CollectionCounts};
-pub use conversations::{Conversation, Owner};
+pub use conversations::{Conversation, ConversationChange, Owner};
 pub use database::{Catalog, Clock};
 pub use documents::{
     DocumentFilter, DocumentInfo, ExpectedInIndex, LiveContent, Unchanged, VersionInfo,
@@ -49,7 +51,10 @@ pub use documents::{
 pub use error::CatalogError;
 pub use invites::Invite;
 pub use keys::{ApiKey, KeyId, NewKey, Scope, SecretKey, host_name};
-pub use messages::{Feedback, FinishedAnswer, MessageRole, MessageState, StoredMessage};
+pub use message_months::MessageMonths;
+pub use messages::{
+    Feedback, FinishedAnswer, MessageRole, MessageState, NewQuestion, StoredMessage,
+};
 pub use models::Model;
 pub use outbox::{ConversationEvent, EventKind, OutboxEvent};
 pub use page::{Listing, PAGE_LIMIT_MAX, Page};
@@ -63,6 +68,7 @@ pub use sessions::{Refreshed, Session, SessionId, SessionInfo};
 pub use signing::{SigningKey, SigningTimes, VerifyingKey};
 pub use splits::{NewSplit, Published, SplitDocument, SplitInfo, SplitSeq, SplitState};
 pub use state::{Applied, DocumentState, News};
+pub use summaries::ConversationSummary;
 pub use tenants::Tenant;
 pub use topic_schema::{
     SchemaChange, SchemaMismatch, check_batch, evolve, schema_from_json, schema_to_json,

@@ -34,7 +34,7 @@ impl EventKind {
 }
 
 /// An event of `conversation.events`, without what was said.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ConversationEvent {
     pub conversation_id: String,
     /// `None`: it is about the conversation.
@@ -44,6 +44,15 @@ pub struct ConversationEvent {
     pub state: Option<String>,
     pub chars: Option<u64>,
     pub feedback: Option<String>,
+    /// What a question was taken for, where it was looked at. (Not in events that an older version wrote.)
+    #[serde(default)]
+    pub intent: Option<String>,
+    #[serde(default)]
+    pub sentiment: Option<String>,
+    #[serde(default)]
+    pub sentiment_score: Option<f64>,
+    #[serde(default)]
+    pub handover_requested: Option<bool>,
 }
 
 impl ConversationEvent {
@@ -57,12 +66,16 @@ impl ConversationEvent {
             state: None,
             chars: None,
             feedback: None,
+            intent: None,
+            sentiment: None,
+            sentiment_score: None,
+            handover_requested: None,
         }
     }
 }
 
 /// An event that waits for the log.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct OutboxEvent {
     pub id: String,
     pub tenant: String,

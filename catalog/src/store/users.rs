@@ -179,6 +179,22 @@ impl Catalog {
         read_user(&row, &seal, tenant, &roles)
     }
 
+    /// What a user prefers. It is not sealed, so no master key is needed.
+    pub async fn preferences(
+        &self,
+        tenant: &TenantId,
+        id: &UserId,
+    ) -> Result<Map<String, Value>, CatalogError> {
+        let row = query("SELECT preferences FROM users WHERE tenant_id = $1 AND id = $2")
+            .bind(tenant.as_str())
+            .bind(id.as_str())
+            .fetch_optional(self.read_of(tenant))
+            .await?
+            .ok_or_else(|| CatalogError::not_found("user", id))?;
+        let text: String = row.try_get("preferences")?;
+        serde_json::from_str(&text).map_err(|_| CatalogError::corrupt("preferences", &text))
+    }
+
     /// The tenant's users, oldest first.
     pub async fn users(
         &self,

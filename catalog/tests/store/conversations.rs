@@ -19,6 +19,13 @@ fn owner(tenant_name: &str, id: &str) -> Owner {
     }
 }
 
+fn title(title: &str) -> ConversationChange<'_> {
+    ConversationChange {
+        title: Some(title),
+        ..ConversationChange::default()
+    }
+}
+
 fn is_not_found<T: std::fmt::Debug>(result: Result<T, CatalogError>) {
     let error = result.expect_err("it is not there");
     assert!(matches!(error, CatalogError::NotFound { .. }), "{error}");
@@ -50,31 +57,37 @@ async fn a_conversation_is_its_owners_alone(on: On) {
     catalog.create_tenant(&b, "").await.expect("a tenant");
     let ann = owner("default", "usr_ann");
     let made = catalog
-        .create_conversation(&ann, " 冻结行 ", None)
+        .create_conversation(&ann, " 冻结行 ", None, None)
         .await
         .expect("made");
     let id = made.id.as_str();
     assert_eq!((made.title.as_str(), made.created_at), ("冻结行", 1_000));
     let (_, answer) = catalog
-        .begin_answer(&ann, id, Some("如何?"), "chat")
+        .begin_answer(&ann, id, Some("如何?".into()), "chat")
         .await
         .expect("begun");
     for other in [owner("default", "usr_bob"), owner("乙", "usr_ann")] {
         is_not_found(catalog.conversation(&other, id).await);
-        is_not_found(catalog.rename_conversation(&other, id, "x").await);
+        is_not_found(catalog.update_conversation(&other, id, &title("x")).await);
         is_not_found(catalog.delete_conversation(&other, id).await);
         is_not_found(catalog.messages(&other, id, &Page::default()).await);
         is_not_found(catalog.message(&other, id, &answer.id).await);
-        is_not_found(catalog.begin_answer(&other, id, Some("x"), "chat").await);
+        is_not_found(
+            catalog
+                .begin_answer(&other, id, Some("x".into()), "chat")
+                .await,
+        );
         let feedback = catalog.set_feedback(&other, id, &answer.id, Feedback::Up, None);
         is_not_found(feedback.await);
         let listed = catalog.conversations(&other, None, &Page::default()).await;
         assert!(listed.expect("a list").items.is_empty());
     }
-    let renamed = catalog.rename_conversation(&ann, id, "新名字").await;
+    let renamed = catalog
+        .update_conversation(&ann, id, &title("新名字"))
+        .await;
     assert_eq!(renamed.expect("renamed").title, "新名字");
     let long = "字".repeat(201);
-    let refused = catalog.rename_conversation(&ann, id, &long).await;
+    let refused = catalog.update_conversation(&ann, id, &title(&long)).await;
     let refused = refused.expect_err("too long");
     assert!(matches!(refused, CatalogError::Invalid(_)), "{refused}");
     catalog.delete_conversation(&ann, id).await.expect("gone");
@@ -86,10 +99,10 @@ async fn an_answer_is_begun_saved_and_finished_once(on: On) {
     let bench = Bench::new(on).await;
     let catalog = &bench.catalog;
     let ann = owner("default", "usr_ann");
-    let made = catalog.create_conversation(&ann, "t", None).await;
+    let made = catalog.create_conversation(&ann, "t", None, None).await;
     let id = made.expect("made").id;
     let (question, answer) = catalog
-        .begin_answer(&ann, &id, Some("问?"), "rag")
+        .begin_answer(&ann, &id, Some("问?".into()), "rag")
         .await
         .expect("begun");
     let question = question.expect("a new question");
@@ -150,10 +163,10 @@ async fn whatever_is_written_waits_in_the_outbox(on: On) {
     let bench = Bench::new(on).await;
     let catalog = &bench.catalog;
     let ann = owner("default", "usr_ann");
-    let made = catalog.create_conversation(&ann, "t", None).await;
+    let made = catalog.create_conversation(&ann, "t", None, None).await;
     let id = made.expect("made").id;
     let (_, answer) = catalog
-        .begin_answer(&ann, &id, Some("secret words"), "chat")
+        .begin_answer(&ann, &id, Some("secret words".into()), "chat")
         .await
         .expect("begun");
     finish(catalog, &ann, &id, &answer.id, "五个汉字。", None)
@@ -200,9 +213,9 @@ async fn titles_and_messages_are_searched(on: On) {
         ("Straße", "ÄPFEL und Birnen"),
         ("100%_sure!", "nothing"),
     ] {
-        let made = catalog.create_conversation(&ann, title, None).await;
+        let made = catalog.create_conversation(&ann, title, None, None).await;
         let id = made.expect("made").id;
-        let begun = catalog.begin_answer(&ann, &id, Some(question), "chat");
+        let begun = catalog.begin_answer(&ann, &id, Some(question.into()), "chat");
         begun.await.expect("begun");
         ids.push(id);
     }
@@ -248,17 +261,17 @@ async fn answers_of_a_dead_process_are_ended(on: On) {
     let bench = Bench::new(on).await;
     let catalog = &bench.catalog;
     let ann = owner("default", "usr_ann");
-    let made = catalog.create_conversation(&ann, "t", None).await;
+    let made = catalog.create_conversation(&ann, "t", None, None).await;
     let id = made.expect("made").id;
     let (_, old) = catalog
-        .begin_answer(&ann, &id, Some("a"), "chat")
+        .begin_answer(&ann, &id, Some("a".into()), "chat")
         .await
         .expect("begun");
     let saved = catalog.save_answer_so_far(&ann, &id, &old.id, "so far");
     saved.await.expect("saved");
     bench.clock.store(2_000, Ordering::SeqCst);
     let (_, new) = catalog
-        .begin_answer(&ann, &id, Some("b"), "chat")
+        .begin_answer(&ann, &id, Some("b".into()), "chat")
         .await
         .expect("begun");
     let ended = catalog.end_abandoned_answers_all_tenants(1_000, "gone");

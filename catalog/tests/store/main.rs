@@ -32,6 +32,7 @@ mod database;
 mod documents;
 mod identity;
 mod keys;
+mod message_months;
 mod objects;
 mod processes;
 mod row_security;
@@ -40,6 +41,7 @@ mod server;
 mod server_postgres;
 mod sharing;
 mod splits;
+mod summaries;
 mod tenancy;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,21 +1,29 @@
 //! Conversations: who answers a message, the answer's task, and what everybody who follows it is told.
 //!
 //! ```text
-//! message ─ Mode::choose ─► Work (a model alone, or the RAG flow) ─ task ─► Live ─► any number of readers
-//!                                                                    └────► catalog (so far, then finished) ─► outbox
+//! message ─ intent ─ Mode::choose ─► Work (a model alone, or the RAG flow) ─ task ─► Live ─► any number of readers
+//!                        context ────►                                        └────► catalog (so far, then finished) ─► outbox
 //! ```
 //!
 //! An answer is written by a task of its own, which outlives the client that asked: whoever lost the connection reads on by
 //! `Last-Event-ID`, or finds the text in the conversation. It ends by itself, when it is stopped, when it takes too long,
 //! and when the platform stops; what was produced is kept in any case.
 //!
-//! - `context` chooses what of the conversation is told to the model, `write` runs one answer, `live` is what readers see
-//! - `outbox` moves events to the log
+//! - `intent` says what a message is; `context` chooses what of the conversation is told to the model, `summary` sums up what
+//!   is older, `remembered` keeps both for the next answer; `profile` is what the user prefers, `prompt` makes text of it
+//! - `write` runs one answer, `live` is what readers see
+//! - `outbox` moves events to the log, `months` sees to the months of messages
 //! - rows and transactions are `va_catalog::store`'s business, requests and replies `http::conversations`'s
 
 mod context;
+mod intent;
 mod live;
+pub mod months;
 pub mod outbox;
+mod profile;
+mod prompt;
+mod remembered;
+mod summary;
 mod write;
 
 use std::collections::HashMap;
@@ -27,8 +35,12 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use va_catalog::store::Owner;
 
 pub use context::ContextStrategy;
+pub use intent::{Intent, Understood, understand};
 pub use live::Live;
-pub use write::{Begun, Work, begin};
+pub use profile::Profile;
+pub use prompt::about;
+pub use remembered::{Context, Wanted, forget, recall};
+pub use write::{Beginning, Begun, Work, begin};
 
 /// Answers that may be written at once by one process.
 const ANSWERS_MAX: usize = 256;
@@ -65,13 +77,14 @@ impl Mode {
         }
     }
 
-    /// What the words of the message ask for; without any, documents where the conversation has some.
-    pub fn choose(message: &str, has_documents: bool) -> Self {
+    /// What the words of the message ask for; without any, documents where the conversation has some. A greeting needs
+    /// none, where a model can answer it.
+    pub fn choose(message: &str, intent: Intent, has_documents: bool, has_model: bool) -> Self {
         if SEARCHES.iter().any(|word| message.contains(word)) {
             Self::Rag
         } else if DOES.iter().any(|word| message.contains(word)) {
             Self::Agent
-        } else if has_documents {
+        } else if has_documents && !(intent == Intent::Greeting && has_model) {
             Self::Rag
         } else {
             Self::Chat
@@ -178,15 +191,21 @@ mod tests {
 
     #[test]
     fn the_mode_follows_the_words() {
-        for (message, documents, mode) in [
-            ("查询冻结行", false, Mode::Rag),
-            ("帮我找一下合同", false, Mode::Rag),
-            ("帮我发一封邮件", true, Mode::Agent),
-            ("请执行备份", false, Mode::Agent),
-            ("你好", false, Mode::Chat),
-            ("How do I freeze rows?", true, Mode::Rag),
+        for (message, documents, model, mode) in [
+            ("查询冻结行", false, true, Mode::Rag),
+            ("帮我找一下合同", false, true, Mode::Rag),
+            ("帮我发一封邮件", true, true, Mode::Agent),
+            ("请执行备份", false, true, Mode::Agent),
+            ("你好", false, true, Mode::Chat),
+            ("你好", true, true, Mode::Chat),
+            ("你好", true, false, Mode::Rag),
+            ("你好，如何冻结行？", true, true, Mode::Rag),
+            ("转人工", true, true, Mode::Rag),
+            ("How do I freeze rows?", true, true, Mode::Rag),
         ] {
-            assert_eq!(Mode::choose(message, documents), mode, "{message}");
+            let intent = understand(message).intent;
+            let chosen = Mode::choose(message, intent, documents, model);
+            assert_eq!(chosen, mode, "{message}");
         }
     }
 

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::{
-    ArrayRef, RecordBatch, StringArray, StructArray, TimestampMillisecondArray, UInt64Array,
+    ArrayRef, BooleanArray, Float64Array, RecordBatch, StringArray, StructArray,
+    TimestampMillisecondArray, UInt64Array,
 };
 use arrow::datatypes::DataType;
 use arrow::error::ArrowError;
@@ -137,6 +138,18 @@ fn rows(events: &[&OutboxEvent]) -> Result<RecordBatch, ArrowError> {
         perhaps(told().map(|event| event.state.as_deref())),
         Arc::new(told().map(|event| event.chars).collect::<UInt64Array>()),
         perhaps(told().map(|event| event.feedback.as_deref())),
+        perhaps(told().map(|event| event.intent.as_deref())),
+        perhaps(told().map(|event| event.sentiment.as_deref())),
+        Arc::new(
+            told()
+                .map(|event| event.sentiment_score)
+                .collect::<Float64Array>(),
+        ),
+        Arc::new(
+            told()
+                .map(|event| event.handover_requested)
+                .collect::<BooleanArray>(),
+        ),
     ];
     let payload = StructArray::try_new(fields.clone(), payload, None)?;
     let types: Vec<String> = told()

@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use va_catalog::store::{CatalogError, FinishedAnswer, Owner, StoredMessage};
 use va_llm::{Caller, ChatRequest, FinishReason, LlmError, Message, Role, Usage};
 
-use super::{ANSWER_TIME_MAX, Live, Mode, lock};
+use super::{ANSWER_TIME_MAX, Live, Mode, Understood, lock};
 use crate::http::Problem;
 use crate::platform::Platform;
 use crate::rag::{Ask, Event, HistoryRole, Turn, Writer, run};
@@ -34,6 +34,8 @@ pub enum Work {
     Chat {
         caller: Box<Caller>,
         model: String,
+        /// What the model is told besides the turns.
+        about: Option<String>,
         history: Vec<Turn>,
         question: String,
     },
@@ -43,6 +45,20 @@ pub enum Work {
         ask: Box<Ask>,
         writer: Box<dyn Writer>,
     },
+}
+
+/// An answer that is to be begun.
+pub struct Beginning {
+    pub owner: Owner,
+    pub conversation: String,
+    /// The question, where it is a new one.
+    pub question: Option<String>,
+    /// What the question was taken for.
+    pub understood: Understood,
+    pub mode: Mode,
+    /// Why it is not quite what was asked for.
+    pub degraded: Vec<Value>,
+    pub work: Work,
 }
 
 /// An answer that has begun.
@@ -56,79 +72,59 @@ pub struct Begun {
 ///
 /// # Errors
 /// When the conversation is gone or the catalog does not answer; then nothing has begun.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "each is a part of the answer, used once"
-)]
 pub async fn begin(
     platform: &Arc<Platform>,
     room: OwnedSemaphorePermit,
-    owner: Owner,
-    conversation: &str,
-    question: Option<&str>,
-    mode: Mode,
-    degraded: Vec<Value>,
-    work: Work,
+    beginning: Beginning,
 ) -> Result<Begun, CatalogError> {
-    let (platform, conversation) = (platform.clone(), conversation.to_owned());
-    let question = question.map(ToOwned::to_owned);
+    let platform = platform.clone();
     // In a task: a client that goes in between must not leave an answer behind that nobody writes.
-    let beginning = tokio::spawn(async move {
+    let begun = tokio::spawn(async move {
+        let question = beginning.question.as_deref();
         let rows = platform
             .catalog
-            .begin_answer(&owner, &conversation, question.as_deref(), mode.as_str())
+            .begin_answer(
+                &beginning.owner,
+                &beginning.conversation,
+                question.map(|text| beginning.understood.question(text)),
+                beginning.mode.as_str(),
+            )
             .await?;
-        Ok::<_, CatalogError>(spawn(
-            platform,
-            room,
-            owner,
-            conversation,
-            mode,
-            degraded,
-            work,
-            rows,
-        ))
+        Ok::<_, CatalogError>(spawn(platform, room, beginning, rows))
     });
-    beginning.await.map_err(|error| CatalogError::Storage {
+    begun.await.map_err(|error| CatalogError::Storage {
         action: "begin an answer".to_owned(),
         source: Box::new(error),
     })?
 }
 
 /// Begins to write an answer whose rows are there.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "each is a part of the answer, used once"
-)]
 fn spawn(
     platform: Arc<Platform>,
     room: OwnedSemaphorePermit,
-    owner: Owner,
-    conversation: String,
-    mode: Mode,
-    degraded: Vec<Value>,
-    work: Work,
+    beginning: Beginning,
     (question, answer): (Option<StoredMessage>, StoredMessage),
 ) -> Begun {
     platform.conversations.tell();
-    let live = Arc::new(Live::new(owner.clone(), &conversation));
+    let live = Arc::new(Live::new(beginning.owner.clone(), &beginning.conversation));
     lock(&platform.conversations.running).insert(answer.id.clone(), live.clone());
     let task = Answer {
         platform,
-        owner,
-        conversation,
+        owner: beginning.owner,
+        conversation: beginning.conversation,
         question: question.as_ref().map(|message| message.id.clone()),
         message: answer.id.clone(),
-        mode,
+        understood: beginning.understood,
+        mode: beginning.mode,
         live: live.clone(),
         content: String::new(),
         citations: Vec::new(),
         usage: Value::Null,
         done: json!({}),
-        degraded,
+        degraded: beginning.degraded,
         _room: room,
     };
-    tokio::spawn(task.run(work));
+    tokio::spawn(task.run(beginning.work));
     Begun {
         question,
         answer,
@@ -143,6 +139,7 @@ struct Answer {
     conversation: String,
     question: Option<String>,
     message: String,
+    understood: Understood,
     mode: Mode,
     live: Arc<Live>,
     content: String,
@@ -217,6 +214,7 @@ impl Answer {
                 data["message_id"] = json!(self.message);
                 data["question_id"] = json!(self.question);
                 data["mode"] = json!(self.mode);
+                self.understood.tell(&mut data);
             }
             Event::Delta(text) => self.content.push_str(&text),
             Event::Citation(_) => self.citations.push(data.clone()),
@@ -298,6 +296,7 @@ impl Answer {
         done["mode"] = json!(self.mode);
         done["state"] = json!(outcome);
         done["reason"] = json!(reason);
+        self.understood.tell(&mut done);
         self.live.tell("done", done);
     }
 }
@@ -320,11 +319,12 @@ fn working(platform: Arc<Platform>, work: Work, events: mpsc::Sender<Event>) -> 
         Work::Chat {
             caller,
             model,
+            about,
             history,
             question,
         } => Box::pin(async move {
             let events = events;
-            chat(&platform, &caller, model, history, question, &events).await
+            chat(&platform, &caller, model, about, history, question, &events).await
         }),
     }
 }
@@ -334,6 +334,7 @@ async fn chat(
     platform: &Platform,
     caller: &Caller,
     model: String,
+    about: Option<String>,
     history: Vec<Turn>,
     question: String,
     events: &mpsc::Sender<Event>,
@@ -341,17 +342,16 @@ async fn chat(
     let start =
         json!({"id": uuid::Uuid::now_v7().to_string(), "question": question, "model": model});
     tell(events, Event::Start(start)).await?;
-    let mut messages: Vec<Message> = history
-        .iter()
-        .map(|turn| {
-            let role = match turn.role {
-                HistoryRole::User => Role::User,
-                HistoryRole::Assistant => Role::Assistant,
-            };
-            Message::text(role, turn.content.as_str())
-        })
-        .collect();
-    messages.push(Message::text(Role::User, question.as_str()));
+    let mut messages: Vec<Message> = Vec::with_capacity(history.len() + 2);
+    messages.extend(about.map(|text| Message::text(Role::System, text)));
+    messages.extend(history.iter().map(|turn| {
+        let role = match turn.role {
+            HistoryRole::User => Role::User,
+            HistoryRole::Assistant => Role::Assistant,
+        };
+        Message::text(role, turn.content.as_str())
+    }));
+    messages.push(Message::text(Role::User, question));
     let request = ChatRequest {
         model,
         messages,

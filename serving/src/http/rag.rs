@@ -21,10 +21,11 @@ use va_llm::Caller;
 
 use super::documents::drain;
 use super::{App, Problem, RequestId};
+use crate::conversations::{Profile, about};
 use crate::freshness::NotFresh;
 use crate::platform::Platform;
 use crate::rag::{
-    Ask, Event, Extractive, Generated, Mode, RagError, RagRequest, Writer, check, run,
+    Ask, Event, Extractive, Generated, Lang, Mode, RagError, RagRequest, Writer, check, run,
 };
 
 /// A question with its history; longer bodies are refused.
@@ -49,9 +50,16 @@ pub async fn query(
         .is_some_and(|value| value.contains("text/event-stream"));
     let request: RagRequest = read(request).await?;
     let streamed = request.stream || accepts;
-    let ask = request.check().map_err(Problem::invalid)?;
+    let mut ask = request.check().map_err(Problem::invalid)?;
     check(&app.platform, &principal.tenant, &ask).await?;
-    let writer = writer(&app, &principal, &id, &ask)?;
+    let (profile, trouble) = Profile::of(&app.platform, &principal).await;
+    if let Some(trouble) = trouble {
+        // It costs the preference, not the answer.
+        tracing::warn!(%trouble, "an answer without its user's preferences");
+    }
+    ask.language = profile.lang();
+    let about = about(Lang::of(&ask.question), None, &profile, None);
+    let writer = writer(&app, &principal, &id, &ask, about)?;
     let caller = app.platform.gateway.caller(&principal, &id.0);
     if streamed {
         let events = events(app.platform, caller, ask, writer);
@@ -61,12 +69,13 @@ pub async fn query(
     Ok(Json(whole(&app, &caller, &ask, &*writer).await?).into_response())
 }
 
-/// Who writes the answer: what was asked for, or else a model where there is one.
+/// Who writes the answer: what was asked for, or else a model where there is one, which is told `about` besides.
 pub(super) fn writer(
     app: &App,
     principal: &Principal,
     id: &RequestId,
     ask: &Ask,
+    about: Option<String>,
 ) -> Result<Box<dyn Writer>, Problem> {
     let gateway = &app.platform.gateway;
     let model = ask.model.as_deref().or(gateway.default_model());
@@ -90,6 +99,7 @@ pub(super) fn writer(
         gateway: gateway.clone(),
         caller: gateway.caller(principal, &id.0),
         model: model.to_owned(),
+        about,
     }))
 }
 

@@ -11,6 +11,7 @@ use super::auth::require_all;
 use super::collections::Paging;
 use super::problem::{Body, Params};
 use super::{App, Problem};
+use crate::conversations::Profile;
 use crate::identity::{Note, Origin};
 
 pub async fn list(
@@ -235,6 +236,10 @@ async fn said(app: &App, principal: &Principal, id: &UserId) -> Result<Vec<Value
             left = left.saturating_sub(messages.len() as u32);
             let mut whole = json!(conversation);
             whole["messages"] = json!(messages);
+            let summary = catalog
+                .conversation_summary(&owner, &conversation.id)
+                .await?;
+            whole["summary"] = json!(summary.map(|summary| summary.text));
             said.push(whole);
         }
         match listing.next {
@@ -315,12 +320,13 @@ pub async fn update_me(
     Ok(Json(json!(user)))
 }
 
-/// Replaces the preferences: any JSON object, up to 16 KiB.
+/// Replaces the preferences: any JSON object, up to 16 KiB. Those that shape answers have to make sense.
 pub async fn preferences(
     State(app): State<App>,
     Extension(principal): Extension<Principal>,
     Body(preferences): Body<Map<String, Value>>,
 ) -> Result<Json<Value>, Problem> {
+    Profile::read(&preferences).map_err(Problem::invalid)?;
     let change = UserChange {
         preferences: Some(&preferences),
         ..UserChange::default()

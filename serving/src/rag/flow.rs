@@ -216,7 +216,7 @@ async fn answer(
     let task = Task {
         question: ask.question.clone(),
         standalone: made.standalone.clone(),
-        lang: made.lang,
+        lang: ask.language.unwrap_or(made.lang),
         collection: ask.collection.to_string(),
         context: found.context,
         grade: found.grade,

@@ -24,12 +24,19 @@ pub struct Generated {
     /// On whose behalf.
     pub caller: Caller,
     pub model: String,
+    /// What the model is told besides: instructions and data about whoever asks, fenced. Not counted into the context's
+    /// budget; whoever makes it keeps it short.
+    pub about: Option<String>,
 }
 
 impl Generated {
     fn request(&self, task: &Task) -> ChatRequest {
         let context = &task.context;
-        let mut messages = vec![Message::text(Role::System, context.instructions)];
+        let instructions = match &self.about {
+            None => context.instructions.to_owned(),
+            Some(about) => format!("{}\n\n{about}", context.instructions),
+        };
+        let mut messages = vec![Message::text(Role::System, instructions)];
         messages.extend(context.history.iter().map(|turn| {
             let role = match turn.role {
                 HistoryRole::User => Role::User,

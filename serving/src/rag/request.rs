@@ -7,6 +7,7 @@ use serde_json::Value;
 use va_catalog::settings::rag::{Rerank, RewriteMethod};
 use va_catalog::{CollectionName, Filter};
 
+use super::text::Lang;
 use crate::freshness::Wanted;
 
 /// Longest question and longest turn of the history, in characters: a model reads no more than a few hundred words.
@@ -113,6 +114,8 @@ pub struct Ask {
     pub rerank: Option<Rerank>,
     pub rewrite: Option<RewriteMethod>,
     pub hyde: Option<bool>,
+    /// The language of our own phrases; that of the question when left out. Not of the request: whoever asks prefers it.
+    pub language: Option<Lang>,
 }
 
 impl RagRequest {
@@ -183,6 +186,7 @@ impl RagRequest {
             rerank: self.rerank,
             rewrite: self.rewrite,
             hyde: self.hyde,
+            language: None,
         })
     }
 }

@@ -1,7 +1,7 @@
-//! Conversations: their list and messages, asking in them, following an answer, stopping it, asking again, feedback.
+//! Asking in a conversation, asking again, and following an answer.
 //!
-//! Everything is of the caller: other users of the tenant get 404. What is wrong with a message is told before anything is
-//! written; what goes wrong later is the event `error` of its stream, and the reason of a partial answer.
+//! What is wrong with a message is told before anything is written; what goes wrong later is the event `error` of its stream,
+//! and the reason of a partial answer.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -15,177 +15,21 @@ use axum::{Extension, Json};
 use futures::{Stream, StreamExt, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use va_catalog::store::{
-    Conversation, Feedback, MessageRole, MessageState, Owner, Page, Principal, StoredMessage,
+use va_catalog::CollectionName;
+use va_catalog::store::{Conversation, MessageRole, MessageState, Owner, Principal, StoredMessage};
+
+use super::plan::{How, Plan, plan};
+use crate::conversations::{
+    Beginning, Begun, ContextStrategy, Live, Mode, begin, title_of, understand,
 };
-use va_catalog::{CollectionName, Filter};
+use crate::http::problem::Body;
+use crate::http::{App, Problem, RequestId};
 
-use super::collections::scoped;
-use super::problem::{Body, Params};
-use super::rag::writer;
-use super::{App, Problem, RequestId};
-use crate::conversations::{Begun, ContextStrategy, Live, Mode, Work, begin, title_of};
-use crate::rag::{Mode as RagMode, RagRequest, Turn, check};
-
-/// The largest body of these routes.
-pub const BODY_BYTES_MAX: usize = 1 << 20;
 const MESSAGE_CHARS_MAX: usize = 8_000;
-/// Messages that are looked at for the context.
+/// Messages among which the last question is looked for.
 const LOOKED_AT: u32 = 200;
 /// How often a stream without events shows that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Search {
-    /// What the title or a message must hold.
-    q: Option<String>,
-    limit: Option<u32>,
-    cursor: Option<String>,
-}
-
-pub async fn list(
-    State(app): State<App>,
-    Extension(principal): Extension<Principal>,
-    Params(search): Params<Search>,
-) -> Result<Json<Value>, Problem> {
-    let page = Page {
-        cursor: search.cursor,
-        ..Page::first(search.limit.unwrap_or(100))
-    };
-    let wanted = search.q.as_deref().filter(|q| !q.is_empty());
-    let owner = Owner::from(&principal);
-    let catalog = &app.platform.catalog;
-    let listing = catalog.conversations(&owner, wanted, &page).await?;
-    Ok(Json(
-        json!({"items": listing.items, "cursor": listing.next}),
-    ))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Create {
-    #[serde(default)]
-    title: String,
-    collection: Option<CollectionName>,
-}
-
-pub async fn create(
-    State(app): State<App>,
-    Extension(principal): Extension<Principal>,
-    Body(create): Body<Create>,
-) -> Result<(StatusCode, Json<Value>), Problem> {
-    let catalog = &app.platform.catalog;
-    if let Some(collection) = &create.collection {
-        let collection = scoped(&principal, collection.as_str())?;
-        catalog.collection(&collection).await?;
-    }
-    let owner = Owner::from(&principal);
-    let made = catalog
-        .create_conversation(&owner, &create.title, create.collection.as_ref())
-        .await?;
-    app.platform.conversations.tell();
-    Ok((StatusCode::CREATED, Json(json!(made))))
-}
-
-pub async fn get(
-    State(app): State<App>,
-    Extension(principal): Extension<Principal>,
-    Path(id): Path<String>,
-) -> Result<Json<Value>, Problem> {
-    let owner = Owner::from(&principal);
-    let conversation = app.platform.catalog.conversation(&owner, &id).await?;
-    Ok(Json(json!(conversation)))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Update {
-    title: String,
-}
-
-pub async fn update(
-    State(app): State<App>,
-    Extension(principal): Extension<Principal>,
-    Path(id): Path<String>,
-    Body(update): Body<Update>,
-) -> Result<Json<Value>, Problem> {
-    let owner = Owner::from(&principal);
-    let catalog = &app.platform.catalog;
-    let conversation = catalog
-        .rename_conversation(&owner, &id, &update.title)
-        .await?;
-    Ok(Json(json!(conversation)))
-}
-
-pub async fn delete(
-    State(app): State<App>,
-    Extension(principal): Extension<Principal>,
-    Path(id): Path<String>,
-) -> Result<StatusCode, Problem> {
-    let owner = Owner::from(&principal);
-    app.platform.conversations.stop(&owner, &id);
-    let catalog = &app.platform.catalog;
-    catalog.delete_conversation(&owner, &id).await?;
-    app.platform.conversations.tell();
-    Ok(StatusCode::NO_CONTENT)
-}
-
-pub async fn messages(
-    State(app): State<App>,
-    Extension(principal): Extension<Principal>,
-    Path(id): Path<String>,
-    Params(paging): Params<super::collections::Paging>,
-) -> Result<Json<Value>, Problem> {
-    let owner = Owner::from(&principal);
-    let catalog = &app.platform.catalog;
-    let listing = catalog.messages(&owner, &id, &paging.page()).await?;
-    Ok(Json(
-        json!({"items": listing.items, "cursor": listing.next}),
-    ))
-}
-
-/// Stops the answers that this process writes in the conversation.
-pub async fn stop(
-    State(app): State<App>,
-    Extension(principal): Extension<Principal>,
-    Path(id): Path<String>,
-) -> Result<Json<Value>, Problem> {
-    let owner = Owner::from(&principal);
-    app.platform.catalog.conversation(&owner, &id).await?;
-    let stopped = app.platform.conversations.stop(&owner, &id);
-    Ok(Json(json!({"stopped": stopped})))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Said {
-    feedback: Feedback,
-    comment: Option<String>,
-}
-
-pub async fn feedback(
-    State(app): State<App>,
-    Extension(principal): Extension<Principal>,
-    Path((id, message)): Path<(String, String)>,
-    Body(said): Body<Said>,
-) -> Result<Json<Value>, Problem> {
-    let owner = Owner::from(&principal);
-    let catalog = &app.platform.catalog;
-    let comment = said.comment.as_deref();
-    let message = catalog
-        .set_feedback(&owner, &id, &message, said.feedback, comment)
-        .await?;
-    app.platform.conversations.tell();
-    Ok(Json(json!(message)))
-}
-
-/// How an answer is to be made.
-struct How {
-    mode: Option<Mode>,
-    model: Option<String>,
-    context: ContextStrategy,
-}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -198,6 +42,8 @@ pub struct Chat {
     mode: Option<Mode>,
     model: Option<String>,
     context: Option<ContextStrategy>,
+    /// Of a new conversation: what is wanted of every answer in it.
+    instructions: Option<String>,
     #[serde(default)]
     stream: bool,
 }
@@ -221,43 +67,58 @@ pub async fn chat(
         (None, Some(known)) => collection_of(known)?,
         (None, None) => None,
     };
-    let earlier = match &known {
-        Some(known) => {
-            refuse_second(&app, &owner, &known.id)?;
-            catalog.last_messages(&owner, &known.id, LOOKED_AT).await?
+    if let Some(known) = &known {
+        refuse_second(&app, &owner, &known.id)?;
+        if chat.instructions.is_some() {
+            return Err(Problem::invalid(
+                "`instructions` are those of a new conversation: change the ones of this one with PATCH \
+                 /api/v1/conversations/{conversation}",
+            ));
         }
-        None => Vec::new(),
-    };
+    }
     let how = How {
         mode: chat.mode,
         model: chat.model,
         context: chat.context.unwrap_or_default(),
+        collection: collection.clone(),
+        instructions: match &known {
+            Some(known) => known.instructions.clone(),
+            None => chat.instructions.clone(),
+        },
     };
-    let collection_name = collection.clone();
-    let (mode, work, degraded) =
-        plan(&app, &principal, &id, &how, &question, collection, &earlier).await?;
     let room = room(&app).await?;
+    let understood = understand(&question);
+    let told = known.as_ref().map(|known| (known, known.last_seq));
+    let Plan {
+        mode,
+        work,
+        degraded,
+    } = plan(&app, &principal, &id, &how, &question, &understood, told).await?;
     let conversation = match known {
         Some(known) => known.id,
         None => {
             let title = title_of(&question);
             catalog
-                .create_conversation(&owner, &title, collection_name.as_ref())
+                .create_conversation(
+                    &owner,
+                    &title,
+                    collection.as_ref(),
+                    chat.instructions.as_deref(),
+                )
                 .await?
                 .id
         }
     };
-    let begun = begin(
-        &app.platform,
-        room,
-        owner.clone(),
-        &conversation,
-        Some(&question),
+    let beginning = Beginning {
+        owner: owner.clone(),
+        conversation: conversation.clone(),
+        question: Some(question),
+        understood,
         mode,
         degraded,
         work,
-    )
-    .await?;
+    };
+    let begun = begin(&app.platform, room, beginning).await?;
     reply(
         &app,
         &owner,
@@ -291,10 +152,10 @@ pub async fn regenerate(
     let catalog = &app.platform.catalog;
     let known = catalog.conversation(&owner, &conversation).await?;
     refuse_second(&app, &owner, &known.id)?;
-    let mut earlier = catalog.last_messages(&owner, &known.id, LOOKED_AT).await?;
+    let earlier = catalog.last_messages(&owner, &known.id, LOOKED_AT).await?;
     let last = earlier
         .iter()
-        .rposition(|message| message.role == MessageRole::User);
+        .rfind(|message| message.role == MessageRole::User);
     let Some(last) = last else {
         return Err(Problem::new(
             StatusCode::CONFLICT,
@@ -302,28 +163,33 @@ pub async fn regenerate(
             "nothing has been asked in this conversation: send a message to /api/v1/chat first",
         ));
     };
-    let question = earlier[last].content.clone();
-    earlier.truncate(last);
+    let question = last.content.clone();
     let how = How {
         mode: again.mode,
         model: again.model,
         context: again.context.unwrap_or_default(),
+        collection: collection_of(&known)?,
+        instructions: known.instructions.clone(),
     };
-    let collection = collection_of(&known)?;
-    let (mode, work, degraded) =
-        plan(&app, &principal, &id, &how, &question, collection, &earlier).await?;
     let room = room(&app).await?;
-    let begun = begin(
-        &app.platform,
-        room,
-        owner.clone(),
-        &known.id,
-        None,
+    let understood = understand(&question);
+    // With what was said before the question, not with the answers that were not wanted.
+    let told = Some((&known, last.seq - 1));
+    let Plan {
+        mode,
+        work,
+        degraded,
+    } = plan(&app, &principal, &id, &how, &question, &understood, told).await?;
+    let beginning = Beginning {
+        owner: owner.clone(),
+        conversation: known.id.clone(),
+        question: None,
+        understood,
         mode,
         degraded,
         work,
-    )
-    .await?;
+    };
+    let begun = begin(&app.platform, room, beginning).await?;
     reply(
         &app,
         &owner,
@@ -456,99 +322,6 @@ fn wants_stream(headers: &HeaderMap) -> bool {
         .get(header::ACCEPT)
         .and_then(|value| value.to_str().ok())
         .is_some_and(|value| value.contains("text/event-stream"))
-}
-
-/// How the question is answered, and why that is not quite what was asked for.
-async fn plan(
-    app: &App,
-    principal: &Principal,
-    id: &RequestId,
-    how: &How,
-    question: &str,
-    collection: Option<CollectionName>,
-    earlier: &[StoredMessage],
-) -> Result<(Mode, Work, Vec<Value>), Problem> {
-    let context = how.context.check().map_err(Problem::invalid)?;
-    let history = context.history(earlier);
-    let wanted = how
-        .mode
-        .unwrap_or_else(|| Mode::choose(question, collection.is_some()));
-    let mut degraded = Vec::new();
-    if wanted == Mode::Agent {
-        degraded.push(json!({
-            "retriever": "agent",
-            "reason": "there are no agents yet: it is answered from documents, or else by a model alone",
-        }));
-    }
-    match collection {
-        Some(collection) if wanted != Mode::Chat => {
-            let work =
-                from_documents(app, principal, id, how, question, collection, history).await?;
-            Ok((Mode::Rag, work, degraded))
-        }
-        _ => {
-            if wanted == Mode::Rag {
-                degraded.push(json!({
-                    "retriever": "collection",
-                    "reason": "no `collection` is named to search in: a model answers by itself",
-                }));
-            }
-            let gateway = &app.platform.gateway;
-            let model = how.model.as_deref().or(gateway.default_model());
-            let Some(model) = model.filter(|_| gateway.is_configured()) else {
-                return Err(Problem::new(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "no_provider",
-                    "no model provider is configured, or none is named in `model` or `llm.default_model` \
-                     (docs/gateway.md); name a `collection` to be answered with sentences of its documents",
-                ));
-            };
-            let work = Work::Chat {
-                caller: Box::new(gateway.caller(principal, &id.0)),
-                model: model.to_owned(),
-                history,
-                question: question.to_owned(),
-            };
-            Ok((Mode::Chat, work, degraded))
-        }
-    }
-}
-
-async fn from_documents(
-    app: &App,
-    principal: &Principal,
-    id: &RequestId,
-    how: &How,
-    question: &str,
-    collection: CollectionName,
-    history: Vec<Turn>,
-) -> Result<Work, Problem> {
-    let request = RagRequest {
-        question: question.to_owned(),
-        collection,
-        k: None,
-        filter: Filter::default(),
-        history,
-        context_tokens: None,
-        min_freshness: None,
-        freshness_timeout_ms: None,
-        allow_stale: false,
-        stream: true,
-        explain: false,
-        mode: RagMode::Auto,
-        model: how.model.clone(),
-        rerank: None,
-        rewrite: None,
-        hyde: None,
-    };
-    let ask = request.check().map_err(Problem::invalid)?;
-    check(&app.platform, &principal.tenant, &ask).await?;
-    let writer = writer(app, principal, id, &ask)?;
-    Ok(Work::Rag {
-        caller: Box::new(app.platform.gateway.caller(principal, &id.0)),
-        ask: Box::new(ask),
-        writer,
-    })
 }
 
 /// The answer as events, or when it has ended as one object.
