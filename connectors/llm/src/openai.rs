@@ -1,7 +1,8 @@
 //! OpenAI's protocol: OpenAI itself, Azure, Qwen and ERNIE in their compatible modes, and any server that speaks it.
 //!
-//! What differs between them is in [`Habits`]; requests are written in `request`, replies read in `reply`, both of voices in `audio`. Errors inside a
-//! good stream, usage only at the end, a missing `[DONE]` and heartbeats are what providers do, not faults.
+//! What differs between them is in [`Habits`]; requests are written in `request`, replies read in `reply`, both of voices in
+//! `audio`. Errors inside a good stream, usage only at the end, a missing `[DONE]` and heartbeats are what providers do, not
+//! faults.
 
 mod audio;
 mod reply;
