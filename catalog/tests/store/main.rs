@@ -27,6 +27,7 @@ macro_rules! on_both {
     };
 }
 
+mod access;
 mod conversations;
 mod database;
 mod documents;
@@ -34,6 +35,7 @@ mod identity;
 mod keys;
 mod objects;
 mod processes;
+mod quotas;
 #[path = "../../../deploy/dev/server.rs"]
 mod server;
 mod server_postgres;
@@ -195,6 +197,7 @@ fn version_of(uri: &str, content: &str) -> NewVersion {
         content_hash: hash(content),
         size: content.len() as u64,
         metadata: BTreeMap::from([("语言".to_owned(), "中文".to_owned())]),
+        readers: None,
     }
 }
 

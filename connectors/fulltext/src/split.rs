@@ -485,7 +485,8 @@ mod tests {
         index.commit(&collection(), "x").await.expect("committed");
         assert!(!ids.is_empty());
 
-        let english: Filter = Filter([("lang".to_owned(), OneOrMany::One("en".into()))].into());
+        let english = [("lang".to_owned(), OneOrMany::One("en".into()))];
+        let english = Filter::from(BTreeMap::from(english));
         let dir = tempfile::tempdir().expect("a folder");
         let rows = TextSplit::merge(dir.path(), &live).expect("merged");
         let merged = TextSplit::open(dir.path()).expect("a split");

@@ -226,6 +226,7 @@ impl World {
             content_hash: ContentHash::new("ab".repeat(32)).unwrap(),
             size: 100,
             metadata: BTreeMap::from([("lang".to_owned(), "mixed".to_owned())]),
+            readers: None,
         };
         let begun = self.services.catalog.begin_version(collection, &new);
         let begun = begun.await.unwrap();
