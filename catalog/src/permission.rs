@@ -41,7 +41,7 @@ permissions! {
     DocumentsRead = "documents.read",
     /// Upload, roll back and remove documents.
     DocumentsWrite = "documents.write",
-    /// See documents whoever their readers are, and say who those are.
+    /// See documents whoever their readers are, and change those.
     DocumentsManage = "documents.manage",
     /// Search collections.
     Search = "search",

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
+use arrow::datatypes::{DataType, Fields, Schema};
 use serde::{Deserialize, Serialize};
 
 /// Keys of metadata and of filters that begin so are the platform's own.
@@ -16,6 +17,8 @@ pub const RESERVED: &str = "va.";
 pub const READERS_KEY: &str = "va.readers";
 /// The tag of every chunk that not everybody may read. It has no `=`, so no metadata can make it.
 pub const RESTRICTED_TAG: &str = "va.restricted";
+/// Ends the name of a pipeline's topic of dead letters, see [`crate::graph::dead_letter_topic`].
+const DEAD_LETTERS: &str = ".dead_letter";
 /// Begins the tag of each reader.
 const READER_TAG: &str = "va.reader=";
 
@@ -186,6 +189,21 @@ impl Viewer {
     }
 }
 
+/// Whether the rows of a topic are of documents, or may hold any row at all, as dead letters do. Where a tenant has
+/// documents that not everybody may read, only whoever sees everything reads such a topic.
+pub fn tells_of_documents(topic: &str, schema: Option<&Schema>) -> bool {
+    let has_id = |fields: &Fields| fields.find("document_id").is_some();
+    topic.ends_with(DEAD_LETTERS)
+        || schema.is_some_and(|schema| {
+            let payload = schema.field_with_name("payload").ok();
+            let inner = payload.is_some_and(|payload| match payload.data_type() {
+                DataType::Struct(fields) => has_id(fields),
+                _ => false,
+            });
+            inner || has_id(schema.fields())
+        })
+}
+
 /// Refuses keys that belong to the platform.
 ///
 /// # Errors
@@ -244,6 +262,35 @@ mod tests {
         assert_eq!(Readers::default().tags(), Vec::<String>::new());
         assert!(Readers::carried_by(Some("everybody")).is_err());
         assert!(check_keys(metadata.keys()).is_err());
+    }
+
+    #[test]
+    fn topics_of_documents_are_known_by_their_columns() {
+        for (topic, schema, tells) in [
+            (
+                "document.uploaded",
+                Some(crate::event::document_uploaded_schema()),
+                true,
+            ),
+            ("chunks", Some(crate::chunk::chunk_schema(None)), true),
+            ("index.dead_letter", None, true),
+            ("orders", None, false),
+            (
+                "events",
+                Some(crate::event::conversation_events_schema()),
+                false,
+            ),
+        ] {
+            assert_eq!(
+                tells_of_documents(topic, schema.as_deref()),
+                tells,
+                "{topic}"
+            );
+        }
+        let topic = crate::graph::dead_letter_topic(
+            &crate::ids::PipelineName::new("index").expect("a name"),
+        );
+        assert!(topic.as_str().ends_with(DEAD_LETTERS));
     }
 
     #[test]

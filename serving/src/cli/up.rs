@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use va_catalog::settings::Settings;
-use va_catalog::{CollectionName, TenantId};
+use va_catalog::{CollectionName, TenantId, Viewer};
 use va_sql::{PostgresOptions, Search, SearchRow, SqlEngine, SqlServices};
 
 use super::client::{Failure, Outcome};
@@ -126,6 +126,7 @@ impl Search for PlatformSearch {
     async fn hybrid(
         &self,
         tenant: &TenantId,
+        viewer: &Viewer,
         collection: &CollectionName,
         query: &str,
         k: usize,
@@ -139,7 +140,7 @@ impl Search for PlatformSearch {
             explain: false,
             keywords: None,
         };
-        let reply = search(&self.0, tenant, &request)
+        let reply = search(&self.0, tenant, viewer, &request)
             .await
             .map_err(|error| error.to_string())?;
         Ok(reply

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use va_catalog::store::{
     Conversation, Feedback, MessageRole, MessageState, Owner, Page, Principal, StoredMessage,
 };
-use va_catalog::{CollectionName, Filter};
+use va_catalog::{CollectionName, DocumentId, Filter, Viewer};
 
 use super::collections::scoped;
 use super::problem::{Body, Params};
@@ -139,7 +139,8 @@ pub async fn messages(
 ) -> Result<Json<Value>, Problem> {
     let owner = Owner::from(&principal);
     let catalog = &app.platform.catalog;
-    let listing = catalog.messages(&owner, &id, &paging.page()).await?;
+    let mut listing = catalog.messages(&owner, &id, &paging.page()).await?;
+    withhold(&app, &principal, &mut listing.items).await?;
     Ok(Json(
         json!({"items": listing.items, "cursor": listing.next}),
     ))
@@ -173,10 +174,11 @@ pub async fn feedback(
     let owner = Owner::from(&principal);
     let catalog = &app.platform.catalog;
     let comment = said.comment.as_deref();
-    let message = catalog
+    let mut message = catalog
         .set_feedback(&owner, &id, &message, said.feedback, comment)
         .await?;
     app.platform.conversations.tell();
+    withhold(&app, &principal, std::slice::from_mut(&mut message)).await?;
     Ok(Json(json!(message)))
 }
 
@@ -224,7 +226,9 @@ pub async fn chat(
     let earlier = match &known {
         Some(known) => {
             refuse_second(&app, &owner, &known.id)?;
-            catalog.last_messages(&owner, &known.id, LOOKED_AT).await?
+            let mut earlier = catalog.last_messages(&owner, &known.id, LOOKED_AT).await?;
+            withhold(&app, &principal, &mut earlier).await?;
+            earlier
         }
         None => Vec::new(),
     };
@@ -292,6 +296,7 @@ pub async fn regenerate(
     let known = catalog.conversation(&owner, &conversation).await?;
     refuse_second(&app, &owner, &known.id)?;
     let mut earlier = catalog.last_messages(&owner, &known.id, LOOKED_AT).await?;
+    withhold(&app, &principal, &mut earlier).await?;
     let last = earlier
         .iter()
         .rposition(|message| message.role == MessageRole::User);
@@ -357,7 +362,8 @@ pub async fn events(
     };
     // Before the look at the catalog: an answer that ends in between is found there.
     let live = app.platform.conversations.live(&owner, &id, &message);
-    let stored = app.platform.catalog.message(&owner, &id, &message).await?;
+    let mut stored = app.platform.catalog.message(&owner, &id, &message).await?;
+    withhold(&app, &principal, std::slice::from_mut(&mut stored)).await?;
     if stored.role != MessageRole::Assistant {
         return Err(Problem::not_found(format!(
             "answer `{message}` does not exist"
@@ -381,6 +387,36 @@ pub async fn events(
     });
     let end = stream::once(async { Ok(sse::Event::default().data("[DONE]")) });
     Ok(Sse::new(stream::iter(told).chain(end)).into_response())
+}
+
+/// Answers that quote what the caller may not read any more say nothing, and neither do they go to a model as history.
+async fn withhold(
+    app: &App,
+    principal: &Principal,
+    messages: &mut [StoredMessage],
+) -> Result<(), Problem> {
+    let catalog = &app.platform.catalog;
+    let viewer = principal.viewer();
+    // Where nothing is for some only, nothing is looked up.
+    if viewer == Viewer::Everything || !catalog.has_restricted(&principal.tenant).await? {
+        return Ok(());
+    }
+    let hidden = catalog.hidden_documents(&viewer, &principal.tenant).await?;
+    for message in messages {
+        let cited = message.citations.as_array().into_iter().flatten();
+        let quotes = cited
+            .filter_map(|citation| citation["document"]["id"].as_str()?.parse().ok())
+            .any(|id: DocumentId| hidden.contains(&id));
+        if quotes {
+            message.content.clear();
+            message.citations = json!([]);
+            message.reason = Some(
+                "it is made from documents that you may not read any more; ask again to get an answer from others"
+                    .to_owned(),
+            );
+        }
+    }
+    Ok(())
 }
 
 /// An answer that has ended, as events.
@@ -538,7 +574,9 @@ async fn from_documents(
         mode: RagMode::Auto,
         model: how.model.clone(),
     };
-    let ask = request.check().map_err(Problem::invalid)?;
+    let ask = request
+        .check(principal.viewer())
+        .map_err(Problem::invalid)?;
     check(&app.platform, &principal.tenant, &ask).await?;
     let writer = writer(app, principal, id, &ask)?;
     Ok(Work::Rag {

@@ -49,7 +49,9 @@ pub async fn query(
         .is_some_and(|value| value.contains("text/event-stream"));
     let request: RagRequest = read(request).await?;
     let streamed = request.stream || accepts;
-    let ask = request.check().map_err(Problem::invalid)?;
+    let ask = request
+        .check(principal.viewer())
+        .map_err(Problem::invalid)?;
     check(&app.platform, &principal.tenant, &ask).await?;
     let writer = writer(&app, &principal, &id, &ask)?;
     if streamed {

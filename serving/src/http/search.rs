@@ -13,7 +13,8 @@ pub async fn hybrid_search(
     Extension(principal): Extension<Principal>,
     Body(request): Body<SearchRequest>,
 ) -> Result<Json<SearchReply>, Problem> {
+    let viewer = principal.viewer();
     Ok(Json(
-        search(&app.platform, &principal.tenant, &request).await?,
+        search(&app.platform, &principal.tenant, &viewer, &request).await?,
     ))
 }

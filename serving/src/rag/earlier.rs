@@ -1,7 +1,8 @@
 //! What was found for earlier questions: the last resort when neither index can be searched.
 //!
 //! In memory, of this process, bounded in number and size. What comes from here may have been changed or deleted since; the
-//! answer says so. The key holds everything that decides what somebody may see: today the tenant and the filter.
+//! answer says so. The key holds everything that decides what somebody may see: the tenant, who looks, and the filter. Whoever
+//! recalls something leaves out what was withdrawn since.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -38,8 +39,9 @@ impl Key {
     pub fn of(tenant: &TenantId, ask: &Ask, standalone: &str) -> Self {
         // The order of a filter's keys is fixed, names hold no line break, so two keys differ where anything does.
         let filter: Vec<Vec<String>> = ask.filter.groups().collect();
+        let readers = ask.viewer.tags();
         Self(format!(
-            "{tenant}\n{}\n{}\n{filter:?}\n{}",
+            "{tenant}\n{}\n{}\n{filter:?}\n{readers:?}\n{}",
             ask.collection,
             ask.k,
             bare(standalone)
@@ -77,11 +79,16 @@ mod tests {
     use crate::rag::request::RagRequest;
     use crate::rag::retrieve::tests::source;
     use serde_json::json;
+    use va_catalog::Viewer;
 
     fn key(tenant: &str, question: &str) -> Key {
+        key_of(tenant, Viewer::Everything, question)
+    }
+
+    fn key_of(tenant: &str, viewer: Viewer, question: &str) -> Key {
         let request = json!({"question": question, "collection": "c", "filter": {"lang": "zh"}});
         let request: RagRequest = serde_json::from_value(request).expect("a request");
-        let ask = request.check().expect("a good request");
+        let ask = request.check(viewer).expect("a good request");
         Key::of(&TenantId::new(tenant).expect("a name"), &ask, question)
     }
 
@@ -96,6 +103,8 @@ mod tests {
         earlier.remember(key("t", "How?"), found("x"));
         assert!(earlier.recall(&key("t", "how")).is_some());
         assert!(earlier.recall(&key("u", "how")).is_none());
+        let nobody = Viewer::Only(Default::default());
+        assert!(earlier.recall(&key_of("t", nobody, "how")).is_none());
         for i in 0..QUESTIONS_MAX {
             earlier.remember(key("t", &format!("q{i}")), found("x"));
         }

@@ -401,7 +401,7 @@ async fn look_up(
         let SearchError::Unavailable(reason) = error else {
             return Err(error.into());
         };
-        let Some(before) = platform.answers.earlier.recall(&key) else {
+        let Some(mut before) = platform.answers.earlier.recall(&key) else {
             let failed = [Degraded {
                 retriever: "all",
                 reason: reason.clone(),
@@ -412,6 +412,14 @@ async fn look_up(
                 .look(platform, &scope(tenant, ask), &failed);
             return Err(RagError::Unavailable(reason));
         };
+        let ids: Vec<_> = before.sources.iter().map(|s| s.document.id).collect();
+        let catalog = &platform.catalog;
+        let withdrawn = catalog
+            .hidden_among(&ask.viewer, &scope(tenant, ask), &ids)
+            .await?;
+        before
+            .sources
+            .retain(|source| !withdrawn.contains(&source.document.id));
         let at = chrono::DateTime::from_timestamp_millis(before.at_ms)
             .map(|at| at.to_rfc3339())
             .unwrap_or_default();

@@ -19,7 +19,7 @@ use va_catalog::chunk::{batch_of, records, vector_field};
 use va_catalog::store::{CollectionConfig, Model, NewVersion, Retention, Scope, Topic, WireFormat};
 use va_catalog::{
     Catalog, ChunkId, ChunkRecord, CollectionName, CollectionRef, ContentHash, DocumentId,
-    DocumentRef, Partition, PipelineName, TenantId, TopicName, Version, event,
+    DocumentRef, Partition, PipelineName, TenantId, TopicName, Version, Viewer, event,
 };
 use va_connectors::log::embedded::{EmbeddedLog, Options};
 use va_connectors::log::{Log, Target, TopicConfig};
@@ -355,6 +355,7 @@ impl Search for CountingSearch {
     async fn hybrid(
         &self,
         tenant: &TenantId,
+        _: &Viewer,
         collection: &CollectionName,
         query: &str,
         k: usize,
