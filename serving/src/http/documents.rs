@@ -13,7 +13,7 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use va_catalog::store::{
-    BeginOutcome, DocumentFilter, DocumentInfo, DocumentState, Page, Principal,
+    BeginOutcome, CatalogError, DocumentFilter, DocumentInfo, DocumentState, Page, Principal,
 };
 use va_catalog::{CollectionRef, DocumentId, Readers, Viewer};
 
@@ -80,7 +80,13 @@ pub async fn versions(
 ) -> Result<Json<Value>, Problem> {
     let (collection, id) = (scoped(&principal, &collection)?, document_id(&id)?);
     // Versions stay known after a document is gone, so it is not asked for as a whole.
-    refuse_hidden(&app, &principal, &collection, id).await?;
+    if is_hidden(&app, &principal, &collection, id).await? {
+        return Err(CatalogError::NotFound {
+            kind: "document",
+            name: id.to_string(),
+        }
+        .into());
+    }
     let versions = app
         .platform
         .catalog
@@ -95,27 +101,25 @@ pub async fn delete(
     Path((collection, id)): Path<(String, String)>,
 ) -> Result<(StatusCode, Json<Value>), Problem> {
     let (collection, id) = (scoped(&principal, &collection)?, document_id(&id)?);
-    refuse_hidden(&app, &principal, &collection, id).await?;
+    if is_hidden(&app, &principal, &collection, id).await? {
+        return Err(gone(&collection, id));
+    }
     match ingest::delete(&app.platform, &collection, id).await? {
         Some(document) => Ok((StatusCode::ACCEPTED, Json(json!(document)))),
         None => Err(gone(&collection, id)),
     }
 }
 
-/// As if there were no such document, when there is or was one that the caller may not read.
-async fn refuse_hidden(
+/// Whether the caller may not read the document, also when it is gone.
+async fn is_hidden(
     app: &App,
     principal: &Principal,
     collection: &CollectionRef,
     id: DocumentId,
-) -> Result<(), Problem> {
+) -> Result<bool, Problem> {
     let (viewer, catalog) = (principal.viewer(), &app.platform.catalog);
     let hidden = catalog.hidden_among(&viewer, collection, &[id]).await?;
-    if hidden.is_empty() {
-        Ok(())
-    } else {
-        Err(gone(collection, id))
-    }
+    Ok(!hidden.is_empty())
 }
 
 fn gone(collection: &CollectionRef, id: DocumentId) -> Problem {
