@@ -333,3 +333,48 @@ fn tags_of(document: &ParsedRow) -> Result<Vec<String>, String> {
     tags.extend(readers.tags());
     Ok(tags)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tags(metadata: &str) -> Result<Vec<String>, String> {
+        tags_of(&ParsedRow {
+            document_id: "d".into(),
+            name: "n".into(),
+            uri: "u".into(),
+            metadata: metadata.into(),
+            ..ParsedRow::default()
+        })
+    }
+
+    #[test]
+    fn readers_become_tags_that_no_metadata_can_make() {
+        let known = ["document_id=d", "name=n", "uri=u"];
+        assert_eq!(
+            tags(r#"{"lang":"zh"}"#).expect("tags"),
+            [&["lang=zh"][..], &known[..]].concat()
+        );
+        let readers = r#"{"lang":"zh","va.readers":"[\"role:legal\",\"user:usr_1\"]"}"#;
+        let restricted = [
+            "va.restricted",
+            "va.reader=user:usr_1",
+            "va.reader=role:legal",
+        ];
+        assert_eq!(
+            tags(readers).expect("tags"),
+            [&["lang=zh"][..], &known[..], &restricted[..]].concat()
+        );
+        // From before such keys were refused.
+        let forged = r#"{"va.reader":"user:usr_2","va.restricted":"no"}"#;
+        assert_eq!(tags(forged).expect("tags"), known);
+        // What cannot be read is not taken for everybody's.
+        for damaged in [
+            r#"{"va.readers":"everybody"}"#,
+            r#"{"va.readers":["user:a"]}"#,
+        ] {
+            let error = tags(damaged).expect_err("refused");
+            assert!(error.contains("va.readers"), "{error}");
+        }
+    }
+}
