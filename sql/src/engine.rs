@@ -73,8 +73,8 @@ impl SqlEngine {
         })
     }
 
-    /// A session that sees all the tenant's rows, whoever may read the documents. The lists of names in `information_schema` are as of now; tables are
-    /// looked up when they are named. Statements that are run on it directly have no deadline and are not checked
+    /// A session that sees all the tenant's rows, whoever may read the documents. The lists of names in
+    /// `information_schema` are as of now; tables are looked up when they are named. Statements that are run on it directly have no deadline and are not checked
     /// to only read: use [`SqlEngine::query`] for text from outside.
     pub async fn session(&self, tenant: &TenantId) -> Result<SessionContext, SqlError> {
         Ok(self.open(tenant, &Viewer::Everything).await?.context)

@@ -1,8 +1,8 @@
 //! What was found for earlier questions: the last resort when neither index can be searched.
 //!
 //! In memory, of this process, bounded in number and size. What comes from here may have been changed or deleted since; the
-//! answer says so. The key holds everything that decides what somebody may see: the tenant, who looks, and the filter. Whoever
-//! recalls something leaves out what was withdrawn since.
+//! answer says so. The key holds everything that decides what somebody may see: the tenant, who looks, and the filter.
+//! Whoever recalls something leaves out what was withdrawn since.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};

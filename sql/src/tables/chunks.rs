@@ -1,7 +1,8 @@
 //! `chunks.<collection>`: the indexed chunks of a collection, without their vectors.
 //!
 //! The vector store does the work: it reads only the columns and, for `document_id = '...'` and the like, only the
-//! rows that are asked for and that the viewer may read. A collection that nothing was indexed into yet has the columns and no rows.
+//! rows that are asked for and that the viewer may read. A collection that nothing was indexed into yet has the columns
+//! and no rows.
 
 use std::sync::Arc;
 
