@@ -4,7 +4,9 @@
 //! two steps is made good by [`resume`], at the next start or by another process that shares the stores: what the catalog
 //! knows as begun is appended again, which is harmless, because the pipeline writes by deterministic ids.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod readers;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,9 +28,12 @@ use va_catalog::{
 use va_connectors::log::{LogError, Target, partition_of};
 use va_connectors::objects::ObjectError;
 
+use self::readers::{forbidden, unwritable};
 use crate::backlog::BacklogFull;
 use crate::disk::{self, DiskFull};
 use crate::platform::{Platform, now_ms};
+
+pub use self::readers::change_readers;
 
 /// A document as it is handed in.
 #[derive(Debug, Clone)]
@@ -88,29 +93,6 @@ where
     }
     let begun = take(platform, collection, document, bytes).await;
     begun.map_err(|error| or_full(platform, error))
-}
-
-/// Those of the documents that are there and that the viewer may not read, so may not write either.
-async fn unwritable(
-    platform: &Platform,
-    collection: &CollectionRef,
-    viewer: &Viewer,
-    ids: &[DocumentId],
-) -> Result<BTreeSet<DocumentId>, IngestError> {
-    if *viewer == Viewer::Everything {
-        return Ok(BTreeSet::new());
-    }
-    let documents = platform.catalog.documents_by_id(collection, ids).await?;
-    let hidden = documents.into_iter().filter(|document| {
-        document.state != DocumentState::Deleting && !viewer.sees(&document.readers)
-    });
-    Ok(hidden.map(|document| document.id).collect())
-}
-
-fn forbidden(uri: &str) -> IngestError {
-    IngestError::Forbidden(format!(
-        "you may not write a document at `{uri}`: use another `uri`, or ask whoever manages documents"
-    ))
 }
 
 /// Whether documents are taken now.
@@ -265,31 +247,6 @@ async fn take_many(
             outcome.or_else(|| begun.next().map(|begun| begun.map_err(IngestError::from)))
         })
         .collect())
-}
-
-/// Says who may read a document from now on, and sends its content through the pipeline once more, so that the indexes
-/// come to know. What is asked of the catalog is so at once; searches leave out what was withdrawn at once, and find what
-/// was opened when the new version is in the indexes.
-pub async fn change_readers(
-    platform: &Platform,
-    collection: &CollectionRef,
-    id: DocumentId,
-    readers: &Readers,
-) -> Result<Begun, IngestError> {
-    room(platform)?;
-    let config = platform.catalog.collection(collection).await?.config;
-    let catalog = &platform.catalog;
-    let begun = catalog.change_readers(collection, id, readers).await?;
-    if begun.state == DocumentState::Uploading {
-        let document = catalog.document(collection, id).await?;
-        // A version that was begun meanwhile has the readers too, and its own event.
-        if document.version == begun.version {
-            let event = Event::of(&document, DOCUMENT_UPLOADED, config.model.is_some());
-            let told = announce(platform, collection, vec![event]).await;
-            told.map_err(|error| or_full(platform, error))?;
-        }
-    }
-    Ok(begun)
 }
 
 /// Appends uploads to the log and notes in the catalog that they are there.

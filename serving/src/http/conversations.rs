@@ -18,11 +18,12 @@ use serde_json::{Value, json};
 use va_catalog::store::{
     Conversation, Feedback, MessageRole, MessageState, Owner, Page, Principal, StoredMessage,
 };
-use va_catalog::{CollectionName, DocumentId, Filter, Viewer};
+use va_catalog::{CollectionName, Filter};
 
 use super::collections::scoped;
 use super::problem::{Body, Params};
 use super::rag::writer;
+use super::withheld::withhold;
 use super::{App, Problem, RequestId};
 use crate::conversations::{Begun, ContextStrategy, Live, Mode, Work, begin, title_of};
 use crate::rag::{Mode as RagMode, RagRequest, Turn, check};
@@ -387,36 +388,6 @@ pub async fn events(
     });
     let end = stream::once(async { Ok(sse::Event::default().data("[DONE]")) });
     Ok(Sse::new(stream::iter(told).chain(end)).into_response())
-}
-
-/// Answers that quote what the caller may not read any more say nothing, and neither do they go to a model as history.
-async fn withhold(
-    app: &App,
-    principal: &Principal,
-    messages: &mut [StoredMessage],
-) -> Result<(), Problem> {
-    let catalog = &app.platform.catalog;
-    let viewer = principal.viewer();
-    // Where nothing is for some only, nothing is looked up.
-    if viewer == Viewer::Everything || !catalog.has_restricted(&principal.tenant).await? {
-        return Ok(());
-    }
-    let hidden = catalog.hidden_documents(&viewer, &principal.tenant).await?;
-    for message in messages {
-        let cited = message.citations.as_array().into_iter().flatten();
-        let quotes = cited
-            .filter_map(|citation| citation["document"]["id"].as_str()?.parse().ok())
-            .any(|id: DocumentId| hidden.contains(&id));
-        if quotes {
-            message.content.clear();
-            message.citations = json!([]);
-            message.reason = Some(
-                "it is made from documents that you may not read any more; ask again to get an answer from others"
-                    .to_owned(),
-            );
-        }
-    }
-    Ok(())
 }
 
 /// An answer that has ended, as events.

@@ -27,6 +27,7 @@ mod topics;
 mod users;
 mod v1;
 mod versions;
+mod withheld;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
