@@ -44,6 +44,8 @@ mod messages;
 mod oidc;
 #[path = "platform/on_servers.rs"]
 mod on_servers;
+#[path = "platform/permissions.rs"]
+mod permissions;
 #[path = "platform/pipelines.rs"]
 mod pipelines;
 #[path = "platform/rag.rs"]

@@ -31,6 +31,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             content_hash: ContentHash::new(format!("{n:064x}"))?,
             size: 12_345,
             metadata: BTreeMap::from([("lang".to_owned(), "zh".to_owned())]),
+            readers: None,
         });
     }
     let report = |what: &str, start: Instant| {

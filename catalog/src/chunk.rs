@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::string_list;
 use crate::ids::{ChunkId, DocumentId, Version};
+use crate::readers::{Viewer, check_keys};
 
 /// What a chunk row asks of the indexes.
 ///
@@ -78,7 +79,7 @@ pub struct ChunkRecord {
     /// Length in tokens of the embedding model; without vectors an estimate.
     pub tokens: u32,
     /// What filters match: `key=value`, from the document's metadata, plus `format=...`, `name=...`, `uri=...` and
-    /// `document_id=...`.
+    /// `document_id=...`. Where not everybody may read the document, also who may ([`crate::readers`]).
     pub tags: Vec<String>,
 }
 
@@ -319,9 +320,25 @@ fn wrong_type(name: &str, wanted: &str, array: &ArrayRef) -> ArrowError {
 }
 
 /// A condition on chunk tags: every key must have one of its values. Empty means everything.
+///
+/// Who looks is part of it, and comes from the code that knows the caller, never out of JSON.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Filter(pub BTreeMap<String, OneOrMany>);
+pub struct Filter {
+    keys: BTreeMap<String, OneOrMany>,
+    #[serde(skip)]
+    viewer: Viewer,
+}
+
+impl From<BTreeMap<String, OneOrMany>> for Filter {
+    /// A filter without a viewer: for code that looks on nobody's behalf.
+    fn from(keys: BTreeMap<String, OneOrMany>) -> Self {
+        Self {
+            keys,
+            viewer: Viewer::Everything,
+        }
+    }
+}
 
 /// A value or a list of values.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -332,13 +349,34 @@ pub enum OneOrMany {
 }
 
 impl Filter {
+    /// Whether it lets everything through.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.keys.is_empty() && self.viewer == Viewer::Everything
+    }
+
+    /// The same filter, of which the viewer sees only what it may.
+    #[must_use]
+    pub fn seen_by(mut self, viewer: Viewer) -> Self {
+        self.viewer = viewer;
+        self
+    }
+
+    /// The tags of which a chunk that is not for everybody must have one; `None` when who looks does not matter.
+    pub fn reader_tags(&self) -> Option<Vec<String>> {
+        self.viewer.tags()
+    }
+
+    /// Refuses keys that are not for those who filter.
+    ///
+    /// # Errors
+    /// The first such key.
+    pub fn check(&self) -> Result<(), String> {
+        check_keys(self.keys.keys())
     }
 
     /// The alternatives of each key as `key=value` tags: a chunk matches when it has at least one tag of every group.
     pub fn groups(&self) -> impl Iterator<Item = Vec<String>> + '_ {
-        self.0.iter().map(|(key, values)| match values {
+        self.keys.iter().map(|(key, values)| match values {
             OneOrMany::One(value) => vec![format!("{key}={value}")],
             OneOrMany::Many(values) => values
                 .iter()
@@ -403,5 +441,20 @@ mod tests {
                 vec!["lang=zh".into()]
             ]
         );
+    }
+
+    #[test]
+    fn who_looks_is_no_part_of_the_json() {
+        let viewer = Viewer::Only(Default::default());
+        let filter = Filter::default().seen_by(viewer);
+        assert!(!filter.is_empty());
+        assert_eq!(filter.reader_tags(), Some(Vec::new()));
+        assert_eq!(serde_json::to_string(&filter).expect("JSON"), "{}");
+        let sent: Filter = serde_json::from_str(r#"{"viewer":"x"}"#).expect("a filter");
+        assert_eq!(sent.reader_tags(), None);
+        assert!(sent.check().is_ok());
+        let forged: Filter = serde_json::from_str(r#"{"va.reader":"user:ann"}"#).expect("a filter");
+        let error = forged.check().expect_err("a reserved key");
+        assert!(error.contains("`va.reader`"), "{error}");
     }
 }

@@ -8,6 +8,7 @@ pub mod event;
 pub mod graph;
 pub mod ids;
 pub mod permission;
+pub mod readers;
 pub mod scope;
 pub mod settings;
 pub mod store;
@@ -19,6 +20,7 @@ pub use ids::{
     Partition, PipelineName, TenantId, TopicName, TopicPartition, Version,
 };
 pub use permission::{BuiltInRole, Permission, Permissions};
+pub use readers::{Reader, Readers, Viewer};
 pub use scope::{Internal, TenantScope};
 pub use settings::{Settings, SettingsError};
 pub use store::{Catalog, CatalogError, DocumentInfo, DocumentState};

@@ -41,6 +41,8 @@ permissions! {
     DocumentsRead = "documents.read",
     /// Upload, roll back and remove documents.
     DocumentsWrite = "documents.write",
+    /// See documents whoever their readers are, and change those.
+    DocumentsManage = "documents.manage",
     /// Search collections.
     Search = "search",
     /// Read by SQL, over HTTP and the PostgreSQL wire.

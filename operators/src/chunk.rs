@@ -14,7 +14,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use va_catalog::chunk::{chunk_schema, string_lists};
 use va_catalog::event::parsed_schema;
-use va_catalog::{ChunkId, ChunkOp, CollectionName, CollectionRef, DocumentId, TenantId, Version};
+use va_catalog::readers::{READERS_KEY, RESERVED};
+use va_catalog::{
+    ChunkId, ChunkOp, CollectionName, CollectionRef, DocumentId, Readers, TenantId, Version,
+};
 use va_chunk::{ChunkOptions, Estimate, TokenCounter};
 use va_connectors::flow::{FlowError, Names, Problem};
 use va_models::SharedTokenizer;
@@ -301,13 +304,21 @@ fn context_of(chunk: &va_chunk::Chunk) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join("\n"))
 }
 
-/// `key=value` of the document's metadata and of what is known anyway.
+/// `key=value` of the document's metadata and of what is known anyway, and who may read it.
 fn tags_of(document: &ParsedRow) -> Result<Vec<String>, String> {
     let metadata: serde_json::Map<String, serde_json::Value> =
         serde_json::from_str(&document.metadata)
             .map_err(|error| format!("`metadata` is not a JSON object: {error}"))?;
+    // Left out in silence it would be everybody's, so what cannot be read costs the document.
+    let carried = metadata.get(READERS_KEY).map(|carried| {
+        carried
+            .as_str()
+            .ok_or_else(|| format!("`{READERS_KEY}` is not a text: {carried}"))
+    });
+    let readers = Readers::carried_by(carried.transpose()?).map_err(|error| error.to_string())?;
     let mut tags: Vec<String> = metadata
         .iter()
+        .filter(|(key, _)| !key.starts_with(RESERVED))
         .map(|(key, value)| match value {
             serde_json::Value::String(text) => format!("{key}={text}"),
             other => format!("{key}={other}"),
@@ -319,5 +330,51 @@ fn tags_of(document: &ParsedRow) -> Result<Vec<String>, String> {
     if let Some(format) = &document.format {
         tags.push(format!("format={format}"));
     }
+    tags.extend(readers.tags());
     Ok(tags)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tags(metadata: &str) -> Result<Vec<String>, String> {
+        tags_of(&ParsedRow {
+            document_id: "d".into(),
+            name: "n".into(),
+            uri: "u".into(),
+            metadata: metadata.into(),
+            ..ParsedRow::default()
+        })
+    }
+
+    #[test]
+    fn readers_become_tags_that_no_metadata_can_make() {
+        let known = ["document_id=d", "name=n", "uri=u"];
+        assert_eq!(
+            tags(r#"{"lang":"zh"}"#).expect("tags"),
+            [&["lang=zh"][..], &known[..]].concat()
+        );
+        let readers = r#"{"lang":"zh","va.readers":"[\"role:legal\",\"user:usr_1\"]"}"#;
+        let restricted = [
+            "va.restricted",
+            "va.reader=user:usr_1",
+            "va.reader=role:legal",
+        ];
+        assert_eq!(
+            tags(readers).expect("tags"),
+            [&["lang=zh"][..], &known[..], &restricted[..]].concat()
+        );
+        // From before such keys were refused.
+        let forged = r#"{"va.reader":"user:usr_2","va.restricted":"no"}"#;
+        assert_eq!(tags(forged).expect("tags"), known);
+        // What cannot be read is not taken for everybody's.
+        for damaged in [
+            r#"{"va.readers":"everybody"}"#,
+            r#"{"va.readers":["user:a"]}"#,
+        ] {
+            let error = tags(damaged).expect_err("refused");
+            assert!(error.contains("va.readers"), "{error}");
+        }
+    }
 }

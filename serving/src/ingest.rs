@@ -4,6 +4,8 @@
 //! two steps is made good by [`resume`], at the next start or by another process that shares the stores: what the catalog
 //! knows as begun is appended again, which is harmless, because the pipeline writes by deterministic ids.
 
+mod readers;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,16 +18,22 @@ use arrow::datatypes::DataType;
 use bytes::Bytes;
 use futures::Stream;
 use va_catalog::event::{DOCUMENT_DELETED, DOCUMENT_UPLOADED, document_uploaded_schema};
+use va_catalog::readers::check_keys;
 use va_catalog::store::{
     BeginOutcome, Begun, CatalogError, DocumentInfo, DocumentState, NewVersion, News,
 };
-use va_catalog::{CollectionRef, DocumentId, Partition, PipelineName, TopicName, Version};
+use va_catalog::{
+    CollectionRef, DocumentId, Partition, PipelineName, Readers, TopicName, Version, Viewer,
+};
 use va_connectors::log::{LogError, Target, partition_of};
 use va_connectors::objects::ObjectError;
 
+use self::readers::{forbidden, unwritable};
 use crate::backlog::BacklogFull;
 use crate::disk::{self, DiskFull};
 use crate::platform::{Platform, now_ms};
+
+pub use self::readers::change_readers;
 
 /// A document as it is handed in.
 #[derive(Debug, Clone)]
@@ -35,6 +43,8 @@ pub struct NewDocument {
     pub uri: String,
     pub content_type: Option<String>,
     pub metadata: BTreeMap<String, String>,
+    /// Who may read it; `None`: whoever may read what is at the URI already, and of a new document everybody.
+    pub readers: Option<Readers>,
 }
 
 /// Why a document was not taken.
@@ -50,6 +60,9 @@ pub enum IngestError {
     DiskFull(#[from] DiskFull),
     #[error(transparent)]
     Backlog(#[from] BacklogFull),
+    /// Somebody may not write there.
+    #[error("{0}")]
+    Forbidden(String),
     #[error("{0}")]
     Index(String),
     #[error("make the event: {0}")]
@@ -59,10 +72,11 @@ pub enum IngestError {
 /// Takes a document: stores the bytes, begins a version, appends `document.uploaded`.
 ///
 /// When it returns, the document is durable and will be indexed, whatever happens. An unchanged document costs no more
-/// than its hash.
+/// than its hash. Over a document that the viewer may not read, nobody writes.
 pub async fn upload<S>(
     platform: &Platform,
     collection: &CollectionRef,
+    viewer: &Viewer,
     document: NewDocument,
     bytes: S,
 ) -> Result<Begun, IngestError>
@@ -70,6 +84,13 @@ where
     S: Stream<Item = std::io::Result<Bytes>> + Send + Unpin,
 {
     room(platform)?;
+    let ids = [DocumentId::of(collection, &document.uri)];
+    if !unwritable(platform, collection, viewer, &ids)
+        .await?
+        .is_empty()
+    {
+        return Err(forbidden(&document.uri));
+    }
     let begun = take(platform, collection, document, bytes).await;
     begun.map_err(|error| or_full(platform, error))
 }
@@ -116,12 +137,14 @@ where
         content_hash: stored.hash,
         size: stored.size,
         metadata: document.metadata,
+        readers: document.readers,
     };
     let begun = platform.catalog.begin_version(collection, &new).await?;
     metrics::counter!("va_documents_taken_total", "outcome" => outcome_word(begun.outcome))
         .increment(1);
     if begun.state == DocumentState::Uploading {
-        let event = Event::uploaded(new, &begun, config.model.is_some());
+        let readers = platform.catalog.readers_of(collection, &[begun.id]).await?;
+        let event = Event::uploaded(new, &begun, &readers, config.model.is_some());
         announce(platform, collection, vec![event]).await?;
     }
     Ok(begun)
@@ -136,25 +159,36 @@ where
 pub async fn upload_many(
     platform: &Platform,
     collection: &CollectionRef,
+    viewer: &Viewer,
     documents: Vec<(NewDocument, Bytes)>,
 ) -> Result<Vec<Result<Begun, IngestError>>, IngestError> {
     room(platform)?;
-    let begun = take_many(platform, collection, documents).await;
+    let begun = take_many(platform, collection, viewer, documents).await;
     begun.map_err(|error| or_full(platform, error))
 }
 
 async fn take_many(
     platform: &Platform,
     collection: &CollectionRef,
+    viewer: &Viewer,
     documents: Vec<(NewDocument, Bytes)>,
 ) -> Result<Vec<Result<Begun, IngestError>>, IngestError> {
     let config = platform.catalog.collection(collection).await?.config;
     let limit = platform.settings.limits.upload_bytes_max;
+    let ids: Vec<DocumentId> = documents
+        .iter()
+        .map(|(document, _)| DocumentId::of(collection, &document.uri))
+        .collect();
+    let unwritable = unwritable(platform, collection, viewer, &ids).await?;
     let mut outcomes: Vec<Option<Result<Begun, IngestError>>> = Vec::new();
     let mut taken = Vec::new();
     let mut contents = Vec::new();
-    for (document, bytes) in documents {
-        let problem = if document.uri.is_empty() || document.name.is_empty() {
+    for ((document, bytes), id) in documents.into_iter().zip(ids) {
+        let problem = if unwritable.contains(&id) {
+            Some(forbidden(&document.uri))
+        } else if let Err(reason) = check_keys(document.metadata.keys()) {
+            Some(CatalogError::Invalid(reason).into())
+        } else if document.uri.is_empty() || document.name.is_empty() {
             Some(
                 CatalogError::Invalid(format!(
                     "a document needs a uri and a name, but these are `{}` and `{}`",
@@ -185,23 +219,33 @@ async fn take_many(
             content_hash: stored.hash.clone(),
             size: stored.size,
             metadata: document.metadata,
+            readers: document.readers,
         })
         .collect();
-    let begun = platform.catalog.begin_versions(collection, &new).await?;
+    let begun = platform
+        .catalog
+        .begin_versions_with_room(collection, &new)
+        .await?;
     drop(stored);
+    let written: Vec<DocumentId> = begun.iter().flatten().map(|begun| begun.id).collect();
+    let readers = platform.catalog.readers_of(collection, &written).await?;
     let mut events = Vec::new();
     for (new, begun) in new.into_iter().zip(&begun) {
+        let Ok(begun) = begun else { continue };
         metrics::counter!("va_documents_taken_total", "outcome" => outcome_word(begun.outcome))
             .increment(1);
         if begun.state == DocumentState::Uploading {
-            events.push(Event::uploaded(new, begun, config.model.is_some()));
+            let vectors = config.model.is_some();
+            events.push(Event::uploaded(new, begun, &readers, vectors));
         }
     }
     announce(platform, collection, events).await?;
     let mut begun = begun.into_iter();
     Ok(outcomes
         .into_iter()
-        .filter_map(|outcome| outcome.or_else(|| begun.next().map(Ok)))
+        .filter_map(|outcome| {
+            outcome.or_else(|| begun.next().map(|begun| begun.map_err(IngestError::from)))
+        })
         .collect())
 }
 
@@ -418,13 +462,23 @@ struct Event {
     content_type: Option<String>,
     content_hash: String,
     size: u64,
+    /// With the readers, which travel in it.
     metadata: BTreeMap<String, String>,
     /// Whether the collection has vectors.
     vectors: bool,
 }
 
 impl Event {
-    fn uploaded(new: NewVersion, begun: &Begun, vectors: bool) -> Self {
+    fn uploaded(
+        new: NewVersion,
+        begun: &Begun,
+        readers: &BTreeMap<DocumentId, Readers>,
+        vectors: bool,
+    ) -> Self {
+        let mut metadata = new.metadata;
+        if let Some(readers) = readers.get(&begun.id) {
+            readers.put_into(&mut metadata);
+        }
         Self {
             event_type: DOCUMENT_UPLOADED,
             id: begun.id,
@@ -434,12 +488,14 @@ impl Event {
             content_type: new.content_type,
             content_hash: new.content_hash.to_string(),
             size: new.size,
-            metadata: new.metadata,
+            metadata,
             vectors,
         }
     }
 
     fn of(document: &DocumentInfo, event_type: &'static str, vectors: bool) -> Self {
+        let mut metadata = document.metadata.clone();
+        document.readers.put_into(&mut metadata);
         Self {
             event_type,
             id: document.id,
@@ -449,7 +505,7 @@ impl Event {
             content_type: document.content_type.clone(),
             content_hash: document.content_hash.to_string(),
             size: document.size,
-            metadata: document.metadata.clone(),
+            metadata,
             vectors,
         }
     }

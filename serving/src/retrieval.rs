@@ -4,14 +4,14 @@
 //! function. Reciprocal rank fusion: Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and
 //! individual Rank Learning Methods", SIGIR 2009.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use va_catalog::settings::FusionMethod;
 use va_catalog::store::CatalogError;
 use va_catalog::{
-    ChunkId, ChunkRecord, CollectionName, DocumentId, DocumentRef, Filter, TenantScope,
+    ChunkId, ChunkRecord, CollectionName, DocumentId, DocumentRef, Filter, TenantScope, Viewer,
 };
 use va_endpoints::View;
 use va_fulltext::{highlights, snippet};
@@ -156,10 +156,14 @@ pub enum SearchError {
 
 type Side = Result<(Vec<(ChunkRecord, f32)>, f64), String>;
 
-/// Answers a search.
+/// Answers a search with what the viewer may read.
+///
+/// The condition on readers is part of both queries. Beyond that, candidates are left out that the catalog says were
+/// withdrawn from the viewer a moment ago, while the indexes do not know yet.
 pub async fn search(
     platform: &Platform,
     tenant: &TenantScope,
+    viewer: &Viewer,
     request: &SearchRequest,
 ) -> Result<SearchReply, SearchError> {
     let started = Instant::now();
@@ -174,6 +178,8 @@ pub async fn search(
     if request.query.trim().is_empty() {
         return Err(SearchError::Invalid("`query` is empty".into()));
     }
+    let unfit = |reason: String| SearchError::Invalid(format!("`filter`: {reason}"));
+    request.filter.check().map_err(unfit)?;
     let collection = tenant.collection(request.collection.clone());
     let config = platform.catalog.collection(&collection).await?.config;
     if config.model.is_none() && request.mode == Mode::Vector {
@@ -186,6 +192,13 @@ pub async fn search(
     let as_of = as_of(platform).await;
     // Both sides answer from the same checkpoint, whatever is written meanwhile.
     let view = platform.indexes.view(&collection).await;
+    // After the view: what is in it for some only was noted before. A collection where nothing ever was needs no condition.
+    let restricted =
+        *viewer != Viewer::Everything && platform.catalog.is_restricted(&collection).await?;
+    let filter = match restricted {
+        true => request.filter.clone().seen_by(viewer.clone()),
+        false => request.filter.clone(),
+    };
     let candidates = limits.candidates.max(k) as usize;
 
     let vector = async {
@@ -193,13 +206,13 @@ pub async fn search(
         if request.mode == Mode::Keyword {
             return None;
         }
-        Some(vector_side(platform, &view, model, request, candidates).await)
+        Some(vector_side(platform, &view, model, request, &filter, candidates).await)
     };
     let keyword = async {
         if request.mode == Mode::Vector {
             return None;
         }
-        Some(keyword_side(&view, request, candidates).await)
+        Some(keyword_side(&view, request, &filter, candidates).await)
     };
     let (vector, keyword) = tokio::join!(vector, keyword);
 
@@ -261,8 +274,21 @@ pub async fn search(
             model: config.model.clone(),
         }
     });
-    let vector = vector.map(|(found, _)| found).unwrap_or_default();
-    let keyword = keyword.map(|(found, _)| found).unwrap_or_default();
+    let mut vector = vector.map(|(found, _)| found).unwrap_or_default();
+    let mut keyword = keyword.map(|(found, _)| found).unwrap_or_default();
+    if restricted {
+        let ids: BTreeSet<DocumentId> = vector
+            .iter()
+            .chain(&keyword)
+            .map(|(chunk, _)| chunk.document.id)
+            .collect();
+        let ids: Vec<DocumentId> = ids.into_iter().collect();
+        let withdrawn = platform.catalog.hidden_among(viewer, &collection, &ids);
+        let withdrawn = withdrawn.await?;
+        for found in [&mut vector, &mut keyword] {
+            found.retain(|(chunk, _)| !withdrawn.contains(&chunk.document.id));
+        }
+    }
     let fusion = Fusion {
         method: limits.fusion,
         rrf_k: limits.rrf_k,
@@ -302,6 +328,7 @@ async fn vector_side(
     view: &View,
     model: &str,
     request: &SearchRequest,
+    filter: &Filter,
     candidates: usize,
 ) -> Side {
     let started = Instant::now();
@@ -326,7 +353,7 @@ async fn vector_side(
         .ok_or("the model gave no vector")?;
     let hits = match &view.vectors {
         Ok(Some(vectors)) => vectors
-            .search(&vector, candidates, Metric::Cosine, &request.filter)
+            .search(&vector, candidates, Metric::Cosine, filter)
             .await
             .map_err(|error| error.to_string())?,
         Ok(None) => Vec::new(),
@@ -338,12 +365,17 @@ async fn vector_side(
     ))
 }
 
-async fn keyword_side(view: &View, request: &SearchRequest, candidates: usize) -> Side {
+async fn keyword_side(
+    view: &View,
+    request: &SearchRequest,
+    filter: &Filter,
+    candidates: usize,
+) -> Side {
     let started = Instant::now();
     let query = request.keywords.as_deref().unwrap_or(&request.query);
     let hits = match &view.texts {
         Ok(Some(texts)) => texts
-            .search(query, candidates, &request.filter)
+            .search(query, candidates, filter)
             .await
             .map_err(|error| error.to_string())?,
         Ok(None) => Vec::new(),

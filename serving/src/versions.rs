@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use similar::{ChangeTag, TextDiff};
 use va_catalog::store::{Begun, CatalogError, DocumentInfo, VersionInfo};
-use va_catalog::{CollectionRef, DocumentId, Version};
+use va_catalog::{CollectionRef, DocumentId, Version, Viewer};
 use va_connectors::objects::ObjectError;
 use va_parse_worker::{Parser, Source};
 
@@ -209,7 +209,7 @@ async fn parse(platform: &Platform, document: Source) -> Result<String, String> 
 }
 
 /// Begins a new version with the content, content type and metadata of an old one; `Unchanged` when the newest version
-/// that did not fail has that content already.
+/// that did not fail has that content already. Whether the caller may read the document, it has asked before.
 pub async fn rollback(
     platform: &Platform,
     collection: &CollectionRef,
@@ -223,7 +223,9 @@ pub async fn rollback(
         uri: document.uri,
         content_type: old.content_type,
         metadata: old.metadata,
+        // Who may read it does not go back with the content.
+        readers: None,
     };
     let stream = futures::stream::once(std::future::ready(Ok(bytes)));
-    Ok(ingest::upload(platform, collection, again, stream).await?)
+    Ok(ingest::upload(platform, collection, &Viewer::Everything, again, stream).await?)
 }

@@ -20,7 +20,7 @@ use datafusion::sql::sqlparser::ast;
 use futures::StreamExt;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use va_catalog::TenantScope;
+use va_catalog::{TenantScope, Viewer};
 
 use crate::error::SqlError;
 use crate::functions::HybridSearch;
@@ -73,23 +73,34 @@ impl SqlEngine {
         })
     }
 
-    /// A session that sees the tenant's rows. The lists of names in `information_schema` are as of now; tables are
-    /// looked up when they are named. Statements that are run on it directly have no deadline and are not checked
+    /// A session that sees all the tenant's rows, whoever may read the documents. The lists of names in
+    /// `information_schema` are as of now; tables are looked up when they are named. Statements that are run on it directly have no deadline and are not checked
     /// to only read: use [`SqlEngine::query`] for text from outside.
     pub async fn session(&self, tenant: &TenantScope) -> Result<SessionContext, SqlError> {
-        Ok(self.open(tenant).await?.context)
+        Ok(self.open(tenant, &Viewer::Everything).await?.context)
     }
 
-    /// Runs one statement that only reads. The rows come as they are computed; dropping the stream ends the query.
+    /// Runs one statement that only reads, for somebody who sees all of the tenant's documents. The rows come as they are
+    /// computed; dropping the stream ends the query.
     pub async fn query(
         &self,
         tenant: &TenantScope,
         sql: &str,
     ) -> Result<(SchemaRef, SendableRecordBatchStream), SqlError> {
+        self.query_as(tenant, &Viewer::Everything, sql).await
+    }
+
+    /// [`SqlEngine::query`] with what the viewer may read.
+    pub async fn query_as(
+        &self,
+        tenant: &TenantId,
+        viewer: &Viewer,
+        sql: &str,
+    ) -> Result<(SchemaRef, SendableRecordBatchStream), SqlError> {
         let budget = self.budget(None, CancellationToken::new());
         let stream = budget
             .within(async {
-                let session = self.open(tenant).await?;
+                let session = self.open(tenant, viewer).await?;
                 let state = session.context.state();
                 let statement = state.sql_to_statement(sql, &Dialect::PostgreSQL)?;
                 let plan = session.plan(statement).await?;
@@ -99,8 +110,12 @@ impl SqlEngine {
         Ok((stream.schema(), stream))
     }
 
-    pub(crate) async fn open(&self, tenant: &TenantScope) -> Result<TenantSession, SqlError> {
-        let names = TenantNames::new(self.services.clone(), tenant.clone());
+    pub(crate) async fn open(
+        &self,
+        tenant: &TenantScope,
+        viewer: &Viewer,
+    ) -> Result<TenantSession, SqlError> {
+        let names = TenantNames::new(self.services.clone(), tenant.clone(), viewer.clone());
         names.refresh().await?;
         let mut config = SessionConfig::new()
             .with_information_schema(true)

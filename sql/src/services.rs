@@ -3,18 +3,20 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use va_catalog::{Catalog, CollectionName, TenantScope};
+use va_catalog::{Catalog, CollectionName, TenantScope, Viewer};
 use va_connectors::log::Log;
 use va_vector::VectorStore;
 
 /// Hybrid search, as `serving` implements it.
 #[async_trait]
 pub trait Search: Send + Sync {
-    /// The best `k` chunks of the collection for the query, best first. The collection exists, and `k` is 1 to 1000.
+    /// The best `k` chunks of the collection for the query that the viewer may read, best first. The collection exists, and
+    /// `k` is 1 to 1000.
     /// The error is shown to whoever wrote the SQL.
     async fn hybrid(
         &self,
         tenant: &TenantScope,
+        viewer: &Viewer,
         collection: &CollectionName,
         query: &str,
         k: usize,

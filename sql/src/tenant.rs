@@ -13,7 +13,10 @@ use datafusion::error::Result;
 use futures::TryStreamExt;
 use va_catalog::event::dead_letter_schema;
 use va_catalog::graph::dead_letter_topic;
-use va_catalog::{CatalogError, CollectionName, CollectionRef, TenantId, TenantScope, TopicName};
+use va_catalog::readers::tells_of_documents;
+use va_catalog::{
+    CatalogError, CollectionName, CollectionRef, TenantId, TenantScope, TopicName, Viewer,
+};
 use va_formats::FormatSpec;
 
 use crate::error::{suggestion, unreadable};
@@ -40,14 +43,21 @@ struct Names {
 pub(crate) struct TenantNames {
     pub(crate) services: Arc<SqlServices>,
     pub(crate) tenant: TenantScope,
+    /// As whom documents are read.
+    pub(crate) viewer: Viewer,
     names: RwLock<Arc<Names>>,
 }
 
 impl TenantNames {
-    pub(crate) fn new(services: Arc<SqlServices>, tenant: TenantScope) -> Arc<Self> {
+    pub(crate) fn new(
+        services: Arc<SqlServices>,
+        tenant: TenantScope,
+        viewer: Viewer,
+    ) -> Arc<Self> {
         Arc::new(Self {
             services,
             tenant,
+            viewer,
             names: RwLock::default(),
         })
     }
@@ -159,6 +169,13 @@ impl TenantNames {
         if !self.sees(schema.as_deref()) {
             return Ok(None);
         }
+        // Its rows say what is in documents, also in those that only some may read.
+        if self.viewer != Viewer::Everything
+            && tells_of_documents(name, schema.as_deref())
+            && (self.services.catalog.has_restricted(&self.tenant).await).map_err(unreadable)?
+        {
+            return Ok(None);
+        }
         let schema = schema.unwrap_or_else(|| Arc::new(Schema::empty()));
         Ok(Some(TopicTable::new(
             log.clone(),
@@ -204,7 +221,8 @@ impl SchemaProvider for PublicSchema {
         let kind = Kind::ALL.into_iter().find(|kind| kind.name() == name);
         Ok(kind.map(|kind| {
             let (catalog, tenant) = (self.0.services.catalog.clone(), self.0.tenant.clone());
-            Arc::new(CatalogTable::new(catalog, tenant, kind)) as Arc<dyn TableProvider>
+            let viewer = self.0.viewer.clone();
+            Arc::new(CatalogTable::new(catalog, tenant, viewer, kind)) as Arc<dyn TableProvider>
         }))
     }
 
@@ -226,7 +244,9 @@ impl SchemaProvider for ChunksSchema {
         match self.0.collection(name).await? {
             Some(collection) => {
                 let vectors = self.0.services.vectors.clone();
-                Ok(Some(Arc::new(ChunkTable::open(vectors, collection).await?)))
+                let viewer = self.0.viewer.clone();
+                let table = ChunkTable::open(vectors, collection, viewer).await?;
+                Ok(Some(Arc::new(table)))
             }
             None => missing("collection", name, &self.0.names().collections),
         }

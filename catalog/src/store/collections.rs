@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::access::visible;
 use super::database::{Catalog, Part};
 use super::error::CatalogError;
 use super::page::{Listing, Page};
 use super::query::{Row, Transaction, Why, query};
+use super::quotas::{Quota, room_for};
 use super::state::DocumentState;
 use crate::ids::{CollectionName, CollectionRef, TenantId};
+use crate::readers::Viewer;
 
 /// How the documents of a collection are indexed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -72,6 +75,17 @@ impl Catalog {
         config.check()?;
         self.tenant(&collection.tenant).await?;
         let now = self.now_ms();
+        let mut transaction = self.begin(Part::Tenant(&collection.tenant)).await?;
+        let known = query("SELECT name FROM collections WHERE tenant_id = $1 AND name = $2")
+            .bind(collection.tenant.as_str())
+            .bind(collection.collection.as_str())
+            .fetch_optional(&mut transaction)
+            .await?;
+        // Whoever has no room for another collection still learns that it has this one.
+        if known.is_none() {
+            let quota = Quota::Collections;
+            room_for(&mut transaction, &collection.tenant, quota, now).await?;
+        }
         let inserted = query(
             "INSERT INTO collections (tenant_id, name, state, model, dims, chunking, description, created_at, updated_at) \
              VALUES ($1, $2, 'READY', $3, $4, $5, $6, $7, $7) ON CONFLICT (tenant_id, name) DO NOTHING",
@@ -83,11 +97,12 @@ impl Catalog {
         .bind(serde_json::Value::Object(config.chunking.clone()).to_string())
         .bind(&config.description)
         .bind(now)
-        .execute(self.write_of(&collection.tenant))
+        .execute(&mut transaction)
         .await?;
         if inserted == 0 {
             return Err(CatalogError::exists("collection", &collection.collection));
         }
+        transaction.commit().await?;
         self.collection(collection).await
     }
 
@@ -125,22 +140,26 @@ impl Catalog {
         }))
     }
 
-    /// Documents and chunks in the collection.
+    /// Documents and chunks in the collection, as far as the viewer may read them.
     pub async fn collection_counts(
         &self,
         collection: &CollectionRef,
+        viewer: &Viewer,
     ) -> Result<CollectionCounts, CatalogError> {
         self.collection(collection).await?;
-        let rows = query(
+        let (seen, readers) = visible(viewer, 3);
+        let statement = format!(
             "SELECT v.state, COUNT(*) AS documents FROM documents d \
              JOIN document_versions v ON v.tenant_id = d.tenant_id AND v.collection = d.collection \
                AND v.document_id = d.id AND v.version = d.latest_version \
-             WHERE d.tenant_id = $1 AND d.collection = $2 AND v.state <> 'DELETED' GROUP BY v.state",
-        )
-        .bind(collection.tenant.as_str())
-        .bind(collection.collection.as_str())
-        .fetch_all(self.read_of(&collection.tenant))
-        .await?;
+             WHERE d.tenant_id = $1 AND d.collection = $2 AND v.state <> 'DELETED' AND {seen} GROUP BY v.state"
+        );
+        let rows = query(&statement)
+            .bind(collection.tenant.as_str())
+            .bind(collection.collection.as_str())
+            .bind_all(readers.clone())
+            .fetch_all(self.read_of(&collection.tenant))
+            .await?;
         let mut counts = CollectionCounts::default();
         for row in &rows {
             let state: String = row.try_get("state")?;
@@ -150,17 +169,19 @@ impl Catalog {
             counts.documents += documents;
             counts.by_state.insert(state, documents);
         }
-        let chunks: i64 = query(
+        let statement = format!(
             "SELECT CAST(COALESCE(SUM(v.chunks), 0) AS BIGINT) AS chunks FROM documents d \
              JOIN document_versions v ON v.tenant_id = d.tenant_id AND v.collection = d.collection \
                AND v.document_id = d.id AND v.version = d.current_version \
-             WHERE d.tenant_id = $1 AND d.collection = $2",
-        )
-        .bind(collection.tenant.as_str())
-        .bind(collection.collection.as_str())
-        .fetch_one(self.read_of(&collection.tenant))
-        .await?
-        .try_get("chunks")?;
+             WHERE d.tenant_id = $1 AND d.collection = $2 AND {seen}"
+        );
+        let chunks: i64 = query(&statement)
+            .bind(collection.tenant.as_str())
+            .bind(collection.collection.as_str())
+            .bind_all(readers)
+            .fetch_one(self.read_of(&collection.tenant))
+            .await?
+            .try_get("chunks")?;
         counts.chunks = chunks.unsigned_abs();
         Ok(counts)
     }

@@ -12,6 +12,7 @@ use super::outbox::{self, ConversationEvent, EventKind};
 use super::page::{Listing, Page};
 use super::principal::Principal;
 use super::query::{Row, Transaction, query};
+use super::quotas::{Quota, room_for};
 use crate::ids::CollectionName;
 use crate::scope::TenantScope;
 
@@ -83,6 +84,7 @@ impl Catalog {
             updated_at: now,
         };
         let mut transaction = self.begin(Part::Tenant(&owner.tenant)).await?;
+        room_for(&mut transaction, &owner.tenant, Quota::Conversations, now).await?;
         query(
             "INSERT INTO conversations (tenant_id, id, owner, title, folded, collection, created_at, updated_at, \
              instructions) VALUES ($1, $2, $3, $4, $5, $6, $7, $7, $8)",

@@ -16,6 +16,9 @@
 //!   `delete_pipeline`).
 //! - The states of a shared index are made one after the other, and each is whole (`publish_split`, `merge_splits`,
 //!   `drop_splits`, `forget_splits`).
+//! - Nobody has more than the quotas of the tenant permit (`begin_versions`, `create_collection`, `create_user`,
+//!   `create_key`, `create_conversation`; `quotas.rs` says how).
+//! - A change of readers begins from the newest content (`change_readers`).
 //! - A data directory has one admin key (`ensure_admin_key`).
 //! - A tenant that has an owner keeps one (`update_user`, `delete_user`); an invite is taken once (`create_user`), a refresh
 //!   token is exchanged once (`refresh_session`), and one key signs at a time (`signing_key`).

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::access::{read_readers, visible};
 use super::database::Catalog;
 use super::error::CatalogError;
 use super::page::{Listing, Page};
 use super::query::{On, Row, Why, query};
 use super::state::DocumentState;
 use crate::ids::{CollectionName, CollectionRef, ContentHash, DocumentId, TenantId, Version};
+use crate::readers::{Readers, Viewer};
 
 /// How many values one statement asks for. More costs SQLite more: sqlx looks for the name of every parameter among all.
 pub(crate) const IDS_PER_QUERY: usize = 200;
@@ -33,6 +35,8 @@ pub struct DocumentInfo {
     pub content_type: Option<String>,
     pub content_hash: ContentHash,
     pub metadata: BTreeMap<String, String>,
+    /// Who may read it, whichever version; none named: everybody in the tenant who may read documents.
+    pub readers: Readers,
     /// UTC milliseconds; `created_at` of the document, `updated_at` of the version.
     pub created_at: i64,
     pub updated_at: i64,
@@ -63,6 +67,9 @@ pub struct DocumentFilter {
     pub state: Option<DocumentState>,
     /// Part of the name; upper and lower case are the same.
     pub name: Option<String>,
+    /// Whose eyes the list is for.
+    #[serde(skip)]
+    pub viewer: Viewer,
 }
 
 /// What the indexes must hold of a document.
@@ -93,10 +100,11 @@ pub struct LiveContent {
     pub version: Version,
     pub state: DocumentState,
     pub content_hash: ContentHash,
+    pub readers: Readers,
 }
 
 const DOCUMENT: &str = "SELECT d.id, d.name, d.uri, v.version, v.state, d.current_version, v.error, v.chunks, \
-    v.title, v.size, v.content_type, v.content_hash, v.metadata, d.created_at, v.updated_at \
+    v.title, v.size, v.content_type, v.content_hash, v.metadata, d.readers, d.created_at, v.updated_at \
     FROM documents d JOIN document_versions v ON v.tenant_id = d.tenant_id AND v.collection = d.collection \
     AND v.document_id = d.id AND v.version = d.latest_version";
 
@@ -154,19 +162,22 @@ impl Catalog {
         page: &Page,
     ) -> Result<Listing<DocumentInfo>, CatalogError> {
         self.collection(collection).await?;
-        // `$4` and `$5` always occur, so that the statement has one shape.
-        let rows = query(&format!(
+        let (seen, readers) = visible(&filter.viewer, 7);
+        // `$4` and `$5` always occur, so that the statement has few shapes.
+        let statement = format!(
             "{DOCUMENT} WHERE d.tenant_id = $1 AND d.collection = $2 AND d.uri > $3 AND v.state <> 'DELETED' \
-             AND ($4 = '' OR v.state = $4) AND d.name_folded LIKE $5 ESCAPE '!' ORDER BY d.uri LIMIT $6"
-        ))
-        .bind(collection.tenant.as_str())
-        .bind(collection.collection.as_str())
-        .bind(page.after()?)
-        .bind(filter.state.map_or("", DocumentState::as_str))
-        .bind(like_pattern(filter.name.as_deref().unwrap_or_default()))
-        .bind(page.rows()?)
-        .fetch_all(self.read_of(&collection.tenant))
-        .await?;
+             AND ($4 = '' OR v.state = $4) AND d.name_folded LIKE $5 ESCAPE '!' AND {seen} ORDER BY d.uri LIMIT $6"
+        );
+        let rows = query(&statement)
+            .bind(collection.tenant.as_str())
+            .bind(collection.collection.as_str())
+            .bind(page.after()?)
+            .bind(filter.state.map_or("", DocumentState::as_str))
+            .bind(like_pattern(filter.name.as_deref().unwrap_or_default()))
+            .bind(page.rows()?)
+            .bind_all(readers)
+            .fetch_all(self.read_of(&collection.tenant))
+            .await?;
         let documents = rows.iter().map(read_document).collect::<Result<_, _>>()?;
         Ok(page.listing(documents, |document: &DocumentInfo| &document.uri))
     }
@@ -228,44 +239,51 @@ impl Catalog {
                 .iter()
                 .map(|uri| DocumentId::of(collection, uri))
                 .collect();
-            let mut latest = latest_of(self.read_of(&collection.tenant), collection, &ids).await?;
+            let latest = latest_of(self.read_of(&collection.tenant), collection, &ids).await?;
             found.extend(ids.into_iter().map(|id| {
                 // Not removed: the same URI may be asked for twice.
-                let live = latest.get_mut(&id)?.live.clone()?;
+                let known = latest.get(&id)?;
+                let live = known.live.clone()?;
                 Some(LiveContent {
                     id,
                     version: live.version,
                     state: live.state,
                     content_hash: live.content_hash,
+                    readers: known.readers.clone(),
                 })
             }));
         }
         Ok(found)
     }
 
-    /// Ids and URIs of the documents whose URI begins with `prefix`, by URI; without those that are gone or going.
+    /// Ids and URIs of the documents whose URI begins with `prefix` and that the viewer may read, by URI; without those
+    /// that are gone or going.
     pub async fn documents_under(
         &self,
         collection: &CollectionRef,
+        viewer: &Viewer,
         prefix: &str,
         page: &Page,
     ) -> Result<Listing<(DocumentId, String)>, CatalogError> {
-        let rows = query(
+        let (seen, readers) = visible(viewer, 7);
+        let statement = format!(
             "SELECT d.id, d.uri FROM documents d \
              JOIN document_versions v ON v.tenant_id = d.tenant_id AND v.collection = d.collection \
                AND v.document_id = d.id AND v.version = d.latest_version \
              WHERE d.tenant_id = $1 AND d.collection = $2 AND d.uri >= $3 AND d.uri < $4 AND d.uri > $5 \
-               AND v.state NOT IN ('DELETING', 'DELETED') ORDER BY d.uri LIMIT $6",
-        )
-        .bind(collection.tenant.as_str())
-        .bind(collection.collection.as_str())
-        .bind(prefix)
-        // Texts are compared by their bytes, and no text has a character above this one.
-        .bind(format!("{prefix}{}", char::MAX))
-        .bind(page.after()?)
-        .bind(page.rows()?)
-        .fetch_all(self.read_of(&collection.tenant))
-        .await?;
+               AND v.state NOT IN ('DELETING', 'DELETED') AND {seen} ORDER BY d.uri LIMIT $6"
+        );
+        let rows = query(&statement)
+            .bind(collection.tenant.as_str())
+            .bind(collection.collection.as_str())
+            .bind(prefix)
+            // Texts are compared by their bytes, and no text has a character above this one.
+            .bind(format!("{prefix}{}", char::MAX))
+            .bind(page.after()?)
+            .bind(page.rows()?)
+            .bind_all(readers)
+            .fetch_all(self.read_of(&collection.tenant))
+            .await?;
         let documents = rows
             .iter()
             .map(|row| Ok((read_id(row, "id")?, row.try_get("uri")?)))
@@ -351,6 +369,10 @@ impl Catalog {
 pub(crate) struct Latest {
     /// The highest version number ever given.
     pub version: Version,
+    /// In bytes, of the newest version, whatever its state; `None` when the document is gone or going.
+    pub size: Option<u64>,
+    /// Of the document, unless it is gone or going.
+    pub readers: Readers,
     /// The newest version that neither failed nor is on its way out.
     pub live: Option<LiveVersion>,
 }
@@ -373,7 +395,10 @@ pub(crate) async fn latest_of(
     for part in ids.chunks(IDS_PER_QUERY) {
         // Superseded versions need not be read: whatever superseded them is READY, and newer.
         let statement = format!(
-            "SELECT d.id, d.latest_version, v.version, v.state, v.content_hash FROM documents d \
+            "SELECT d.id, d.latest_version, d.readers, l.state AS latest_state, l.size AS latest_size, \
+             v.version, v.state, v.content_hash FROM documents d \
+             JOIN document_versions l ON l.tenant_id = d.tenant_id AND l.collection = d.collection \
+               AND l.document_id = d.id AND l.version = d.latest_version \
              LEFT JOIN document_versions v ON v.tenant_id = d.tenant_id AND v.collection = d.collection \
                AND v.document_id = d.id AND v.state IN ('UPLOADING', 'PROCESSING', 'READY') \
              WHERE d.tenant_id = $1 AND d.collection = $2 AND d.id IN ({})",
@@ -386,8 +411,19 @@ pub(crate) async fn latest_of(
             query = query.bind(id.to_string());
         }
         for row in query.fetch_all(on.again()).await? {
+            let latest_state: String = row.try_get("latest_state")?;
+            // What comes after a removal is a new document, which inherits nothing.
+            let gone = ["DELETING", "DELETED"].contains(&latest_state.as_str());
             let latest = found.entry(read_id(&row, "id")?).or_insert(Latest {
                 version: Version(read_number(&row, "latest_version")?),
+                size: match gone {
+                    true => None,
+                    false => Some(row.try_get::<i64>("latest_size")?.unsigned_abs()),
+                },
+                readers: match gone {
+                    true => Readers::default(),
+                    false => read_readers(&row)?,
+                },
                 live: None,
             });
             if row.try_get::<Option<i64>>("version")?.is_none() {
@@ -456,6 +492,7 @@ pub(crate) fn read_document(row: &Row) -> Result<DocumentInfo, CatalogError> {
         content_type: version.content_type,
         content_hash: version.content_hash,
         metadata: version.metadata,
+        readers: read_readers(row)?,
         created_at: version.created_at,
         updated_at: version.updated_at,
     })

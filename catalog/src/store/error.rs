@@ -1,5 +1,6 @@
 //! What can go wrong in the catalog, by what the caller must do next.
 
+use super::quotas::Quota;
 use crate::ids::InvalidName;
 
 /// An error of the catalog store.
@@ -22,6 +23,18 @@ pub enum CatalogError {
         to: String,
         /// The permitted states, comma separated, or `nothing`.
         allowed: String,
+    },
+    /// The tenant has no room for more of it: remove some, or have the limit raised.
+    #[error(
+        "the tenant's quota of {quota} is used up: it has {used} of {limit}, and this needs {needs} more; remove some, or \
+         ask the operators of the installation for more (`va tenant quota`)"
+    )]
+    QuotaExceeded {
+        quota: Quota,
+        limit: u64,
+        used: u64,
+        /// How much more there was to be.
+        needs: u64,
     },
     /// The input is wrong: change it.
     #[error("{0}")]

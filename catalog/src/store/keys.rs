@@ -22,6 +22,7 @@ use super::error::CatalogError;
 use super::page::{Listing, Page};
 use super::principal::{Budget, BudgetWindow, Caller, KeyLimits, Principal};
 use super::query::{Row, Transaction, Why, query};
+use super::quotas::{Quota, room_for};
 use super::seal::random;
 use super::users::{UserId, UserState};
 use crate::ids::TenantId;
@@ -165,7 +166,9 @@ impl Catalog {
         check_new(new, self.now_ms())?;
         self.tenant(tenant).await?;
         let mut transaction = self.begin(Part::Tenant(tenant)).await?;
-        let made = insert_key(&mut transaction, tenant, new, "user", self.now_ms()).await?;
+        let now = self.now_ms();
+        room_for(&mut transaction, tenant, Quota::Keys, now).await?;
+        let made = insert_key(&mut transaction, tenant, new, "user", now).await?;
         transaction.commit().await?;
         Ok(made)
     }
@@ -194,18 +197,20 @@ impl Catalog {
             .fold(read_permissions(&row)?, Permissions::union);
         let user: Option<String> = row.try_get("user_id")?;
         let user = user.as_deref().map(UserId::from);
+        let mut roles = Vec::new();
         if let Some(user) = &user {
             let state: Option<String> = row.try_get("state")?;
             let state = state.as_deref().map(UserState::read).transpose()?;
             if state != Some(UserState::Active) {
                 return Ok(None);
             }
-            let (_, rights) = self.rights_of(&tenant, user).await?;
+            let (held, rights) = self.rights_of(&tenant, user).await?;
+            roles = held;
             permissions = permissions.intersection(rights);
         }
         let principal = Principal {
             tenant: TenantScope::of_credential(tenant),
-            caller: Caller::Key { id, user },
+            caller: Caller::Key { id, user, roles },
             permissions,
             limits: read_limits(&row)?,
         };

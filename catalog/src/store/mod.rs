@@ -4,6 +4,7 @@
 //! PostgreSQL alike (`query.rs`); what differs between the two is in `sqlite.rs` and `postgres.rs`, and `migrations/` has
 //! the tables for both.
 
+mod access;
 mod audit;
 mod collections;
 mod conversations;
@@ -26,6 +27,7 @@ mod postgres;
 mod principal;
 mod processes;
 mod query;
+mod quotas;
 mod roles;
 mod seal;
 mod sessions;
@@ -62,6 +64,7 @@ pub use passwords::LoginRecord;
 pub use pipelines::{DesiredState, Pipeline, PipelineVersion};
 pub use principal::{Budget, BudgetWindow, Caller, KeyLimits, Principal};
 pub use processes::Process;
+pub use quotas::{Quota, Quotas, Usage};
 pub use roles::UserRole;
 pub use seal::MasterKey;
 pub use sessions::{Refreshed, Session, SessionId, SessionInfo};

@@ -1,4 +1,4 @@
-//! [`Principal`]: what every credential comes to. Keys (`keys.rs`) and sessions (`sessions.rs`) are turned into one, and
+//! [`Principal`]: what every credential comes to, and as which [`Viewer`] it reads documents. Keys (`keys.rs`) and sessions (`sessions.rs`) are turned into one, and
 //! nothing else makes one.
 
 use serde::{Deserialize, Serialize};
@@ -7,7 +7,8 @@ use super::error::CatalogError;
 use super::keys::{KeyId, Scope};
 use super::sessions::SessionId;
 use super::users::UserId;
-use crate::permission::Permissions;
+use crate::permission::{Permission, Permissions};
+use crate::readers::{Reader, Viewer};
 use crate::scope::TenantScope;
 pub use crate::settings::llm::BudgetWindow;
 
@@ -24,8 +25,12 @@ pub struct Principal {
 /// The credential that was shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Caller {
-    /// An API key, of a user or of nobody in particular.
-    Key { id: KeyId, user: Option<UserId> },
+    /// An API key, of a user, whose roles these are, or of nobody in particular.
+    Key {
+        id: KeyId,
+        user: Option<UserId>,
+        roles: Vec<String>,
+    },
     /// An access token of a user's session.
     User {
         id: UserId,
@@ -54,6 +59,26 @@ impl Principal {
             Caller::Key { user, .. } => user.as_ref(),
             Caller::User { id, .. } => Some(id),
         }
+    }
+
+    /// As whom the caller reads documents.
+    ///
+    /// Whoever may manage documents sees all. So does a key of the tenant that may write them: it belongs to a program
+    /// that keeps a collection, which must find what it wrote. Users, and keys of users, see what everybody may read and
+    /// what names them or one of their roles; other keys of the tenant are nobody and see what everybody may read.
+    pub fn viewer(&self) -> Viewer {
+        let nobodys = self.user().is_none();
+        if self.permissions.contains(Permission::DocumentsManage)
+            || nobodys && self.permissions.contains(Permission::DocumentsWrite)
+        {
+            return Viewer::Everything;
+        }
+        let roles = match &self.caller {
+            Caller::Key { roles, .. } | Caller::User { roles, .. } => roles,
+        };
+        let user = self.user().map(|id| Reader::User(id.as_str().to_owned()));
+        let roles = roles.iter().map(|role| Reader::Role(role.clone()));
+        Viewer::Only(user.into_iter().chain(roles).collect())
     }
 
     /// The id of the credential's holder, for the audit trail and the log.

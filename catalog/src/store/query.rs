@@ -252,6 +252,11 @@ impl<'q> Query<'q> {
         self
     }
 
+    /// The next parameters.
+    pub fn bind_all(self, values: impl IntoIterator<Item = impl Into<Value<'q>>>) -> Self {
+        values.into_iter().fold(self, Self::bind)
+    }
+
     /// How many rows the statement wrote or removed.
     pub fn execute<'a>(self, on: impl Into<On<'a>>) -> Answer<'a, u64>
     where

@@ -14,6 +14,7 @@ use super::database::{Catalog, Part};
 use super::error::CatalogError;
 use super::page::{Listing, Page};
 use super::query::{Row, Transaction, query};
+use super::quotas::{Quota, room_for};
 use super::seal::TenantSeal;
 use crate::ids::TenantId;
 use crate::permission::BuiltInRole;
@@ -141,6 +142,7 @@ impl Catalog {
         if let Some(invite) = new.invite {
             super::invites::take(&mut transaction, tenant, invite, now).await?;
         }
+        room_for(&mut transaction, tenant, Quota::Users, now).await?;
         let inserted = query(
             "INSERT INTO users (tenant_id, id, email_index, email, name, phone, password_hash, state, preferences, \
              failed_logins, created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, 'ACTIVE', '{}', 0, $8, $8) \

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::access::{as_stored, note_restricted};
 use super::collections::require_collection;
 use super::database::{Catalog, Part};
 use super::documents::{Latest, LiveVersion, latest_of, value_rows};
 use super::error::CatalogError;
 use super::query::{Transaction, query};
+use super::quotas::DocumentRoom;
 use super::state::DocumentState;
 use crate::ids::{CollectionRef, ContentHash, DocumentId, Version};
+use crate::readers::{Readers, check_keys};
 
 /// The most versions that one call may begin.
 pub const VERSIONS_PER_CALL_MAX: usize = 1000;
@@ -30,6 +33,8 @@ pub struct NewVersion {
     /// In bytes.
     pub size: u64,
     pub metadata: BTreeMap<String, String>,
+    /// Who may read the document from now on; `None`: whoever may read it already, and of a new one everybody.
+    pub readers: Option<Readers>,
 }
 
 /// What beginning a version found.
@@ -38,9 +43,9 @@ pub struct NewVersion {
 pub enum BeginOutcome {
     /// The first version, or the first after a removal.
     New,
-    /// Another content than the newest version that did not fail.
+    /// Another content than the newest version that did not fail, or other readers.
     Changed,
-    /// That content is there; no version was made.
+    /// That content is there, with these readers; no version was made.
     Unchanged,
 }
 
@@ -73,12 +78,36 @@ impl Catalog {
     }
 
     /// [`Catalog::begin_version`] for up to [`VERSIONS_PER_CALL_MAX`] documents in one transaction; the results are in
-    /// the order of `new`. Of a URI that occurs twice, the later is the newer.
+    /// the order of `new`. Of a URI that occurs twice, the later is the newer. All or none: when one of them is more than
+    /// the tenant may have, none has begun.
     pub async fn begin_versions(
         &self,
         collection: &CollectionRef,
         new: &[NewVersion],
     ) -> Result<Vec<Begun>, CatalogError> {
+        let (transaction, begun) = self.begin_in(collection, new).await?;
+        let begun = begun.into_iter().collect::<Result<Vec<_>, _>>()?;
+        transaction.commit().await?;
+        Ok(begun)
+    }
+
+    /// [`Catalog::begin_versions`], of which each that the tenant's quotas have no room for is refused alone.
+    pub async fn begin_versions_with_room(
+        &self,
+        collection: &CollectionRef,
+        new: &[NewVersion],
+    ) -> Result<Vec<Result<Begun, CatalogError>>, CatalogError> {
+        let (transaction, begun) = self.begin_in(collection, new).await?;
+        transaction.commit().await?;
+        Ok(begun)
+    }
+
+    /// Begins versions in a transaction that is still to be committed. What is refused has written nothing.
+    async fn begin_in(
+        &self,
+        collection: &CollectionRef,
+        new: &[NewVersion],
+    ) -> Result<(Transaction, Vec<Result<Begun, CatalogError>>), CatalogError> {
         if new.len() > VERSIONS_PER_CALL_MAX {
             return Err(CatalogError::Invalid(format!(
                 "{} versions in one call: begin at most {VERSIONS_PER_CALL_MAX}",
@@ -86,15 +115,7 @@ impl Catalog {
             )));
         }
         for new in new {
-            if new.uri.is_empty() || new.name.is_empty() {
-                return Err(CatalogError::Invalid(format!(
-                    "a document needs a uri and a name, but these are `{}` and `{}`",
-                    new.uri, new.name
-                )));
-            }
-            i64::try_from(new.size).map_err(|_| {
-                CatalogError::Invalid(format!("size {} of `{}` is too large", new.size, new.uri))
-            })?;
+            check_new(new)?;
         }
         let ids: Vec<_> = new
             .iter()
@@ -104,42 +125,79 @@ impl Catalog {
         let mut transaction = self.begin(Part::Collection(collection)).await?;
         require_collection(&mut transaction, collection).await?;
         let mut latest = latest_of(&mut transaction, collection, &ids).await?;
-        let begun: Vec<_> = new
-            .iter()
-            .zip(&ids)
-            .map(|(new, id)| begin(*id, &new.content_hash, &mut latest))
-            .collect();
-        let rows: Vec<_> = new
-            .iter()
-            .zip(&begun)
-            .filter(|(_, begun)| begun.outcome != BeginOutcome::Unchanged)
-            .collect();
+        let mut room = DocumentRoom::of(&mut transaction, &collection.tenant).await?;
+        let mut begun = Vec::with_capacity(new.len());
+        let mut rows: Vec<(&NewVersion, Begun, Readers)> = Vec::new();
+        for (new, id) in new.iter().zip(&ids) {
+            let decided = match unchanged(*id, new, &latest) {
+                Some(unchanged) => Ok(unchanged),
+                None => {
+                    let held = latest.get(id).and_then(|known| known.size);
+                    room.take(held, new.size)
+                        .map(|()| begin(*id, new, &mut latest))
+                }
+            };
+            if let Ok(begun) = &decided
+                && begun.outcome != BeginOutcome::Unchanged
+            {
+                let readers = latest.get(id).map(|known| known.readers.clone());
+                rows.push((new, *begun, readers.unwrap_or_default()));
+            }
+            begun.push(decided);
+        }
         if !rows.is_empty() {
             let now = self.now_ms();
             insert_documents(&mut transaction, collection, &rows, now).await?;
             insert_versions(&mut transaction, collection, &rows, now).await?;
+            if rows.iter().any(|(.., readers)| !readers.is_everybody()) {
+                note_restricted(&mut transaction, collection).await?;
+            }
         }
-        transaction.commit().await?;
-        Ok(begun)
+        Ok((transaction, begun))
     }
 }
 
-/// Decides what a content of a document becomes, and notes it in `latest`.
-fn begin(
+/// Refuses what no document can be.
+fn check_new(new: &NewVersion) -> Result<(), CatalogError> {
+    if new.uri.is_empty() || new.name.is_empty() {
+        return Err(CatalogError::Invalid(format!(
+            "a document needs a uri and a name, but these are `{}` and `{}`",
+            new.uri, new.name
+        )));
+    }
+    check_keys(new.metadata.keys())
+        .map_err(|reason| CatalogError::Invalid(format!("metadata of `{}`: {reason}", new.uri)))?;
+    i64::try_from(new.size).map_err(|_| {
+        CatalogError::Invalid(format!("size {} of `{}` is too large", new.size, new.uri))
+    })?;
+    Ok(())
+}
+
+/// The version that has the content already, for the same readers.
+fn unchanged(
     id: DocumentId,
-    content_hash: &ContentHash,
-    latest: &mut BTreeMap<DocumentId, Latest>,
-) -> Begun {
+    new: &NewVersion,
+    latest: &BTreeMap<DocumentId, Latest>,
+) -> Option<Begun> {
+    let known = latest.get(&id)?;
+    let live = known.live.as_ref()?;
+    // Behind a version that failed, the indexes have the readers of the one before it.
+    let same_readers = new
+        .readers
+        .as_ref()
+        .is_none_or(|readers| *readers == known.readers && live.version == known.version);
+    (live.content_hash == new.content_hash && same_readers).then_some(Begun {
+        id,
+        version: live.version,
+        outcome: BeginOutcome::Unchanged,
+        state: live.state,
+    })
+}
+
+/// What the content of a document becomes, noted in `latest`.
+fn begin(id: DocumentId, new: &NewVersion, latest: &mut BTreeMap<DocumentId, Latest>) -> Begun {
     let known = latest.get(&id);
     let live = known.and_then(|known| known.live.as_ref());
-    if let Some(live) = live.filter(|live| live.content_hash == *content_hash) {
-        return Begun {
-            id,
-            version: live.version,
-            outcome: BeginOutcome::Unchanged,
-            state: live.state,
-        };
-    }
     let begun = Begun {
         id,
         version: Version(known.map_or(1, |known| known.version.0 + 1)),
@@ -150,39 +208,44 @@ fn begin(
         },
         state: DocumentState::Uploading,
     };
+    let before = known.map(|known| known.readers.clone());
+    let readers = new.readers.clone().or(before).unwrap_or_default();
     latest.insert(
         id,
         Latest {
             version: begun.version,
+            size: Some(new.size),
+            readers,
             live: Some(LiveVersion {
                 version: begun.version,
                 state: begun.state,
-                content_hash: content_hash.clone(),
+                content_hash: new.content_hash.clone(),
             }),
         },
     );
     begun
 }
 
-async fn insert_documents(
+pub(super) async fn insert_documents(
     transaction: &mut Transaction,
     collection: &CollectionRef,
-    rows: &[(&NewVersion, &Begun)],
+    rows: &[(&NewVersion, Begun, Readers)],
     now: i64,
 ) -> Result<(), CatalogError> {
     // One statement may not touch a row twice (PostgreSQL refuses), so only the newest of a document goes in.
-    let newest: BTreeMap<DocumentId, &(&NewVersion, &Begun)> =
+    let newest: BTreeMap<DocumentId, &(&NewVersion, Begun, Readers)> =
         rows.iter().map(|row| (row.1.id, row)).collect();
     let newest: Vec<_> = newest.into_values().collect();
     for part in newest.chunks(ROWS_PER_INSERT) {
         let statement = format!(
-            "INSERT INTO documents (tenant_id, collection, id, uri, name, name_folded, latest_version, created_at, updated_at) \
-             VALUES {} ON CONFLICT (tenant_id, collection, id) DO UPDATE SET name = excluded.name, \
-             name_folded = excluded.name_folded, latest_version = excluded.latest_version, updated_at = excluded.updated_at",
-            value_rows(1, part.len(), 9)
+            "INSERT INTO documents (tenant_id, collection, id, uri, name, name_folded, latest_version, readers, created_at, \
+             updated_at) VALUES {} ON CONFLICT (tenant_id, collection, id) DO UPDATE SET name = excluded.name, \
+             name_folded = excluded.name_folded, latest_version = excluded.latest_version, readers = excluded.readers, \
+             updated_at = excluded.updated_at",
+            value_rows(1, part.len(), 10)
         );
         let mut query = query(&statement);
-        for (new, begun) in part {
+        for (new, begun, readers) in part {
             query = query
                 .bind(collection.tenant.as_str())
                 .bind(collection.collection.as_str())
@@ -191,6 +254,7 @@ async fn insert_documents(
                 .bind(&new.name)
                 .bind(new.name.to_lowercase())
                 .bind(i64::from(begun.version.0))
+                .bind(as_stored(readers))
                 .bind(now)
                 .bind(now);
         }
@@ -199,10 +263,10 @@ async fn insert_documents(
     Ok(())
 }
 
-async fn insert_versions(
+pub(super) async fn insert_versions(
     transaction: &mut Transaction,
     collection: &CollectionRef,
-    rows: &[(&NewVersion, &Begun)],
+    rows: &[(&NewVersion, Begun, Readers)],
     now: i64,
 ) -> Result<(), CatalogError> {
     for part in rows.chunks(ROWS_PER_INSERT) {
@@ -212,7 +276,7 @@ async fn insert_versions(
             value_rows(1, part.len(), 12)
         );
         let mut query = query(&statement);
-        for (new, begun) in part {
+        for (new, begun, _) in part {
             let metadata = serde_json::to_string(&new.metadata)
                 .map_err(|error| CatalogError::storage("write the metadata", error))?;
             query = query

@@ -24,7 +24,7 @@ async fn opening_is_repeatable_and_refuses_what_is_newer(on: On) {
     assert_eq!(
         bench
             .catalog
-            .collection_counts(&help)
+            .collection_counts(&help, &Viewer::Everything)
             .await
             .expect("counts")
             .documents,

@@ -71,6 +71,7 @@ async fn a_document_lives(on: On) {
             content_type: Some("text/html".into()),
             content_hash: hash("one"),
             metadata: BTreeMap::from([("语言".into(), "中文".into())]),
+            readers: Readers::default(),
             created_at: 1_000,
             updated_at: 2_000,
         }
@@ -124,7 +125,10 @@ async fn a_document_lives(on: On) {
         states,
         [(4, Ready), (3, Superseded), (2, Failed), (1, Superseded)]
     );
-    let counts = catalog.collection_counts(&help).await.expect("counts");
+    let counts = catalog
+        .collection_counts(&help, &Viewer::Everything)
+        .await
+        .expect("counts");
     assert_eq!((counts.documents, counts.chunks), (1, 9));
     assert_eq!(counts.by_state, BTreeMap::from([(Ready, 1)]));
 
@@ -133,7 +137,7 @@ async fn a_document_lives(on: On) {
     assert_eq!((deleting.version, deleting.state), (Version(4), Deleting));
     assert!(
         catalog
-            .documents_under(&help, "file:///", &Page::first(1000))
+            .documents_under(&help, &Viewer::Everything, "file:///", &Page::first(1000))
             .await
             .expect("documents")
             .items
@@ -168,7 +172,10 @@ async fn a_document_lives(on: On) {
         "{gone}"
     );
     assert_eq!(
-        catalog.collection_counts(&help).await.expect("counts"),
+        catalog
+            .collection_counts(&help, &Viewer::Everything)
+            .await
+            .expect("counts"),
         CollectionCounts::default()
     );
 
@@ -201,7 +208,10 @@ async fn bulk_finds_new_changed_unchanged_and_gone(on: On) {
     for result in catalog.apply_news(&help, &news).await.expect("applied") {
         assert_eq!(result.expect("applied"), Applied::Changed);
     }
-    let counts = catalog.collection_counts(&help).await.expect("counts");
+    let counts = catalog
+        .collection_counts(&help, &Viewer::Everything)
+        .await
+        .expect("counts");
     assert_eq!((counts.documents, counts.chunks), (1000, 2000));
 
     let contents: Vec<_> = (0..1500)
@@ -248,7 +258,12 @@ async fn bulk_finds_new_changed_unchanged_and_gone(on: On) {
     );
 
     let under = catalog
-        .documents_under(&help, "file:///docs/09", &Page::first(1000))
+        .documents_under(
+            &help,
+            &Viewer::Everything,
+            "file:///docs/09",
+            &Page::first(1000),
+        )
         .await
         .expect("documents")
         .items;
@@ -261,7 +276,12 @@ async fn bulk_finds_new_changed_unchanged_and_gone(on: On) {
     assert_eq!(removed.len(), 100);
     assert_eq!(
         catalog
-            .documents_under(&help, "file:///docs/", &Page::first(1000))
+            .documents_under(
+                &help,
+                &Viewer::Everything,
+                "file:///docs/",
+                &Page::first(1000)
+            )
             .await
             .expect("documents")
             .items
@@ -407,7 +427,7 @@ async fn pages_are_stable_and_filters_work(on: On) {
     ] {
         let filter = DocumentFilter {
             name: Some(name.into()),
-            state: None,
+            ..DocumentFilter::default()
         };
         let listing = catalog
             .documents(&help, &filter, &Page::default())
@@ -421,8 +441,8 @@ async fn pages_are_stable_and_filters_work(on: On) {
         assert_eq!(found.len(), expected, "{name}");
     }
     let failed = DocumentFilter {
-        name: None,
         state: Some(DocumentState::Failed),
+        ..DocumentFilter::default()
     };
     let listing = catalog
         .documents(&help, &failed, &Page::default())

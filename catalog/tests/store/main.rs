@@ -27,6 +27,7 @@ macro_rules! on_both {
     };
 }
 
+mod access;
 mod conversations;
 mod database;
 mod documents;
@@ -35,6 +36,7 @@ mod keys;
 mod message_months;
 mod objects;
 mod processes;
+mod quotas;
 mod row_security;
 #[path = "../../../deploy/dev/server.rs"]
 mod server;
@@ -198,6 +200,7 @@ fn version_of(uri: &str, content: &str) -> NewVersion {
         content_hash: hash(content),
         size: content.len() as u64,
         metadata: BTreeMap::from([("语言".to_owned(), "中文".to_owned())]),
+        readers: None,
     }
 }
 

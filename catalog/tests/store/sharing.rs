@@ -15,7 +15,7 @@ on_both!(
 );
 
 /// Runs `one` for 0..count, half of them with each handle, all at once; the results in any order.
-async fn at_once<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
+pub async fn at_once<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
     handles: &[Catalog; 2],
     count: usize,
     one: impl Fn(Catalog, usize) -> F,

@@ -71,7 +71,12 @@ async fn a_tenant_sees_only_its_own(on: On) {
             .is_empty()
     );
     assert!(catalog.collection(&other).await.is_err());
-    assert!(catalog.collection_counts(&other).await.is_err());
+    assert!(
+        catalog
+            .collection_counts(&other, &Viewer::Everything)
+            .await
+            .is_err()
+    );
     assert!(
         catalog
             .documents(&other, &DocumentFilter::default(), &page)
@@ -106,7 +111,7 @@ async fn a_tenant_sees_only_its_own(on: On) {
     );
     assert!(
         catalog
-            .documents_under(&other, "", &Page::first(1000))
+            .documents_under(&other, &Viewer::Everything, "", &Page::first(1000))
             .await
             .expect("a list")
             .items
@@ -241,7 +246,7 @@ async fn a_collection_comes_and_goes(on: On) {
     assert_eq!(
         bench
             .catalog
-            .collection_counts(&help)
+            .collection_counts(&help, &Viewer::Everything)
             .await
             .expect("counts")
             .documents,

@@ -13,6 +13,7 @@ use tantivy::query::{
 };
 use tantivy::schema::{Field, IndexRecordOption};
 use va_catalog::Filter;
+use va_catalog::readers::RESTRICTED_TAG;
 
 use crate::analysis::{Analysis, Kind, Term, is_stop_word};
 use crate::schema::Fields;
@@ -105,6 +106,9 @@ pub(crate) fn build(
             .groups()
             .map(|tags| (Occur::Must, any_tag(fields.tags, &tags))),
     );
+    if let Some(readers) = filter.reader_tags() {
+        clauses.push((Occur::MustNot, hidden(fields.tags, &readers)));
+    }
     Some(Box::new(BooleanQuery::new(clauses)))
 }
 
@@ -205,6 +209,19 @@ fn boosted(query: Box<dyn Query>, boost: f32) -> Box<dyn Query> {
     } else {
         Box::new(BoostQuery::new(query, boost))
     }
+}
+
+/// Matches chunks that are restricted, and not to somebody whose tags these are. To leave those out costs nothing where
+/// nothing is restricted; to look for the others would be a walk through all.
+fn hidden(field: Field, readers: &[String]) -> Box<dyn Query> {
+    let restricted = any_tag(field, &[RESTRICTED_TAG.to_owned()]);
+    if readers.is_empty() {
+        return restricted;
+    }
+    Box::new(BooleanQuery::new(vec![
+        (Occur::Must, restricted),
+        (Occur::MustNot, any_tag(field, readers)),
+    ]))
 }
 
 /// Matches chunks with at least one of `tags`, at no score.

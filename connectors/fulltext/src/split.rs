@@ -376,7 +376,7 @@ mod tests {
     use crate::{TantivyIndex, TextIndex};
     use va_catalog::chunk::{OneOrMany, batch_of};
     use va_catalog::{
-        ChunkId, ChunkRecord, CollectionName, CollectionRef, DocumentRef, TenantId, Version,
+        ChunkId, ChunkRecord, CollectionName, CollectionRef, DocumentRef, TenantId, Version, Viewer,
     };
 
     fn collection() -> CollectionRef {
@@ -384,6 +384,18 @@ mod tests {
             tenant: TenantId::default_tenant(),
             collection: CollectionName::new("帮助").expect("a name"),
         }
+    }
+
+    /// Every fifth document is for some only, every tenth for Ann too.
+    fn tags(n: usize) -> Vec<String> {
+        let mut tags = vec![format!("lang={}", ["zh", "en"][n % 2])];
+        if n.is_multiple_of(5) {
+            tags.extend(["va.restricted".to_owned(), "va.reader=role:pay".to_owned()]);
+        }
+        if n.is_multiple_of(10) {
+            tags.push("va.reader=user:ann".to_owned());
+        }
+        tags
     }
 
     /// Chunks of a small, varied world in two languages: document `n` has `n % 3 + 1` of them.
@@ -421,7 +433,7 @@ mod tests {
                 .collect::<Vec<_>>()
                 .join(" "),
             tokens: 1,
-            tags: vec![format!("lang={}", ["zh", "en"][n % 2])],
+            tags: tags(n),
         };
         (0..count).map(chunk).collect()
     }
@@ -485,7 +497,14 @@ mod tests {
         index.commit(&collection(), "x").await.expect("committed");
         assert!(!ids.is_empty());
 
-        let english: Filter = Filter([("lang".to_owned(), OneOrMany::One("en".into()))].into());
+        let english = [("lang".to_owned(), OneOrMany::One("en".into()))];
+        let english = Filter::from(BTreeMap::from(english));
+        let seen_by = |filter: &Filter, readers: &[&str]| {
+            let readers = readers.iter().map(|r| r.parse().expect("a reader"));
+            filter.clone().seen_by(Viewer::Only(readers.collect()))
+        };
+        let nobody = seen_by(&Filter::default(), &[]);
+        let ann = seen_by(&english, &["user:ann"]);
         let dir = tempfile::tempdir().expect("a folder");
         let rows = TextSplit::merge(dir.path(), &live).expect("merged");
         let merged = TextSplit::open(dir.path()).expect("a split");
@@ -504,7 +523,7 @@ mod tests {
             "nothing",
             "",
         ] {
-            for filter in [&Filter::default(), &english] {
+            for filter in [&Filter::default(), &english, &nobody, &ann] {
                 let expected = index
                     .search(&collection(), query, 500, filter)
                     .await

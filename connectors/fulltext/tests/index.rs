@@ -1,11 +1,12 @@
 //! The embedded index through the seam: what is found, replaced, durable and isolated.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use va_catalog::chunk::{OneOrMany, batch_of};
 use va_catalog::{
-    ChunkId, ChunkRecord, CollectionName, CollectionRef, DocumentId, DocumentRef, Filter, TenantId,
-    Version,
+    ChunkId, ChunkRecord, CollectionName, CollectionRef, DocumentId, DocumentRef, Filter, Reader,
+    Readers, TenantId, Version,
 };
 use va_fulltext::analysis::Grams;
 use va_fulltext::{Analysis, HITS_MAX, Ranking, TantivyIndex, TextError, TextIndex};
@@ -205,12 +206,8 @@ async fn filters_restrict_without_changing_scores() {
     let one = |value: &str| OneOrMany::One(value.into());
     let many = |values: &[&str]| OneOrMany::Many(values.iter().map(|v| v.to_string()).collect());
     let filter = |conditions: Vec<(&str, OneOrMany)>| {
-        Filter(
-            conditions
-                .into_iter()
-                .map(|(k, v)| (k.to_owned(), v))
-                .collect(),
-        )
+        let conditions = conditions.into_iter().map(|(k, v)| (k.to_owned(), v));
+        Filter::from(conditions.collect::<BTreeMap<_, _>>())
     };
     for (conditions, expected) in [
         (vec![("format", one("x"))], vec!["a.x", "b.x"]),
@@ -239,6 +236,53 @@ async fn filters_restrict_without_changing_scores() {
     };
     let restricted = filter(vec![("format", one("x")), ("name", one("a.x"))]);
     assert_eq!(search(&restricted).await, search(&Filter::default()).await);
+}
+
+#[tokio::test]
+async fn who_may_not_read_a_chunk_gets_the_next_best() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let index = open(dir.path());
+    let with = |uri: &str, text: &str, readers: &[&str]| {
+        let mut chunk = chunk(&help(), uri, 1, 0, text);
+        let readers = readers.iter().map(|r| r.parse().expect("a reader"));
+        let readers = Readers::try_from(readers.collect::<Vec<Reader>>()).expect("readers");
+        chunk.tags.extend(readers.tags());
+        chunk
+    };
+    let chunks = [
+        with(
+            "secret.x",
+            "salary salary salary",
+            &["user:ann", "role:pay"],
+        ),
+        with("open.x", "salary and other words of a page", &[]),
+        with("other.y", "holiday", &[]),
+    ];
+    apply(&index, &help(), &chunks).await;
+    index.commit(&help(), "1").await.expect("a commit");
+    let best = async |viewer: Viewer, query: &str| {
+        let filter = Filter::default().seen_by(viewer);
+        let hits = index.search(&help(), query, 1, &filter).await;
+        let hits = hits.expect("hits").into_iter();
+        hits.map(|hit| hit.chunk.document.name).collect::<Vec<_>>()
+    };
+    let only = |readers: &[&str]| {
+        Viewer::Only(
+            readers
+                .iter()
+                .map(|r| r.parse().expect("a reader"))
+                .collect(),
+        )
+    };
+    assert_eq!(best(Viewer::Everything, "salary").await, ["secret.x"]);
+    assert_eq!(best(only(&["user:ann"]), "salary").await, ["secret.x"]);
+    assert_eq!(
+        best(only(&["user:bob", "role:pay"]), "salary").await,
+        ["secret.x"]
+    );
+    assert_eq!(best(only(&["user:bob"]), "salary").await, ["open.x"]);
+    assert_eq!(best(only(&[]), "salary").await, ["open.x"]);
+    assert_eq!(best(only(&[]), "holiday").await, ["other.y"]);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
     reason = "run by hand, one at a time: a fixed place is easy to look into"
 )]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -93,7 +94,8 @@ async fn searches(
     help: &CollectionRef,
     random: &mut Random,
 ) -> Result<(), AnyError> {
-    let even = Filter([("parity".to_owned(), OneOrMany::One("0".to_owned()))].into());
+    let even = [("parity".to_owned(), OneOrMany::One("0".to_owned()))];
+    let even = Filter::from(BTreeMap::from(even));
     for (what, k, filter) in [
         ("k = 20", 20, &Filter::default()),
         ("k = 20, half filtered out", 20, &even),

@@ -1,9 +1,10 @@
-//! Filters as SQL over the `tags` column.
+//! Filters as SQL over the `tags` column, with who looks among the conditions.
 //!
 //! Values come from users, so a value only ever appears inside a quoted literal. LanceDB's dialect knows no backslash
 //! escapes: a doubled quote is the only way out of a literal, and [`quoted`] doubles every quote.
 
 use va_catalog::Filter;
+use va_catalog::readers::RESTRICTED_TAG;
 
 use crate::VectorError;
 
@@ -34,7 +35,24 @@ pub fn filter_sql(filter: &Filter) -> Result<Option<String>, VectorError> {
             conditions.len()
         )));
     }
+    // What the platform knows of the caller is no part of what the caller may ask too much of.
+    if let Some(readers) = filter.reader_tags() {
+        conditions.push(visible(&readers));
+    }
     Ok(Some(conditions.join(" AND ")))
+}
+
+/// The condition that a chunk is not restricted, or is so to somebody whose tags these are.
+fn visible(readers: &[String]) -> String {
+    let restricted = format!("array_has(tags, {})", quoted(RESTRICTED_TAG));
+    if readers.is_empty() {
+        return format!("NOT {restricted}");
+    }
+    let readers: Vec<String> = readers.iter().map(|tag| quoted(tag)).collect();
+    format!(
+        "(NOT {restricted} OR array_has_any(tags, [{}]))",
+        readers.join(", ")
+    )
 }
 
 /// A string as an SQL literal.
@@ -45,6 +63,7 @@ pub fn quoted(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use va_catalog::Viewer;
 
     fn check(filter: &str, expected: Option<&str>) {
         let filter: Filter = serde_json::from_str(filter).expect("a filter");
@@ -64,6 +83,26 @@ mod tests {
         check(
             r#"{"a":"x') OR true --"}"#,
             Some("array_has(tags, 'a=x'') OR true --')"),
+        );
+    }
+
+    #[test]
+    fn who_looks_becomes_sql() {
+        let seen_by = |filter: &str, readers: &[&str]| {
+            let filter: Filter = serde_json::from_str(filter).expect("a filter");
+            let readers = readers.iter().map(|r| r.parse().expect("a reader"));
+            let filter = filter.seen_by(Viewer::Only(readers.collect()));
+            filter_sql(&filter).expect("sql").expect("a condition")
+        };
+        assert_eq!(
+            seen_by("{}", &[]),
+            "NOT array_has(tags, 'va.restricted')",
+            "whoever is nobody sees what everybody does"
+        );
+        assert_eq!(
+            seen_by(r#"{"lang":"zh"}"#, &["role:viewer", "user:o'neill"]),
+            "array_has(tags, 'lang=zh') AND (NOT array_has(tags, 'va.restricted') \
+             OR array_has_any(tags, ['va.reader=user:o''neill', 'va.reader=role:viewer']))"
         );
     }
 

@@ -175,6 +175,11 @@ impl Client {
         read(self.request(Method::PATCH, path).json(body)).await
     }
 
+    /// `PUT` of JSON.
+    pub async fn put(&self, path: &str, body: &impl Serialize) -> Outcome<Value> {
+        read(self.request(Method::PUT, path).json(body)).await
+    }
+
     /// `POST` of JSON, with a reply of a known shape.
     pub async fn ask<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Outcome<T> {
         read(self.request(Method::POST, path).json(body)).await

@@ -1,9 +1,10 @@
 //! `va user`, `va tenant`, `va key`: who may come in, as the HTTP resources have it.
 
 use std::io::{BufRead, IsTerminal};
+use std::str::FromStr;
 
 use clap::Subcommand;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::client::{Client, Failure, Outcome, encode};
 use super::table::{cell, print, time};
@@ -147,6 +148,29 @@ pub enum TenantCommand {
         #[arg(default_value = "current")]
         name: String,
     },
+    /// What a tenant may have of everything, and has; with options, set it (operators of the installation only).
+    #[command(after_help = "Example: va tenant quota shop --documents 10000 --users unlimited")]
+    Quota {
+        #[arg(default_value = "current")]
+        name: String,
+        /// Documents that are not removed; a number, or `unlimited`, as with the others.
+        #[arg(long)]
+        documents: Option<Limit>,
+        /// Bytes of the newest version of each of them.
+        #[arg(long)]
+        storage_bytes: Option<Limit>,
+        #[arg(long)]
+        collections: Option<Limit>,
+        #[arg(long)]
+        users: Option<Limit>,
+        /// API keys that are neither revoked nor expired.
+        #[arg(long)]
+        keys: Option<Limit>,
+        #[arg(long)]
+        conversations: Option<Limit>,
+        #[arg(long)]
+        json: bool,
+    },
     /// Make a tenant and its first admin key, which is printed this once.
     #[command(after_help = "Example: va tenant create shop --description 'the web shop'")]
     Create {
@@ -154,6 +178,24 @@ pub enum TenantCommand {
         #[arg(long, default_value = "")]
         description: String,
     },
+}
+
+/// A limit of a tenant: a number, or none.
+#[derive(Debug, Clone, Copy)]
+pub struct Limit(Option<u64>);
+
+impl FromStr for Limit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "unlimited" => Ok(Self(None)),
+            number => number
+                .parse()
+                .map(|number| Self(Some(number)))
+                .map_err(|_| format!("`{number}` is no limit: use a whole number, or `unlimited`")),
+        }
+    }
 }
 
 pub async fn tenant(client: &Client, command: &TenantCommand) -> Outcome<()> {
@@ -170,7 +212,58 @@ pub async fn tenant(client: &Client, command: &TenantCommand) -> Outcome<()> {
             list(client, "/api/v1/tenants?limit=1000", *json, &header, row).await
         }
         TenantCommand::Show { name } => {
-            show(client, &format!("/api/v1/tenants/{}", encode(name))).await
+            let path = format!("/api/v1/tenants/{}", encode(name));
+            let mut tenant: Value = client.get(&path).await?;
+            let quotas: Value = client.get(&format!("{path}/quotas")).await?;
+            tenant["quotas"] = quotas["quotas"].clone();
+            println!("{}", serde_json::to_string_pretty(&tenant)?);
+            Ok(())
+        }
+        TenantCommand::Quota {
+            name,
+            documents,
+            storage_bytes,
+            collections,
+            users,
+            keys,
+            conversations,
+            json,
+        } => {
+            let path = format!("/api/v1/tenants/{}/quotas", encode(name));
+            let mut changes = Map::new();
+            for (quota, limit) in [
+                ("documents", documents),
+                ("storage_bytes", storage_bytes),
+                ("collections", collections),
+                ("users", users),
+                ("keys", keys),
+                ("conversations", conversations),
+            ] {
+                if let Some(Limit(limit)) = limit {
+                    changes.insert(quota.to_owned(), json!(limit));
+                }
+            }
+            let reply = if changes.is_empty() {
+                client.get::<Value>(&path).await?
+            } else {
+                client.patch(&path, &changes).await?
+            };
+            if *json {
+                println!("{reply}");
+                return Ok(());
+            }
+            let rows = reply["quotas"].as_object().into_iter().flatten();
+            let rows: Vec<Vec<String>> = rows
+                .map(|(quota, told)| {
+                    let limit = match told["limit"].is_null() {
+                        true => "unlimited".to_owned(),
+                        false => cell(&told["limit"]),
+                    };
+                    vec![quota.clone(), cell(&told["used"]), limit]
+                })
+                .collect();
+            print(&["QUOTA", "USED", "LIMIT"], &rows);
+            Ok(())
         }
         TenantCommand::Create { name, description } => {
             let body = json!({"name": name, "description": description});

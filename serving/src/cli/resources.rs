@@ -4,6 +4,7 @@ use std::io::Read;
 
 use clap::Subcommand;
 use serde_json::{Map, Value, json};
+use va_catalog::Reader;
 
 use super::client::{Client, Failure, Outcome, encode};
 use super::table::{cell, print, time};
@@ -221,6 +222,26 @@ pub enum DocumentCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Who may read a document; with `--reader` or `--everybody`, say who may from now on.
+    #[command(
+        after_help = "Examples:\n  va document readers ID --collection help\n  va document readers ID --collection help --reader role:payroll --reader user:usr_1\n  va document readers ID --collection help --everybody"
+    )]
+    Readers {
+        id: String,
+        #[arg(long, short)]
+        collection: String,
+        /// `user:ID` or `role:NAME`; may be given several times.
+        #[arg(long = "reader", value_name = "READER")]
+        readers: Vec<Reader>,
+        /// Everybody in the tenant who may read documents.
+        #[arg(long, conflicts_with = "readers")]
+        everybody: bool,
+        /// Do not wait until it is in the indexes.
+        #[arg(long)]
+        no_wait: bool,
+        #[arg(long)]
+        json: bool,
+    },
     /// Remove a document from the collection and both indexes.
     Delete {
         id: String,
@@ -302,6 +323,40 @@ pub async fn document(client: &Client, command: &DocumentCommand) -> Outcome<()>
         } => {
             let path = versions::path(collection, id);
             versions::rollback(client, &path, *to, *no_wait, *json).await
+        }
+        DocumentCommand::Readers {
+            id,
+            collection,
+            readers,
+            everybody,
+            no_wait,
+            json,
+        } => {
+            let path = format!("{}/{}", base(collection), encode(id));
+            let reply = if readers.is_empty() && !everybody {
+                client.get::<Value>(&path).await?
+            } else {
+                let wait = if *no_wait { "" } else { "?wait=ready" };
+                let body = json!({"readers": readers});
+                client.put(&format!("{path}/readers{wait}"), &body).await?
+            };
+            if *json {
+                println!("{reply}");
+            } else {
+                let names = reply["readers"].as_array().into_iter().flatten();
+                let names: Vec<String> = names.map(cell).collect();
+                match names.as_slice() {
+                    [] => println!("everybody in the tenant who may read documents"),
+                    names => println!("{}", names.join("\n")),
+                }
+            }
+            if reply["state"] == "FAILED" {
+                return Err(Failure::failed(format!(
+                    "the indexes could not take it in: {}; until they do, searches of those who may read it now may miss it",
+                    cell(&reply["error"])
+                )));
+            }
+            Ok(())
         }
         DocumentCommand::Delete { id, collection } => {
             client

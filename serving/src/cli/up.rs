@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use va_catalog::settings::Settings;
-use va_catalog::{CollectionName, TenantScope};
+use va_catalog::{CollectionName, TenantScope, Viewer};
 use va_sql::{PostgresOptions, Search, SearchRow, SqlEngine, SqlServices};
 
 use super::client::{Failure, Outcome};
@@ -124,6 +124,7 @@ impl Search for PlatformSearch {
     async fn hybrid(
         &self,
         tenant: &TenantScope,
+        viewer: &Viewer,
         collection: &CollectionName,
         query: &str,
         k: usize,
@@ -138,7 +139,7 @@ impl Search for PlatformSearch {
             keywords: None,
             passage: false,
         };
-        let reply = search(&self.0, tenant, &request)
+        let reply = search(&self.0, tenant, viewer, &request)
             .await
             .map_err(|error| error.to_string())?;
         Ok(reply

@@ -24,6 +24,7 @@ mod profile;
 mod prompt;
 mod remembered;
 mod summary;
+mod withheld;
 mod write;
 
 use std::collections::HashMap;
@@ -40,6 +41,7 @@ pub use live::Live;
 pub use profile::Profile;
 pub use prompt::about;
 pub use remembered::{Context, Wanted, forget, recall};
+pub use withheld::withhold;
 pub use write::{Beginning, Begun, Work, begin};
 
 /// Answers that may be written at once by one process.

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use va_catalog::Viewer;
 use va_catalog::store::{
     CatalogError, Conversation, ConversationSummary, MessageState, Owner, StoredMessage,
 };
@@ -21,6 +22,7 @@ use va_llm::Caller;
 
 use super::context::{ContextStrategy, Counting, Numbered, turns};
 use super::summary::Summing;
+use super::withheld::{is_guarded, withhold};
 use crate::platform::Platform;
 use crate::rag::{HistoryRole, Turn};
 
@@ -45,6 +47,8 @@ pub struct Wanted<'a> {
     /// The last message that may be in it.
     pub upto: i64,
     pub strategy: ContextStrategy,
+    /// As whom documents are read: answers that quote others are not told.
+    pub viewer: Viewer,
     /// The model that writes the answer, and sums up.
     pub model: Option<(&'a Caller, &'a str)>,
 }
@@ -83,7 +87,32 @@ pub async fn recall(wanted: &Wanted<'_>) -> Result<Context, CatalogError> {
     let model = wanted.model.map(|(_, model)| model.to_owned());
     let counting = Counting::of(wanted.platform, model.as_deref()).await;
     let mut degraded = Vec::new();
-    let found = extended(wanted, model.as_deref()).await?;
+    // What a document said to those who might read it then is in no summary and in no cache: it may be withdrawn.
+    let guarded = is_guarded(wanted.platform, &wanted.owner.tenant, &wanted.viewer).await?;
+    let wanted = &match wanted.strategy {
+        ContextStrategy::Summary { tokens } if guarded => {
+            degraded.push(json!({
+                "retriever": "summary",
+                "reason": "documents here are for some readers only, so conversations are not summed up: the last turns \
+                           that fit are told",
+            }));
+            Wanted {
+                strategy: ContextStrategy::Tokens { tokens },
+                viewer: wanted.viewer.clone(),
+                ..*wanted
+            }
+        }
+        strategy => Wanted {
+            strategy,
+            viewer: wanted.viewer.clone(),
+            ..*wanted
+        },
+    };
+    let found = if guarded {
+        None
+    } else {
+        extended(wanted, model.as_deref()).await?
+    };
     let (mut entry, is_settled) = match found {
         Some(found) => found,
         None => built(wanted, model, &mut degraded).await?,
@@ -108,7 +137,7 @@ pub async fn recall(wanted: &Wanted<'_>) -> Result<Context, CatalogError> {
         strategy => entry.turns = strategy.choose(&entry.turns, &counting),
     }
     // What was cut for want of a model is not to be extended: the next answer may have one.
-    if is_settled && degraded.is_empty() {
+    if is_settled && degraded.is_empty() && !guarded {
         keep(wanted, &entry).await;
     }
     Ok(Context {
@@ -214,6 +243,13 @@ async fn built(
         }));
     }
     messages.retain(|message| message.seq <= wanted.upto);
+    withhold(
+        wanted.platform,
+        &wanted.owner.tenant,
+        &wanted.viewer,
+        &mut messages,
+    )
+    .await?;
     count("built");
     let entry = Entry {
         upto: wanted.upto,

@@ -2,11 +2,13 @@
 //!
 //! The partitions of the topic are merged by time, each read in pieces, so memory does not grow with the topic.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use serde::Serialize;
-use va_catalog::{Offset, Partition, PipelineName, TenantScope, TopicName, TopicPartition};
+use va_catalog::{
+    DocumentId, Offset, Partition, PipelineName, TenantScope, TopicName, TopicPartition,
+};
 use va_connectors::log::FetchLimit;
 
 use super::DeadLetterError;
@@ -35,9 +37,17 @@ pub struct Filter {
     pub operator: Option<String>,
     /// Also those that were retried.
     pub retried: bool,
+    /// Documents that the caller may not read: their letters are not there.
+    pub hidden: BTreeSet<DocumentId>,
 }
 
 impl Filter {
+    /// Whether the letter is about a document that the caller may not read.
+    pub fn hides(&self, letter: &Letter) -> bool {
+        let document = letter.document.as_ref();
+        document.is_some_and(|document| self.hidden.contains(&document.id))
+    }
+
     pub(super) fn takes(&self, letter: &Letter) -> bool {
         let reason = self
             .reason
@@ -47,7 +57,10 @@ impl Filter {
             .operator
             .as_ref()
             .is_none_or(|operator| *operator == letter.operator);
-        reason && operator && (self.retried || letter.retried_at_ms.is_none())
+        !self.hides(letter)
+            && reason
+            && operator
+            && (self.retried || letter.retried_at_ms.is_none())
     }
 }
 

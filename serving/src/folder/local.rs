@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use tokio_util::io::ReaderStream;
 use va_catalog::store::{DocumentState, Page};
-use va_catalog::{CollectionRef, ContentHash, DocumentId, PipelineName};
+use va_catalog::{CollectionRef, ContentHash, DocumentId, PipelineName, Viewer};
 use va_pipelines::runtime::PipelineState;
 
 use super::documents::{
@@ -11,6 +11,9 @@ use super::documents::{
 };
 use crate::ingest::{self, NewDocument};
 use crate::platform::Platform;
+
+/// Nobody is behind it: the platform itself keeps the folder, and sees all of it.
+const ALL: Viewer = Viewer::Everything;
 
 /// A collection of the platform in this process.
 pub struct LocalDocuments<'a> {
@@ -58,11 +61,12 @@ impl Documents for LocalDocuments<'_> {
                     uri: file.uri,
                     content_type: None,
                     metadata: file.meta,
+                    readers: None,
                 };
                 (document, file.bytes)
             })
             .collect();
-        let outcomes = ingest::upload_many(self.platform, &self.collection, documents)
+        let outcomes = ingest::upload_many(self.platform, &self.collection, &ALL, documents)
             .await
             .map_err(SyncError::new)?;
         let taken = |begun: va_catalog::store::Begun| Taken {
@@ -82,6 +86,7 @@ impl Documents for LocalDocuments<'_> {
             uri: file.uri.to_owned(),
             content_type: None,
             metadata: file.meta.clone(),
+            readers: None,
         };
         let open = tokio::fs::File::open(file.path)
             .await
@@ -89,6 +94,7 @@ impl Documents for LocalDocuments<'_> {
         let begun = ingest::upload(
             self.platform,
             &self.collection,
+            &ALL,
             document,
             ReaderStream::new(open),
         )
@@ -108,7 +114,7 @@ impl Documents for LocalDocuments<'_> {
             let listing = self
                 .platform
                 .catalog
-                .documents_under(&self.collection, prefix, &page)
+                .documents_under(&self.collection, &ALL, prefix, &page)
                 .await
                 .map_err(SyncError::new)?;
             found.extend(listing.items);

@@ -1,7 +1,7 @@
 //! Documents by the hundred, for those who keep a folder and a collection alike: check, upload, states, listing by URI,
 //! removal. Each call is bounded and costs a few disk syncs, whatever number of documents it is about.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::extract::multipart::{Field, MultipartRejection};
 use axum::extract::{FromRequest, Multipart, Path, Request, State};
@@ -10,12 +10,12 @@ use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use va_catalog::store::{DocumentState, Page, Principal};
-use va_catalog::{ContentHash, DocumentId};
+use va_catalog::{ContentHash, DocumentId, Readers};
 
 use super::collections::scoped;
 use super::documents::{drain, shown_state};
 use super::problem::{Body, Params};
-use super::{App, Problem};
+use super::{App, Problem, readers};
 use crate::ingest::{self, NewDocument, outcome_word};
 
 /// Items of one check, and ids of one call.
@@ -31,6 +31,8 @@ const BULK_LIST_BYTES_MAX: usize = 2 << 20;
 #[serde(deny_unknown_fields)]
 pub struct Check {
     items: Vec<CheckItem>,
+    /// Who is to read them: a document that others may read is changed. Left out, it does not matter.
+    readers: Option<Readers>,
 }
 
 #[derive(Deserialize)]
@@ -56,13 +58,19 @@ pub async fn check(
         .catalog
         .live_contents(&collection, &uris)
         .await?;
+    // Of what the caller may not read, it hears nothing; handing it in is refused.
+    let viewer = principal.viewer();
+    let held = held
+        .into_iter()
+        .map(|held| held.filter(|held| viewer.sees(&held.readers)));
+    let as_wanted = |readers: &Readers| check.readers.as_ref().is_none_or(|r| r == readers);
     let (mut unchanged, mut changed) = (Vec::new(), Vec::new());
     for (item, held) in check.items.iter().zip(held) {
         match held {
             // One that never reached the log must be handed in again.
             Some(held)
                 if held.content_hash == item.hash && held.state == DocumentState::Uploading => {}
-            Some(held) if held.content_hash == item.hash => {
+            Some(held) if held.content_hash == item.hash && as_wanted(&held.readers) => {
                 unchanged.push(json!({
                     "uri": item.uri, "id": held.id, "version": held.version, "state": held.state,
                 }));
@@ -86,6 +94,8 @@ struct BulkItem {
     content_type: Option<String>,
     #[serde(default)]
     meta: BTreeMap<String, String>,
+    /// `user:ID` and `role:NAME`.
+    readers: Option<Readers>,
 }
 
 /// Takes up to [`BULK_FILES_MAX`] files. Each has an outcome of its own, in the order of the list.
@@ -109,7 +119,16 @@ pub async fn upload(
             drain(futures::TryStreamExt::map_err(field, std::io::Error::other)).await;
         }
     }
-    let outcomes = ingest::upload_many(&app.platform, &collection, documents?).await?;
+    let documents = documents?;
+    let wanted: BTreeSet<&Readers> = documents
+        .iter()
+        .filter_map(|(document, _)| document.readers.as_ref())
+        .collect();
+    for wanted in wanted {
+        readers::check(&app, &principal, Some(wanted)).await?;
+    }
+    let viewer = principal.viewer();
+    let outcomes = ingest::upload_many(&app.platform, &collection, &viewer, documents).await?;
     let items: Vec<Value> = outcomes
         .into_iter()
         .map(|outcome| match outcome {
@@ -164,6 +183,7 @@ async fn read_bulk(parts: &mut Multipart) -> Result<Vec<(NewDocument, Bytes)>, P
             uri: item.uri,
             content_type: item.content_type,
             metadata: item.meta,
+            readers: item.readers,
         };
         documents.push((document, bytes));
     }
@@ -230,8 +250,10 @@ pub async fn states(
         .catalog
         .documents_by_id(&collection, &wanted.ids)
         .await?;
+    let viewer = principal.viewer();
     let items: Vec<Value> = documents
         .into_iter()
+        .filter(|document| viewer.sees(&document.readers))
         .map(|document| {
             json!({
                 "id": document.id,
@@ -270,7 +292,7 @@ pub async fn under(
     let listing = app
         .platform
         .catalog
-        .documents_under(&collection, &under.prefix, &page)
+        .documents_under(&collection, &principal.viewer(), &under.prefix, &page)
         .await?;
     let items: Vec<Value> = listing
         .items
@@ -289,7 +311,15 @@ pub async fn delete(
 ) -> Result<Json<Value>, Problem> {
     bounded("ids", doomed.ids.len())?;
     let collection = scoped(&principal, &collection)?;
-    let deleted = ingest::delete_many(&app.platform, &collection, &doomed.ids).await?;
+    let viewer = principal.viewer();
+    let hidden = app
+        .platform
+        .catalog
+        .hidden_among(&viewer, &collection, &doomed.ids)
+        .await?;
+    let mut doomed = doomed.ids;
+    doomed.retain(|id| !hidden.contains(id));
+    let deleted = ingest::delete_many(&app.platform, &collection, &doomed).await?;
     let ids: Vec<DocumentId> = deleted.into_iter().map(|document| document.id).collect();
     Ok(Json(json!({"deleted": ids})))
 }

@@ -6,7 +6,7 @@ use axum::{Extension, Json};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use va_catalog::store::{Collection, CollectionConfig, Page, Principal};
-use va_catalog::{CollectionName, CollectionRef};
+use va_catalog::{CollectionName, CollectionRef, Viewer};
 
 use super::problem::{Body, Params};
 use super::{App, Problem};
@@ -131,6 +131,16 @@ pub async fn verify(
     Path(name): Path<String>,
 ) -> Result<Json<Report>, Problem> {
     let collection = scoped(&principal, &name)?;
+    // The report names and counts every document.
+    if principal.viewer() != Viewer::Everything
+        && app.platform.catalog.is_restricted(&collection).await?
+    {
+        return Err(Problem::new(
+            StatusCode::FORBIDDEN,
+            "forbidden",
+            "this looks at every document of the collection, so it needs the permission `documents.manage`",
+        ));
+    }
     match crate::verify::verify(&app.platform, &collection).await {
         Ok(report) => Ok(Json(report)),
         Err(VerifyError::Catalog(error)) => Err(error.into()),
@@ -144,7 +154,12 @@ pub async fn verify(
 
 async fn shown(app: &App, principal: &Principal, collection: Collection) -> Result<Value, Problem> {
     let name = principal.tenant.collection(collection.name.clone());
-    let counts = app.platform.catalog.collection_counts(&name).await?;
+    let viewer = principal.viewer();
+    let counts = app
+        .platform
+        .catalog
+        .collection_counts(&name, &viewer)
+        .await?;
     Ok(json!({
         "name": collection.name,
         "model": collection.config.model,

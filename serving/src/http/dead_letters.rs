@@ -1,5 +1,7 @@
 //! Dead letters of a pipeline: list, show, retry.
 
+use std::collections::BTreeSet;
+
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
@@ -8,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use va_catalog::store::Principal;
-use va_catalog::{Permission, PipelineName};
+use va_catalog::{DocumentId, Permission, PipelineName};
 
 use super::problem::{Body, Params};
 use super::routes::{Access, Routes};
@@ -54,6 +56,7 @@ async fn list(
         reason: listing.reason,
         operator: listing.operator,
         retried: listing.all,
+        hidden: hidden(&app, &principal).await?,
     };
     if listing.summary {
         let counts = dead_letters::summary(platform, tenant, &pipeline, &filter).await?;
@@ -74,7 +77,7 @@ async fn get(
 ) -> Result<Json<Value>, Problem> {
     let pipeline = PipelineName::new(pipeline)?;
     let id: LetterId = id.parse()?;
-    let letter = dead_letters::find(&app.platform, &principal.tenant, &pipeline, id).await?;
+    let letter = found(&app, &principal, &pipeline, id).await?;
     let row = letter.row().map_err(DeadLetterError::from)?;
     let mut item = shown(&letter);
     item["event_id"] = json!(letter.event_id);
@@ -105,11 +108,19 @@ async fn retry(
     let pipeline = PipelineName::new(pipeline)?;
     let narrowed = retry.operator.is_some() || retry.reason.is_some();
     let wanted = match (retry.ids, retry.all) {
-        (Some(ids), false) if !narrowed => Wanted::Ids(ids),
+        (Some(ids), false) if !narrowed => {
+            if !hidden(&app, &principal).await?.is_empty() {
+                for id in &ids {
+                    found(&app, &principal, &pipeline, *id).await?;
+                }
+            }
+            Wanted::Ids(ids)
+        }
         (None, true) => Wanted::All(Filter {
             reason: retry.reason,
             operator: retry.operator,
             retried: false,
+            hidden: hidden(&app, &principal).await?,
         }),
         _ => {
             return Err(Problem::invalid(
@@ -125,6 +136,35 @@ async fn retry(
         );
     let outcome = retried.await.map_err(Problem::internal)??;
     Ok(Json(json!(outcome)))
+}
+
+/// The documents whose letters the caller may not see.
+async fn hidden(app: &App, principal: &Principal) -> Result<BTreeSet<DocumentId>, Problem> {
+    let viewer = principal.viewer();
+    let catalog = &app.platform.catalog;
+    Ok(catalog.hidden_documents(&viewer, &principal.tenant).await?)
+}
+
+/// The letter, unless it is about a document that the caller may not read.
+async fn found(
+    app: &App,
+    principal: &Principal,
+    pipeline: &PipelineName,
+    id: LetterId,
+) -> Result<Letter, Problem> {
+    let letter = dead_letters::find(&app.platform, &principal.tenant, pipeline, id).await?;
+    let filter = Filter {
+        hidden: hidden(app, principal).await?,
+        ..Filter::default()
+    };
+    if filter.hides(&letter) {
+        return Err(DeadLetterError::UnknownLetter {
+            pipeline: pipeline.to_string(),
+            id: id.to_string(),
+        }
+        .into());
+    }
+    Ok(letter)
 }
 
 fn shown(letter: &Letter) -> Value {

@@ -12,12 +12,14 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use va_catalog::store::{BeginOutcome, DocumentFilter, DocumentState, Page, Principal};
-use va_catalog::{CollectionRef, DocumentId};
+use va_catalog::store::{
+    BeginOutcome, CatalogError, DocumentFilter, DocumentInfo, DocumentState, Page, Principal,
+};
+use va_catalog::{CollectionRef, DocumentId, Readers, Viewer};
 
 use super::collections::scoped;
 use super::problem::Params;
-use super::{App, Problem};
+use super::{App, Problem, readers};
 use crate::ingest::{self, NewDocument, outcome_word};
 
 /// What is read of a body that was refused, so that the sender comes to read the reply.
@@ -50,6 +52,7 @@ pub async fn list(
     let filter = DocumentFilter {
         state: listing.state,
         name: listing.name,
+        viewer: principal.viewer(),
     };
     let found = app
         .platform
@@ -65,8 +68,9 @@ pub async fn get(
     Path((collection, id)): Path<(String, String)>,
 ) -> Result<Json<Value>, Problem> {
     let (collection, id) = (scoped(&principal, &collection)?, document_id(&id)?);
-    let document = app.platform.catalog.document(&collection, id).await?;
-    Ok(Json(json!(document)))
+    Ok(Json(json!(
+        readable(&app, &principal, &collection, id).await?
+    )))
 }
 
 pub async fn versions(
@@ -75,6 +79,14 @@ pub async fn versions(
     Path((collection, id)): Path<(String, String)>,
 ) -> Result<Json<Value>, Problem> {
     let (collection, id) = (scoped(&principal, &collection)?, document_id(&id)?);
+    // Versions stay known after a document is gone, so it is not asked for as a whole.
+    if is_hidden(&app, &principal, &collection, id).await? {
+        return Err(CatalogError::NotFound {
+            kind: "document",
+            name: id.to_string(),
+        }
+        .into());
+    }
     let versions = app
         .platform
         .catalog
@@ -89,13 +101,44 @@ pub async fn delete(
     Path((collection, id)): Path<(String, String)>,
 ) -> Result<(StatusCode, Json<Value>), Problem> {
     let (collection, id) = (scoped(&principal, &collection)?, document_id(&id)?);
+    if is_hidden(&app, &principal, &collection, id).await? {
+        return Err(gone(&collection, id));
+    }
     match ingest::delete(&app.platform, &collection, id).await? {
         Some(document) => Ok((StatusCode::ACCEPTED, Json(json!(document)))),
-        None => Err(Problem::not_found(format!(
-            "there is no document `{id}` in `{}`",
-            collection.collection
-        ))),
+        None => Err(gone(&collection, id)),
     }
+}
+
+/// Whether the caller may not read the document, also when it is gone.
+async fn is_hidden(
+    app: &App,
+    principal: &Principal,
+    collection: &CollectionRef,
+    id: DocumentId,
+) -> Result<bool, Problem> {
+    let (viewer, catalog) = (principal.viewer(), &app.platform.catalog);
+    let hidden = catalog.hidden_among(&viewer, collection, &[id]).await?;
+    Ok(!hidden.is_empty())
+}
+
+fn gone(collection: &CollectionRef, id: DocumentId) -> Problem {
+    Problem::not_found(format!(
+        "there is no document `{id}` in `{}`",
+        collection.collection
+    ))
+}
+
+/// The document, if the caller may read it; else it is as if it were not there.
+pub(super) async fn readable(
+    app: &App,
+    principal: &Principal,
+    collection: &CollectionRef,
+    id: DocumentId,
+) -> Result<DocumentInfo, Problem> {
+    let viewer = principal.viewer();
+    let catalog = &app.platform.catalog;
+    Ok(catalog.document_seen_by(&viewer, collection, id).await?)
 }
 
 #[derive(Deserialize)]
@@ -106,6 +149,8 @@ pub struct Upload {
     content_type: Option<String>,
     /// JSON object of strings.
     meta: Option<String>,
+    /// JSON list of `user:ID` and `role:NAME`.
+    readers: Option<String>,
     wait: Option<Wait>,
 }
 
@@ -131,13 +176,24 @@ pub async fn upload(
         })?,
         None => BTreeMap::new(),
     };
+    let readers = upload.readers.as_deref().map(readers::read).transpose()?;
+    readers::check(&app, &principal, readers.as_ref()).await?;
     if let Err(refused) = refuse_announced_size(&app, &request) {
         drain(stream_of(request.into_body())).await;
         return Err(refused);
     }
     let wait = upload.wait == Some(Wait::Ready);
     let begun = if is_multipart(&request) {
-        multipart(&app, &collection, upload, metadata, request).await?
+        let with = (metadata, readers);
+        multipart(
+            &app,
+            &collection,
+            &principal.viewer(),
+            upload,
+            with,
+            request,
+        )
+        .await?
     } else {
         let name = upload
             .name
@@ -147,9 +203,10 @@ pub async fn upload(
             .content_type
             .clone()
             .or_else(|| content_type_of(&request));
-        let document = new_document(&upload, name, content_type, metadata);
+        let document = new_document(&upload, name, content_type, (metadata, readers));
         let mut body = stream_of(request.into_body());
-        let taken = ingest::upload(&app.platform, &collection, document, &mut body).await;
+        let viewer = principal.viewer();
+        let taken = ingest::upload(&app.platform, &collection, &viewer, document, &mut body).await;
         if taken.is_err() {
             drain(body).await;
         }
@@ -179,11 +236,15 @@ pub async fn upload(
     Ok((status, Json(reply)))
 }
 
+/// What a document carries beside its content: metadata and readers.
+type Carried = (BTreeMap<String, String>, Option<Readers>);
+
 async fn multipart(
     app: &App,
     collection: &CollectionRef,
+    viewer: &Viewer,
     upload: Upload,
-    metadata: BTreeMap<String, String>,
+    with: Carried,
     request: Request,
 ) -> Result<va_catalog::store::Begun, Problem> {
     let mut parts = Multipart::from_request(request, &())
@@ -209,7 +270,7 @@ async fn multipart(
             .content_type
             .clone()
             .or_else(|| field.content_type().map(ToOwned::to_owned));
-        let document = new_document(&upload, name, content_type, metadata);
+        let document = new_document(&upload, name, content_type, with);
         // A field borrows the request, a stored stream must not: the pieces go through a small bounded channel.
         let (pieces_tx, pieces) = tokio::sync::mpsc::channel::<std::io::Result<Bytes>>(4);
         let body: Part = Box::pin(tokio_stream::wrappers::ReceiverStream::new(pieces));
@@ -226,7 +287,7 @@ async fn multipart(
             }
         };
         let (begun, ()) = tokio::join!(
-            ingest::upload(&app.platform, collection, document, body),
+            ingest::upload(&app.platform, collection, viewer, document, body),
             feed
         );
         return Ok(begun?);
@@ -245,13 +306,14 @@ fn new_document(
     upload: &Upload,
     name: String,
     content_type: Option<String>,
-    metadata: BTreeMap<String, String>,
+    (metadata, readers): Carried,
 ) -> NewDocument {
     NewDocument {
         uri: upload.uri.clone().unwrap_or_else(|| name.clone()),
         name,
         content_type,
         metadata,
+        readers,
     }
 }
 

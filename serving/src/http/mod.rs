@@ -19,7 +19,9 @@ mod oidc;
 mod operations;
 mod pipelines;
 mod problem;
+mod quotas;
 mod rag;
+mod readers;
 mod roles;
 mod routes;
 mod search;
@@ -29,6 +31,7 @@ mod topics;
 mod users;
 mod v1;
 mod versions;
+mod withheld;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -151,6 +151,12 @@ impl From<CatalogError> for Problem {
                 Self::new(StatusCode::CONFLICT, "conflict", error.to_string())
             }
             CatalogError::Invalid(_) => Self::invalid(error.to_string()),
+            CatalogError::QuotaExceeded {
+                quota, limit, used, ..
+            } => Self::new(StatusCode::FORBIDDEN, "quota_exceeded", error.to_string()).with(
+                "quota",
+                json!({"name": quota, "limit": limit, "used": used}),
+            ),
             CatalogError::Locked(_) => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "identity_locked",
@@ -209,6 +215,7 @@ impl From<IngestError> for Problem {
             }
             IngestError::DiskFull(error) => Self::disk_full(error.to_string()),
             IngestError::Backlog(full) => full.into(),
+            IngestError::Forbidden(detail) => Self::new(StatusCode::FORBIDDEN, "forbidden", detail),
             IngestError::Objects(error @ ObjectError::Upload(_)) => {
                 Self::invalid(error.to_string())
             }

@@ -50,7 +50,9 @@ pub async fn query(
         .is_some_and(|value| value.contains("text/event-stream"));
     let request: RagRequest = read(request).await?;
     let streamed = request.stream || accepts;
-    let mut ask = request.check().map_err(Problem::invalid)?;
+    let mut ask = request
+        .check(principal.viewer())
+        .map_err(Problem::invalid)?;
     check(&app.platform, &principal.tenant, &ask).await?;
     let (profile, trouble) = Profile::of(&app.platform, &principal).await;
     if let Some(trouble) = trouble {

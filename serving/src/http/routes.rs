@@ -15,7 +15,8 @@ use va_catalog::Permission;
 
 use super::{
     App, audit, auth, bulk, collections, conversations, dead_letters, documents, keys, logins,
-    oidc, operations, pipelines, rag, roles, search, sql, tenants, topics, users, v1, versions,
+    oidc, operations, pipelines, quotas, rag, readers, roles, search, sql, tenants, topics, users,
+    v1, versions,
 };
 
 /// Who may call a route.
@@ -254,6 +255,8 @@ fn identity() -> Routes {
         .post("/api/v1/tenants", Operator(PlatformManage), tenants::create)
         .get("/api/v1/tenants/{tenant}", Needs(TenantRead), tenants::get)
         .patch("/api/v1/tenants/{tenant}", Needs(TenantManage), tenants::update)
+        .get("/api/v1/tenants/{tenant}/quotas", Needs(TenantRead), quotas::get)
+        .patch("/api/v1/tenants/{tenant}/quotas", Operator(PlatformManage), quotas::update)
         .get("/api/v1/audit", Needs(AuditRead), audit::list)
 }
 
@@ -279,6 +282,7 @@ fn content() -> Routes {
         .get("/api/v1/collections/{collection}/documents/under", read, bulk::under)
         .get("/api/v1/collections/{collection}/documents/{id}", read, documents::get)
         .delete("/api/v1/collections/{collection}/documents/{id}", write, documents::delete)
+        .put("/api/v1/collections/{collection}/documents/{id}/readers", write, readers::replace)
         .get("/api/v1/collections/{collection}/documents/{id}/versions", read, documents::versions)
         .post("/api/v1/retrieval/hybrid_search", Needs(Search), search::hybrid_search)
         .post("/api/v1/rag/query", Needs(Chat), rag::query)

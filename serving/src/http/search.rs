@@ -16,7 +16,8 @@ pub async fn hybrid_search(
     Body(request): Body<SearchRequest>,
 ) -> Result<Json<SearchReply>, Problem> {
     let (platform, tenant) = (&app.platform, &principal.tenant);
-    let found = search(platform, tenant, &request).await;
+    let viewer = principal.viewer();
+    let found = search(platform, tenant, &viewer, &request).await;
     // Only a search by both sides tells how both are, and has nothing but them to fall back to.
     if request.mode != Mode::Hybrid {
         return Ok(Json(found?));
@@ -29,7 +30,10 @@ pub async fn hybrid_search(
             .alerts
             .look(platform, &collection, part, &faults);
     };
-    let (earlier, key) = (&platform.answers.searches, Key::of_search(tenant, &request));
+    let (earlier, key) = (
+        &platform.answers.searches,
+        Key::of_search(tenant, &viewer, &request),
+    );
     match found {
         Ok(reply) => {
             look(&reply.degraded);
@@ -49,9 +53,18 @@ pub async fn hybrid_search(
                 reason,
             };
             look(std::slice::from_ref(&failed));
-            let Some(before) = earlier.recall(&key) else {
+            let Some(mut before) = earlier.recall(&key) else {
                 return Err(SearchError::Unavailable(failed.reason).into());
             };
+            // Who may read it may have changed since.
+            let ids: Vec<_> = before.hits.iter().map(|hit| hit.document.id).collect();
+            let withdrawn = platform
+                .catalog
+                .hidden_among(&viewer, &collection, &ids)
+                .await?;
+            before
+                .hits
+                .retain(|hit| !withdrawn.contains(&hit.document.id));
             let at = chrono::DateTime::from_timestamp_millis(before.at_ms)
                 .map(|at| at.to_rfc3339())
                 .unwrap_or_default();

@@ -31,7 +31,7 @@ pub async fn query(
     let wrong = |error: String| Problem::unprocessable("invalid_sql", error);
     let (schema, mut batches) = app
         .sql
-        .query(&principal.tenant, &query.query)
+        .query_as(&principal.tenant, &principal.viewer(), &query.query)
         .await
         .map_err(|error| wrong(error.to_string()))?;
     let columns: Vec<Value> = schema

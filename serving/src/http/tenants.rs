@@ -116,7 +116,7 @@ fn operates(app: &App, principal: &Principal) -> bool {
 }
 
 /// The tenant of that name, when the caller may know of it; else it is as if there were none.
-fn visible(app: &App, principal: &Principal, name: String) -> Result<TenantId, Problem> {
+pub(super) fn visible(app: &App, principal: &Principal, name: String) -> Result<TenantId, Problem> {
     if name == "current" || name == principal.tenant.as_str() {
         return Ok(principal.tenant.id().clone());
     }

@@ -13,8 +13,9 @@ use axum::response::Response;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use va_catalog::store::{Page, Principal, Topic, WireFormat, check_batch};
-use va_catalog::{Offset, Partition, TenantScope, TopicName, TopicPartition};
+use va_catalog::readers::tells_of_documents;
+use va_catalog::store::{CatalogError, Page, Principal, Topic, WireFormat, check_batch};
+use va_catalog::{Offset, Partition, TenantScope, TopicName, TopicPartition, Viewer};
 use va_connectors::log::records::{self, Records};
 use va_connectors::log::{FetchLimit, Log, Target, TopicConfig, partition_of};
 use va_connectors::schema::{parse_schema, schema_lines};
@@ -356,6 +357,18 @@ pub async fn consume(
     Params(consume): Params<Consume>,
 ) -> Result<Response, Problem> {
     let topic = topic_of(&app, &principal, name).await?;
+    let catalog = &app.platform.catalog;
+    // Its rows say what is in documents, also in those that only some may read.
+    if principal.viewer() != Viewer::Everything
+        && tells_of_documents(topic.name.as_str(), topic.schema.as_deref())
+        && catalog.has_restricted(&principal.tenant).await?
+    {
+        return Err(CatalogError::NotFound {
+            kind: "topic",
+            name: topic.name.to_string(),
+        }
+        .into());
+    }
     let messages = records_of(&topic)?;
     let wanted: Vec<TopicPartition> = match consume.partition {
         Some(partition) => vec![TopicPartition {

@@ -12,6 +12,7 @@ use va_catalog::store::{BeginOutcome, DocumentState, Principal};
 use va_catalog::{CollectionRef, DocumentId, Permission, Version};
 
 use super::collections::scoped;
+use super::documents::readable;
 use super::problem::{Body, Params};
 use super::routes::{Access, Routes};
 use super::{App, Problem};
@@ -66,6 +67,7 @@ async fn get(
     Path((collection, id, version)): Place,
 ) -> Result<Json<Value>, Problem> {
     let (collection, id) = place(&principal, &collection, &id)?;
+    readable(&app, &principal, &collection, id).await?;
     let (document, found) =
         versions::find(&app.platform, &collection, id, Version(version)).await?;
     let mut item = json!(found);
@@ -86,6 +88,7 @@ async fn content(
     Path((collection, id, version)): Place,
 ) -> Result<Response, Problem> {
     let (collection, id) = place(&principal, &collection, &id)?;
+    readable(&app, &principal, &collection, id).await?;
     let (document, found) =
         versions::find(&app.platform, &collection, id, Version(version)).await?;
     let bytes = versions::content(&app.platform, &found).await?;
@@ -124,6 +127,7 @@ async fn diff(
     Params(between): Params<Between>,
 ) -> Result<Json<Value>, Problem> {
     let (collection, id) = place(&principal, &collection, &id)?;
+    readable(&app, &principal, &collection, id).await?;
     let (from, to) = (between.from.map(Version), between.to.map(Version));
     let difference = versions::diff(&app.platform, &collection, id, from, to).await?;
     Ok(Json(json!(difference)))
@@ -156,6 +160,7 @@ async fn rollback(
     Body(rollback): Body<Rollback>,
 ) -> Result<(StatusCode, Json<Value>), Problem> {
     let (collection, id) = place(&principal, &collection, &id)?;
+    readable(&app, &principal, &collection, id).await?;
     let version = Version(rollback.version);
     let begun = versions::rollback(&app.platform, &collection, id, version).await?;
     let mut status = match begun.outcome {

@@ -1,12 +1,13 @@
 //! What was found for earlier questions and searches: the last resort when neither index can be searched.
 //!
 //! In memory, of this process, bounded in number and size. What comes from here may have been changed or deleted since; the
-//! answer says so. The key holds everything that decides what somebody may see: today the tenant and the filter.
+//! answer says so. The key holds everything that decides what somebody may see: the tenant, who looks, and the filter.
+//! Whoever recalls something leaves out what was withdrawn since.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
-use va_catalog::TenantScope;
+use va_catalog::{TenantScope, Viewer};
 
 use super::request::Ask;
 use super::retrieve::Source;
@@ -68,8 +69,9 @@ impl Key {
     pub fn of(tenant: &TenantScope, ask: &Ask, standalone: &str) -> Self {
         // The order of a filter's keys is fixed, names hold no line break, so two keys differ where anything does.
         let filter: Vec<Vec<String>> = ask.filter.groups().collect();
+        let readers = ask.viewer.tags();
         Self(format!(
-            "{tenant}\n{}\n{}\n{filter:?}\n{}",
+            "{tenant}\n{}\n{}\n{filter:?}\n{readers:?}\n{}",
             ask.collection,
             ask.k,
             bare(standalone)
@@ -77,10 +79,11 @@ impl Key {
     }
 
     /// The same of a search.
-    pub fn of_search(tenant: &TenantScope, request: &SearchRequest) -> Self {
+    pub fn of_search(tenant: &TenantScope, viewer: &Viewer, request: &SearchRequest) -> Self {
         let filter: Vec<Vec<String>> = request.filter.groups().collect();
+        let readers = viewer.tags();
         Self(format!(
-            "{tenant}\n{}\n{:?}\n{:?}\n{filter:?}\n{}",
+            "{tenant}\n{}\n{:?}\n{:?}\n{filter:?}\n{readers:?}\n{}",
             request.collection,
             request.k,
             request.mode,
@@ -121,9 +124,13 @@ mod tests {
     use va_catalog::{Internal, TenantId};
 
     fn key(tenant: &str, question: &str) -> Key {
+        key_of(tenant, Viewer::Everything, question)
+    }
+
+    fn key_of(tenant: &str, viewer: Viewer, question: &str) -> Key {
         let request = json!({"question": question, "collection": "c", "filter": {"lang": "zh"}});
         let request: RagRequest = serde_json::from_value(request).expect("a request");
-        let ask = request.check().expect("a good request");
+        let ask = request.check(viewer).expect("a good request");
         let tenant = TenantId::new(tenant).expect("a name");
         Key::of(
             &TenantScope::internal(tenant, Internal::Test),
@@ -146,6 +153,8 @@ mod tests {
         remember(key("t", "How?"), "x");
         assert!(earlier.recall(&key("t", "how")).is_some());
         assert!(earlier.recall(&key("u", "how")).is_none());
+        let nobody = Viewer::Only(Default::default());
+        assert!(earlier.recall(&key_of("t", nobody, "how")).is_none());
         for i in 0..QUESTIONS_MAX {
             remember(key("t", &format!("q{i}")), "x");
         }
@@ -164,7 +173,8 @@ mod tests {
             }
             let request: SearchRequest = serde_json::from_value(request).expect("a request");
             let tenant = TenantId::new(tenant).expect("a name");
-            Key::of_search(&TenantScope::internal(tenant, Internal::Test), &request).0
+            let scope = TenantScope::internal(tenant, Internal::Test);
+            Key::of_search(&scope, &Viewer::Everything, &request).0
         };
         let plain = key("t", json!({}));
         assert_eq!(plain, key("t", json!({"query": " how ", "explain": true})));

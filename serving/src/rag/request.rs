@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use va_catalog::settings::rag::{Rerank, RewriteMethod};
-use va_catalog::{CollectionName, Filter};
+use va_catalog::{CollectionName, Filter, Viewer};
 
 use super::text::Lang;
 use crate::freshness::Wanted;
@@ -103,6 +103,8 @@ pub struct Ask {
     pub collection: CollectionName,
     pub k: usize,
     pub filter: Filter,
+    /// As whom the documents are read.
+    pub viewer: Viewer,
     pub history: Vec<Turn>,
     pub context_tokens: usize,
     pub min_freshness: Option<Wanted>,
@@ -119,11 +121,11 @@ pub struct Ask {
 }
 
 impl RagRequest {
-    /// Checks everything that can be checked without asking a store.
+    /// Checks everything that can be checked without asking a store. Sources are found as `viewer` may read them.
     ///
     /// # Errors
     /// The first thing that is wrong, and what is allowed.
-    pub fn check(self) -> Result<Ask, String> {
+    pub fn check(self, viewer: Viewer) -> Result<Ask, String> {
         let question = self.question.trim();
         if !question.chars().any(char::is_alphanumeric) {
             return Err("`question` is empty: ask something in words".into());
@@ -148,6 +150,9 @@ impl RagRequest {
                 ));
             }
         }
+        self.filter
+            .check()
+            .map_err(|reason| format!("`filter`: {reason}"))?;
         let within = |name: &str, value: u64, min: u64, max: u64| {
             if (min..=max).contains(&value) {
                 Ok(value)
@@ -173,6 +178,7 @@ impl RagRequest {
             collection: self.collection,
             k: k as usize,
             filter: self.filter,
+            viewer,
             history: self.history,
             context_tokens: context_tokens as usize,
             min_freshness: (self.min_freshness.as_ref())
@@ -199,7 +205,7 @@ mod tests {
     fn check(request: Value) -> Result<Ask, String> {
         serde_json::from_value::<RagRequest>(request)
             .map_err(|error| error.to_string())?
-            .check()
+            .check(Viewer::Everything)
     }
 
     #[test]
@@ -247,6 +253,10 @@ mod tests {
             (
                 json!({"question": "a", "collection": "c", "rewrite": "poem"}),
                 "`rules` or `model`",
+            ),
+            (
+                json!({"question": "a", "collection": "c", "filter": {"va.reader": "user:b"}}),
+                "`filter`: the key `va.reader`",
             ),
             (json!({"question": "a", "collection": "a/b"}), "collection"),
             (json!({"collection": "c"}), "question"),

@@ -118,7 +118,7 @@ impl Retrieved {
                 keywords: Some(query.keywords.clone()),
                 passage: query.passage,
             };
-            let reply = search(platform, tenant, &request).await;
+            let reply = search(platform, tenant, &ask.viewer, &request).await;
             (reply, started.elapsed().as_secs_f64() * 1_000.0)
         });
         let mut failed = None;

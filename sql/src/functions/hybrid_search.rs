@@ -218,15 +218,22 @@ impl TableProvider for HybridSearchTable {
         };
         let all = self.schema.clone();
         let schema = projected(&all, projection)?;
-        let services = self.names.services.clone();
+        let (services, viewer) = (self.names.services.clone(), self.names.viewer.clone());
         let columns = schema.clone();
         let hits = part(move || {
             let (services, collection) = (services.clone(), collection.clone());
+            let viewer = viewer.clone();
             let (query, all, columns) = (query.clone(), all.clone(), columns.clone());
             futures::stream::once(async move {
                 let hits = services
                     .search
-                    .hybrid(&collection.tenant, &collection.collection, &query, k)
+                    .hybrid(
+                        &collection.tenant,
+                        &viewer,
+                        &collection.collection,
+                        &query,
+                        k,
+                    )
                     .await
                     .map_err(unreadable)?;
                 project(&rows(&all, &hits)?, &columns)

@@ -17,7 +17,7 @@ use datafusion_postgres::pgwire::error::{PgWireError, PgWireResult};
 use datafusion_postgres::pgwire::messages::startup::Authentication;
 use datafusion_postgres::pgwire::messages::{PgWireBackendMessage, PgWireFrontendMessage};
 use futures::{Sink, SinkExt};
-use va_catalog::{Catalog, Permission, TenantScope};
+use va_catalog::{Catalog, Permission, TenantScope, Viewer};
 
 use super::connection::{Connection, Login};
 use super::statements::fatal;
@@ -26,20 +26,20 @@ use crate::tenant::CATALOG;
 /// Says whose an API key is.
 #[async_trait]
 pub trait KeyCheck: Send + Sync {
-    /// The tenant that the key lets read; `None` for an unknown or revoked key, or one that may not read.
-    async fn tenant_of(&self, key: &str) -> Result<Option<TenantScope>, String>;
+    /// The tenant that the key lets read, and as whom; `None` for an unknown or revoked key, or one that may not read.
+    async fn tenant_of(&self, key: &str) -> Result<Option<(TenantScope, Viewer)>, String>;
 }
 
 #[async_trait]
 impl KeyCheck for Catalog {
-    async fn tenant_of(&self, key: &str) -> Result<Option<TenantScope>, String> {
+    async fn tenant_of(&self, key: &str) -> Result<Option<(TenantScope, Viewer)>, String> {
         let principal = self
             .check_key(key)
             .await
             .map_err(|error| error.to_string())?;
         Ok(principal
             .filter(|principal| principal.permissions.contains(Permission::SqlRead))
-            .map(|principal| principal.tenant))
+            .map(|principal| (principal.tenant.clone(), principal.viewer())))
     }
 }
 
@@ -93,8 +93,8 @@ impl Connection {
                 "too many connections; close some, or try again",
             ));
         };
-        let tenant = match self.auth.tenant_of(key).await {
-            Ok(tenant) => tenant,
+        let found = match self.auth.tenant_of(key).await {
+            Ok(found) => found,
             Err(error) => {
                 tracing::error!(error, "cannot check an API key");
                 return Err(fatal(
@@ -104,7 +104,7 @@ impl Connection {
             }
         };
         // One message for every reason, so that it does not tell which tenants there are.
-        let Some(tenant) = tenant.filter(|tenant| tenant.as_str() == user) else {
+        let Some((tenant, viewer)) = found.filter(|(tenant, _)| tenant.as_str() == user) else {
             tracing::info!(user, "login refused");
             return Err(fatal(
                 "28P01",
@@ -114,7 +114,7 @@ impl Connection {
                 ),
             ));
         };
-        let session = self.engine.open(&tenant).await;
+        let session = self.engine.open(&tenant, &viewer).await;
         let session = session.map_err(|error| fatal("58000", &error.to_string()))?;
         setup_pg_catalog(&session.context, CATALOG, EmptyContextProvider)
             .map_err(|error| fatal("58000", &error.to_string()))?;

@@ -20,7 +20,9 @@ use va_catalog::store::{
     Collection, CollectionCounts, DocumentFilter, Listing, Model, PAGE_LIMIT_MAX, Page, Pipeline,
     Topic, VersionInfo,
 };
-use va_catalog::{Catalog, CatalogError, CollectionName, CollectionRef, DocumentInfo, TenantScope};
+use va_catalog::{
+    Catalog, CatalogError, CollectionName, CollectionRef, DocumentInfo, TenantScope, Viewer,
+};
 use va_connectors::schema::schema_lines;
 
 use super::stream::Batches;
@@ -171,16 +173,18 @@ impl Column {
 pub(crate) struct CatalogTable {
     catalog: Catalog,
     tenant: TenantScope,
+    viewer: Viewer,
     kind: Kind,
     schema: SchemaRef,
 }
 
 impl CatalogTable {
-    pub(crate) fn new(catalog: Catalog, tenant: TenantScope, kind: Kind) -> Self {
+    pub(crate) fn new(catalog: Catalog, tenant: TenantScope, viewer: Viewer, kind: Kind) -> Self {
         let schema = kind.schema();
         Self {
             catalog,
             tenant,
+            viewer,
             kind,
             schema,
         }
@@ -215,6 +219,7 @@ impl TableProvider for CatalogTable {
         let source = Source {
             catalog: self.catalog.clone(),
             tenant: self.tenant.clone(),
+            viewer: self.viewer.clone(),
             schema: self.schema.clone(),
             collection: equal_to(filters, "collection"),
             counts: ["documents", "chunks"]
@@ -240,6 +245,8 @@ impl TableProvider for CatalogTable {
 struct Source {
     catalog: Catalog,
     tenant: TenantScope,
+    /// As whom documents are read.
+    viewer: Viewer,
     /// Of the whole table.
     schema: SchemaRef,
     /// Read only this collection's documents.
@@ -295,14 +302,17 @@ impl Source {
             return Ok(CollectionCounts::default());
         }
         let collection = self.tenant.collection(row.name.clone());
-        let counts = self.catalog.collection_counts(&collection).await;
+        let counts = self
+            .catalog
+            .collection_counts(&collection, &self.viewer)
+            .await;
         gone_is_default(counts)
     }
 
     /// Pages of documents, with their collection.
     fn document_pages(&self) -> BoxStream<'static, Result<(CollectionRef, Vec<DocumentInfo>)>> {
         let (catalog, tenant) = (self.catalog.clone(), self.tenant.clone());
-        let wanted = self.collection.clone();
+        let (wanted, viewer) = (self.collection.clone(), self.viewer.clone());
         let names = match wanted {
             // A name that no collection can have: nothing to read.
             Some(name) => {
@@ -322,11 +332,14 @@ impl Source {
                 let catalog = catalog.clone();
                 let collection = tenant.collection(name);
                 let documents = pages({
-                    let collection = collection.clone();
+                    let (collection, viewer) = (collection.clone(), viewer.clone());
                     move |page| {
                         let (catalog, collection) = (catalog.clone(), collection.clone());
+                        let filter = DocumentFilter {
+                            viewer: viewer.clone(),
+                            ..DocumentFilter::default()
+                        };
                         async move {
-                            let filter = DocumentFilter::default();
                             match catalog.documents(&collection, &filter, &page).await {
                                 // Removed meanwhile, or a name that was only asked for.
                                 Err(CatalogError::NotFound { .. }) => Ok(Listing {

@@ -1,7 +1,8 @@
 //! `chunks.<collection>`: the indexed chunks of a collection, without their vectors.
 //!
 //! The vector store does the work: it reads only the columns and, for `document_id = '...'` and the like, only the
-//! rows that are asked for. A collection that nothing was indexed into yet has the columns and no rows.
+//! rows that are asked for and that the viewer may read. A collection that nothing was indexed into yet has the columns
+//! and no rows.
 
 use std::sync::Arc;
 
@@ -12,8 +13,8 @@ use datafusion::error::Result;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use futures::{StreamExt, TryStreamExt};
-use va_catalog::{CollectionRef, chunk_schema};
-use va_vector::{VectorStore, quoted};
+use va_catalog::{CollectionRef, Filter, Viewer, chunk_schema};
+use va_vector::{VectorStore, filter_sql, quoted};
 
 use super::stream::Batches;
 use super::{equal_to, part, project, projected, stream_plan};
@@ -27,6 +28,8 @@ const HIDDEN: [&str; 4] = ["op", "tenant_id", "collection", "vector"];
 pub(crate) struct ChunkTable {
     vectors: Arc<dyn VectorStore>,
     collection: CollectionRef,
+    /// Of which chunks the rows are, as SQL that the store understands.
+    seen: Option<String>,
     schema: SchemaRef,
 }
 
@@ -42,7 +45,9 @@ impl ChunkTable {
     pub(crate) async fn open(
         vectors: Arc<dyn VectorStore>,
         collection: CollectionRef,
+        viewer: Viewer,
     ) -> Result<Self> {
+        let seen = filter_sql(&Filter::default().seen_by(viewer)).map_err(unreadable)?;
         let stored = vectors.schema(&collection).await.map_err(unreadable)?;
         let stored = stored.unwrap_or_else(|| chunk_schema(None));
         let fields: Vec<_> = stored
@@ -54,6 +59,7 @@ impl ChunkTable {
         Ok(Self {
             vectors,
             collection,
+            seen,
             schema: Arc::new(Schema::new(fields)),
         })
     }
@@ -90,6 +96,7 @@ impl TableProvider for ChunkTable {
                 let value = equal_to(filters, column)?;
                 Some(format!("{column} = {}", quoted(&value)))
             })
+            .chain(self.seen.clone())
             .collect();
         let query = Query {
             vectors: self.vectors.clone(),

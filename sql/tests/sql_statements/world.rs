@@ -20,7 +20,7 @@ use va_catalog::store::{CollectionConfig, Model, NewVersion, Retention, Scope, T
 use va_catalog::{
     Catalog, ChunkId, ChunkRecord, CollectionName, CollectionRef, ContentHash, DocumentId,
     DocumentRef, Internal, Partition, PipelineName, TenantId, TenantScope, TopicName, Version,
-    event,
+    Viewer, event,
 };
 use va_connectors::log::embedded::{EmbeddedLog, Options};
 use va_connectors::log::{Log, Target, TopicConfig};
@@ -232,6 +232,7 @@ impl World {
             content_hash: ContentHash::new("ab".repeat(32)).unwrap(),
             size: 100,
             metadata: BTreeMap::from([("lang".to_owned(), "mixed".to_owned())]),
+            readers: None,
         };
         let begun = self.services.catalog.begin_version(collection, &new);
         let begun = begun.await.unwrap();
@@ -360,6 +361,7 @@ impl Search for CountingSearch {
     async fn hybrid(
         &self,
         tenant: &TenantScope,
+        _: &Viewer,
         collection: &CollectionName,
         query: &str,
         k: usize,

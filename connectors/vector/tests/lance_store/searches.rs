@@ -5,10 +5,50 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use futures::TryStreamExt;
-use va_catalog::{ChunkId, DocumentId, Filter, Version};
+use va_catalog::{ChunkId, DocumentId, Filter, Version, Viewer};
 use va_vector::{IndexKind, Metric, VectorStore, stored_schema};
 
 use crate::support::*;
+
+#[tokio::test]
+async fn who_may_not_read_a_chunk_gets_the_next_best() {
+    let dir = temp();
+    let store = open(&dir).await;
+    let help = collection("default", "help");
+    let mut random = Random(9);
+    let query = random.vector(DIMS);
+    let far: Vec<f32> = query.iter().map(|value| -value).collect();
+    let ann = ["va.restricted", "va.reader=user:ann", "va.reader=role:pay"];
+    let chunks = vec![
+        (chunk(&help, "secret", 1, 0, 1, &ann), query.clone()),
+        // What a user wrote as metadata before such keys were refused restricts nothing.
+        (chunk(&help, "odd", 1, 0, 1, &["va.restricted=yes"]), far),
+        (chunk(&help, "untagged", 1, 0, 1, &[]), random.vector(DIMS)),
+    ];
+    put(&store, &help, &chunks).await;
+    let found = async |viewer: Viewer, k: usize| {
+        let filter = Filter::default().seen_by(viewer);
+        let hits = store
+            .search(&help, &query, k, Metric::Cosine, &filter)
+            .await;
+        let hits = hits.expect("hits").into_iter();
+        hits.map(|hit| hit.chunk.document.name).collect::<Vec<_>>()
+    };
+    let only = |readers: &[&str]| {
+        Viewer::Only(
+            readers
+                .iter()
+                .map(|r| r.parse().expect("a reader"))
+                .collect(),
+        )
+    };
+    assert_eq!(found(Viewer::Everything, 1).await, ["secret"]);
+    assert_eq!(found(only(&["user:ann"]), 1).await, ["secret"]);
+    assert_eq!(found(only(&["user:bob", "role:pay"]), 1).await, ["secret"]);
+    // One hit is asked for, and one comes: the condition is part of the search.
+    assert_eq!(found(only(&["user:bob"]), 1).await, ["untagged"]);
+    assert_eq!(found(only(&[]), 10).await, ["untagged", "odd"]);
+}
 
 #[tokio::test]
 async fn filters_match_tags_and_nothing_else() {

@@ -165,7 +165,7 @@ pub fn filter(pairs: &[(&str, &[&str])]) -> Filter {
             ((*key).to_owned(), OneOrMany::Many(values))
         })
         .collect();
-    Filter(map)
+    Filter::from(map)
 }
 
 /// Texts of everything stored, sorted.

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::{Value, json};
+use va_catalog::{Reader, Readers};
 
 use self::remote::RemoteDocuments;
 use self::show::Bar;
@@ -34,6 +35,7 @@ path, so a directory that another machine indexed under the same path is taken f
 
 Examples:
   va index ./handbook --collection help --meta lang=zh
+  va index ./salaries --collection help --reader role:payroll
   va index ./handbook --collection help --dry-run
   va index ./handbook --collection help --watch")]
 pub struct IndexArgs {
@@ -46,6 +48,10 @@ pub struct IndexArgs {
     /// Metadata for filters, `key=value`; may be given several times.
     #[arg(long = "meta", value_name = "KEY=VALUE")]
     pub meta: Vec<String>,
+    /// Who may read the documents, `user:ID` or `role:NAME`; may be given several times. Left out, a new document is
+    /// everybody's in the tenant, and one that is there keeps its readers.
+    #[arg(long = "reader", value_name = "READER")]
+    pub readers: Vec<Reader>,
     /// Say what would happen, and change nothing.
     #[arg(long, conflicts_with_all = ["watch", "no_wait"])]
     pub dry_run: bool,
@@ -78,7 +84,14 @@ pub async fn index(client: &Client, args: &IndexArgs) -> Outcome<()> {
     let meta = metadata(&args.meta)?;
     let given = given(args)?;
     let exists = collection_exists(client, args).await?;
-    let documents = RemoteDocuments::new(client, &args.collection, exists);
+    let readers = match args.readers.as_slice() {
+        [] => None,
+        readers => Some(
+            Readers::try_from(readers.to_vec())
+                .map_err(|error| Failure::usage(format!("`--reader`: {error}")))?,
+        ),
+    };
+    let documents = RemoteDocuments::new(client, &args.collection, exists, readers);
     let wishes = Wishes {
         meta,
         keep_deleted: args.keep_deleted,

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use va_catalog::settings::LimitSettings;
-use va_catalog::{ContentHash, DocumentId};
+use va_catalog::{ContentHash, DocumentId, Readers};
 
 use super::meta_json;
 use crate::cli::client::{Client, Failure, encode};
@@ -17,26 +17,39 @@ pub struct RemoteDocuments<'a> {
     base: String,
     /// One that does not exist holds nothing; only asked, never written.
     exists: bool,
+    /// Who may read what is handed over; `None`: it stays as it is.
+    readers: Option<Readers>,
 }
 
 impl<'a> RemoteDocuments<'a> {
-    pub fn new(client: &'a Client, collection: &str, exists: bool) -> Self {
+    pub fn new(
+        client: &'a Client,
+        collection: &str,
+        exists: bool,
+        readers: Option<Readers>,
+    ) -> Self {
         Self {
             client,
             base: format!("/api/v1/collections/{}/documents", encode(collection)),
             exists,
+            readers,
         }
     }
 
     /// Where one document is uploaded to.
     pub fn upload_path(&self, uri: &str, name: &str, meta: &Value) -> String {
-        format!(
+        let mut path = format!(
             "{}?name={}&uri={}&meta={}",
             self.base,
             encode(name),
             encode(uri),
             encode(&meta.to_string())
-        )
+        );
+        if let Some(readers) = &self.readers {
+            path.push_str("&readers=");
+            path.push_str(&encode(&json!(readers).to_string()));
+        }
+        path
     }
 }
 
@@ -80,13 +93,18 @@ impl Documents for RemoteDocuments<'_> {
             .map(|(uri, hash)| json!({"uri": uri, "hash": hash}))
             .collect();
         let path = format!("{}/check", self.base);
-        Ok(self.client.ask(&path, &json!({"items": items})).await?)
+        let body = json!({"items": items, "readers": self.readers});
+        Ok(self.client.ask(&path, &body).await?)
     }
 
     async fn hand_over(&self, files: Vec<Small>) -> Result<Vec<Result<Taken, String>>, SyncError> {
         let items: Vec<Value> = files
             .iter()
-            .map(|file| json!({"uri": file.uri, "name": file.name, "meta": file.meta}))
+            .map(|file| {
+                json!({
+                    "uri": file.uri, "name": file.name, "meta": file.meta, "readers": self.readers,
+                })
+            })
             .collect();
         let count = files.len();
         let boundary = format!("va-{}", uuid::Uuid::now_v7().simple());

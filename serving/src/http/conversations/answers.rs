@@ -23,6 +23,7 @@ use crate::conversations::{
     Beginning, Begun, ContextStrategy, Live, Mode, begin, title_of, understand,
 };
 use crate::http::problem::Body;
+use crate::http::withheld::withhold;
 use crate::http::{App, Problem, RequestId};
 
 const MESSAGE_CHARS_MAX: usize = 8_000;
@@ -152,7 +153,8 @@ pub async fn regenerate(
     let catalog = &app.platform.catalog;
     let known = catalog.conversation(&owner, &conversation).await?;
     refuse_second(&app, &owner, &known.id)?;
-    let earlier = catalog.last_messages(&owner, &known.id, LOOKED_AT).await?;
+    let mut earlier = catalog.last_messages(&owner, &known.id, LOOKED_AT).await?;
+    withhold(&app, &principal, &mut earlier).await?;
     let last = earlier
         .iter()
         .rfind(|message| message.role == MessageRole::User);
@@ -223,7 +225,8 @@ pub async fn events(
     };
     // Before the look at the catalog: an answer that ends in between is found there.
     let live = app.platform.conversations.live(&owner, &id, &message);
-    let stored = app.platform.catalog.message(&owner, &id, &message).await?;
+    let mut stored = app.platform.catalog.message(&owner, &id, &message).await?;
+    withhold(&app, &principal, std::slice::from_mut(&mut stored)).await?;
     if stored.role != MessageRole::Assistant {
         return Err(Problem::not_found(format!(
             "answer `{message}` does not exist"

@@ -16,6 +16,7 @@ use va_catalog::store::{ConversationChange, Feedback, Owner, Page, Principal};
 
 use super::collections::scoped;
 use super::problem::{Body, Params};
+use super::withheld::withhold;
 use super::{App, Problem};
 use crate::conversations::forget;
 
@@ -146,7 +147,8 @@ pub async fn messages(
 ) -> Result<Json<Value>, Problem> {
     let owner = Owner::from(&principal);
     let catalog = &app.platform.catalog;
-    let listing = catalog.messages(&owner, &id, &paging.page()).await?;
+    let mut listing = catalog.messages(&owner, &id, &paging.page()).await?;
+    withhold(&app, &principal, &mut listing.items).await?;
     Ok(Json(
         json!({"items": listing.items, "cursor": listing.next}),
     ))
@@ -180,9 +182,10 @@ pub async fn feedback(
     let owner = Owner::from(&principal);
     let catalog = &app.platform.catalog;
     let comment = said.comment.as_deref();
-    let message = catalog
+    let mut message = catalog
         .set_feedback(&owner, &id, &message, said.feedback, comment)
         .await?;
     app.platform.conversations.tell();
+    withhold(&app, &principal, std::slice::from_mut(&mut message)).await?;
     Ok(Json(json!(message)))
 }

@@ -85,6 +85,7 @@ pub(super) async fn plan(
                 conversation,
                 upto,
                 strategy,
+                viewer: principal.viewer(),
                 model: model.map(|model| (&caller, model)),
             };
             recall(&wanted).await?
@@ -167,7 +168,9 @@ async fn from_documents(
         rewrite: None,
         hyde: None,
     };
-    let mut ask = request.check().map_err(Problem::invalid)?;
+    let mut ask = request
+        .check(principal.viewer())
+        .map_err(Problem::invalid)?;
     ask.language = told.language;
     check(&app.platform, &principal.tenant, &ask).await?;
     let writer = writer(app, principal, id, &ask, told.about)?;

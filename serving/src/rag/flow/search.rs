@@ -115,7 +115,7 @@ impl Search<'_> {
         degraded: &mut Vec<Degraded>,
     ) -> Result<Looked, RagError> {
         let (platform, ask) = (self.platform, self.ask);
-        let Some(before) = platform.answers.earlier.recall(key) else {
+        let Some(mut before) = platform.answers.earlier.recall(key) else {
             let failed = [Degraded {
                 retriever: "all",
                 reason: reason.clone(),
@@ -125,6 +125,16 @@ impl Search<'_> {
             alerts.look(platform, &collection, Part::Retrieval, &failed);
             return Err(RagError::Unavailable(reason));
         };
+        // Who may read it may have changed since.
+        let ids: Vec<_> = before.sources.iter().map(|s| s.document.id).collect();
+        let collection = scope(&self.helper.caller().tenant, ask);
+        let withdrawn = platform
+            .catalog
+            .hidden_among(&ask.viewer, &collection, &ids)
+            .await?;
+        before
+            .sources
+            .retain(|source| !withdrawn.contains(&source.document.id));
         let at = chrono::DateTime::from_timestamp_millis(before.at_ms)
             .map(|at| at.to_rfc3339())
             .unwrap_or_default();
