@@ -18,7 +18,7 @@ use va_catalog::store::Principal;
 use va_connectors::log::Log;
 use va_llm::{
     Caller, ChatReply, ChatRequest, ChatStream, EmbedReply, EmbedRequest, LlmError, ModelInfo,
-    Parts, RerankReply, RerankRequest, RouteInfo, Router,
+    Parts, Provider, RerankReply, RerankRequest, RouteInfo, Router,
 };
 use va_models::{ChatTokenizer, Embedders, ModelError};
 
@@ -55,8 +55,9 @@ impl Gateway {
     ) -> Result<Self, String> {
         let ledger = Arc::new(UsageLedger::new(log, process, settings));
         let local = Arc::new(LocalModels::new(embedders, &settings.local));
+        let provider: Arc<dyn Provider> = local.clone();
         let parts = Parts {
-            local: Some((local.clone(), local.models())),
+            local: Some((provider, local.models())),
             ledger: Arc::new(Accounts(ledger.clone())),
             clock: Arc::new(now_ms),
             variable: Box::new(variable),
