@@ -38,6 +38,8 @@ mod identity;
 mod incremental;
 #[path = "platform/isolation.rs"]
 mod isolation;
+#[path = "platform/local_model.rs"]
+mod local_model;
 #[path = "platform/messages.rs"]
 mod messages;
 #[path = "platform/oidc.rs"]

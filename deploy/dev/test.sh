@@ -30,7 +30,7 @@ cargo build --workspace --bins --tests --features va-serving/kafka
 deploy/dev/kafka.sh fetch
 deploy/dev/oidc.sh fetch
 deploy/dev/fetch-corpora.sh
-for model in multilingual-e5-small all-minilm-l6-v2; do "$va" model pull "$model"; done
+for model in multilingual-e5-small all-minilm-l6-v2 smollm2-135m-instruct; do "$va" model pull "$model"; done
 
 log="$CARGO_TARGET_DIR/test.log"
 # --show-output makes passing tests print too; only their SKIPPED lines are let through to the screen.

@@ -52,7 +52,7 @@ pub fn serve(data: &Path, llm: &str) -> Server {
 }
 
 /// A question.
-fn question(model: &str, more: Value) -> Value {
+pub fn question(model: &str, more: Value) -> Value {
     let mut body = json!({"model": model, "messages": [{"role": "user", "content": "Say hi."}]});
     if let (Some(body), Value::Object(more)) = (body.as_object_mut(), more) {
         body.extend(more);
@@ -61,28 +61,28 @@ fn question(model: &str, more: Value) -> Value {
 }
 
 /// The reply to a chat request: status, the headers that tell something, body.
-fn chat(server: &Server, body: &Value) -> Reply {
+pub fn chat(server: &Server, body: &Value) -> Reply {
     send(server.post("/v1/chat/completions").json(body))
 }
 
-struct Reply {
-    status: u16,
+pub struct Reply {
+    pub status: u16,
     retry_after: Option<String>,
-    deployment: Option<String>,
+    pub deployment: Option<String>,
     overhead_ms: Option<f64>,
     cache: Option<String>,
     tokenizer: Option<String>,
     content_type: Option<String>,
-    text: String,
+    pub text: String,
 }
 
 impl Reply {
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("no JSON: {}", self.text))
     }
 
     /// The data of a stream's events, as JSON where it is.
-    fn events(&self) -> Vec<Value> {
+    pub fn events(&self) -> Vec<Value> {
         let data = self
             .text
             .lines()
@@ -92,7 +92,7 @@ impl Reply {
     }
 
     /// The text that a stream of OpenAI's showed.
-    fn shown(&self) -> String {
+    pub fn shown(&self) -> String {
         self.events()
             .iter()
             .filter_map(|event| event["choices"][0]["delta"]["content"].as_str())

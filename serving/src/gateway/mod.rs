@@ -24,7 +24,7 @@ use va_connectors::cache::Cache;
 use va_connectors::log::Log;
 use va_llm::{
     Attempt, Caller, ChatReply, ChatRequest, ChatStream, EmbedReply, EmbedRequest, Ledger,
-    LlmError, ModelInfo, Outcome, Parts, RerankReply, RerankRequest, RouteInfo, Router,
+    LlmError, ModelInfo, Outcome, Parts, Provider, RerankReply, RerankRequest, RouteInfo, Router,
     SpeakRequest, SpeechStream, TokenCount, Took, TranscribeReply, TranscribeRequest, Usage,
 };
 use va_models::{ChatTokenizer, Embedders, ModelError};
@@ -74,8 +74,9 @@ impl Gateway {
         let local = Arc::new(LocalModels::new(embedders.clone(), &settings.local));
         let names = local.embedding_names();
         let replies = ReplyCache::new(&settings.cache, cache, embedders, &names)?;
+        let provider: Arc<dyn Provider> = local.clone();
         let parts = Parts {
-            local: Some((local.clone(), local.models())),
+            local: Some((provider, local.models())),
             ledger: Arc::new(Accounts(ledger.clone())),
             clock: Arc::new(now_ms),
             variable: Box::new(variable),
