@@ -63,13 +63,7 @@ impl Profile {
             Some(_) => Err(format!("`{key}` of the preferences is a text")),
         };
         let language = text("language", LANGUAGE_CHARS_MAX, false)?;
-        let is_tag = |tag: &String| {
-            tag.len() >= 2
-                && tag
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-        };
-        if let Some(tag) = language.as_ref().filter(|tag| !is_tag(*tag)) {
+        if let Some(tag) = language.as_ref().filter(|tag| !is_tag(tag)) {
             return Err(format!(
                 "`language` of the preferences is `{tag}`: use a language tag such as `zh` or `en-GB`"
             ));
@@ -170,6 +164,12 @@ impl Profile {
         wishes.extend(tone.into_iter().chain(length).map(ToOwned::to_owned));
         (!wishes.is_empty()).then(|| wishes.join(if zh { "" } else { " " }))
     }
+}
+
+/// Whether a text can be a language tag. It is said to a model, so it must not be able to say anything else.
+fn is_tag(text: &str) -> bool {
+    let of_tag = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    text.len() >= 2 && text.bytes().all(of_tag)
 }
 
 #[cfg(test)]

@@ -102,6 +102,7 @@ impl Understood {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum List {
     Greeting,
+    GreetingNot,
     Question,
     Task,
     Complaint,
@@ -119,6 +120,7 @@ impl List {
     fn named(name: &str) -> Option<Self> {
         Some(match name {
             "greeting" => Self::Greeting,
+            "greeting-not" => Self::GreetingNot,
             "question" => Self::Question,
             "task" => Self::Task,
             "complaint" => Self::Complaint,
@@ -480,6 +482,9 @@ mod tests {
             ("I do not want a human", Intent::Question, false),
             ("No. Get me a human", Intent::Handover, true),
             ("what are human rights", Intent::Question, false),
+            ("history of Rome", Intent::Question, false),
+            ("hello world in Rust", Intent::Question, false),
+            ("聊天记录", Intent::Question, false),
             ("", Intent::Question, false),
         ] {
             let told = understand(message);
