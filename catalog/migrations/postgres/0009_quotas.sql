@@ -20,3 +20,9 @@ CREATE TABLE tenant_quotas (
     conversations_max BIGINT,
     updated_at BIGINT NOT NULL
 );
+
+-- As in 0008.
+ALTER TABLE tenant_quotas ENABLE ROW LEVEL SECURITY;
+ALTER TABLE tenant_quotas FORCE ROW LEVEL SECURITY;
+CREATE POLICY of_tenant ON tenant_quotas
+    USING (tenant_id = current_setting('va.tenant', true) OR current_setting('va.tenant', true) = '*');
