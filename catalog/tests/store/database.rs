@@ -63,7 +63,7 @@ async fn opening_is_repeatable_and_refuses_what_is_newer(on: On) {
             error,
             CatalogError::NewerDatabase {
                 found: 9001,
-                known: 7,
+                known: 10,
                 ..
             }
         ),
