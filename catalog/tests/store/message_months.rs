@@ -1,11 +1,16 @@
 //! Messages over months: where they land on PostgreSQL, what the chore makes, moves and removes, and that both databases
 //! show the same of it.
 
-use sqlx::Row as _;
+use std::path::Path;
+
+use sqlx::migrate::Migrator;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{Executor as _, Row as _, SqliteConnection};
 
 use crate::*;
 
 on_both!(
+    messages_of_before_the_months_are_kept,
     messages_of_several_months_are_one_conversation,
     months_that_are_not_kept_go,
 );
@@ -79,6 +84,89 @@ async fn texts(bench: &Bench, conversation: &str) -> Vec<String> {
             None => return texts,
         }
     }
+}
+
+/// What a database of the version before has: a conversation over two months, whose first message is of a clock that was
+/// behind.
+fn as_before() -> String {
+    let message = |seq: i64, at: i64| {
+        format!(
+            "INSERT INTO messages (tenant_id, conversation_id, seq, id, role, content, folded, state, citations, created_at) \
+             VALUES ('default', 'conv_a', {seq}, 'msg_{seq}', 'user', 'M{seq}', 'm{seq}', 'complete', '[]', {at});"
+        )
+    };
+    format!(
+        "INSERT INTO tenants (name, description, created_at) VALUES ('default', '', 0); \
+         INSERT INTO conversations (tenant_id, id, owner, title, folded, created_at, updated_at) \
+         VALUES ('default', 'conv_a', 'usr_ann', 't', 't', {}, {}); {} {} {}",
+        NOVEMBER + DAY,
+        NOVEMBER + DAY,
+        message(1, NOVEMBER),
+        message(2, NOVEMBER + DAY),
+        message(3, NOVEMBER + 30 * DAY),
+    )
+}
+
+async fn messages_of_before_the_months_are_kept(on: On) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (kind, location) = match on {
+        On::Sqlite => (
+            "sqlite",
+            folder.path().join("catalog.db").display().to_string(),
+        ),
+        On::Postgres(server) => ("postgres", new_database(server, "").await),
+    };
+    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("migrations")
+        .join(kind);
+    let mut migrator = Migrator::new(source.as_path()).await.expect("migrations");
+    migrator.migrations.to_mut().retain(|one| one.version <= 7);
+    let fill = as_before();
+    match on {
+        On::Sqlite => {
+            let options = SqliteConnectOptions::new()
+                .filename(&location)
+                .create_if_missing(true);
+            let mut connection = SqliteConnection::connect_with(&options)
+                .await
+                .expect("a connection");
+            migrator.run_direct(&mut connection).await.expect("tables");
+            connection.execute(fill.as_str()).await.expect("filled");
+            connection.close().await.expect("closed");
+        }
+        On::Postgres(_) => {
+            let mut connection = PgConnection::connect(&location)
+                .await
+                .expect("a connection");
+            migrator.run_direct(&mut connection).await.expect("tables");
+            connection.execute(fill.as_str()).await.expect("filled");
+            connection.close().await.expect("closed");
+        }
+    }
+    let clock = Arc::new(AtomicI64::new(NOVEMBER + 31 * DAY));
+    let catalog = open(&location, &clock).await;
+    let bench = Bench {
+        catalog,
+        clock,
+        folder,
+        location,
+    };
+    assert_eq!(texts(&bench, "conv_a").await, ["M1", "M2", "M3"]);
+    if bench.catalog.is_shared() {
+        let months = [
+            ("messages_2026_11".to_owned(), 2),
+            ("messages_2026_12".to_owned(), 1),
+        ];
+        assert_eq!(partitions(&bench).await, months);
+    }
+    let next = say(&bench, "conv_a", NOVEMBER + 31 * DAY, "M4").await;
+    assert_eq!(next.seq, 4, "numbers go on");
+    let found = bench
+        .catalog
+        .conversations(&owner(), Some("m1"), &Page::default())
+        .await;
+    let found = found.expect("found").items;
+    assert_eq!((found.len(), found[0].created_at), (1, NOVEMBER));
 }
 
 async fn messages_of_several_months_are_one_conversation(on: On) {
