@@ -33,7 +33,8 @@ pub use generate::{
     Piece,
 };
 pub use lock::{
-    DEFAULT_EMBEDDER, JoinedFile, ModelEntry, ModelKind, ModelLock, Package, PinnedFile, Registry, dims_of,
+    DEFAULT_EMBEDDER, JoinedFile, ModelEntry, ModelKind, ModelLock, Package, PinnedFile, Registry,
+    dims_of,
 };
 pub use pooling::Pooling;
 pub use registry::{Embedders, SharedTokenizer};
