@@ -54,6 +54,16 @@ pub fn build(settings: &LlmSettings, parts: Parts) -> Result<Router, BuildError>
     if !problems.is_empty() {
         return Err(BuildError(problems));
     }
+    if let Some(model) = &settings.default_model
+        && !models.contains_key(model)
+        && settings.find(model).is_none()
+    {
+        // Not an error, since a provider's key may be missing for a while.
+        tracing::warn!(
+            model,
+            "`llm.default_model` names no model that is configured or runs in this process"
+        );
+    }
     let mut groups = Vec::new();
     for (name, model) in &models {
         let deployments = model.deployments.iter().filter_map(|deployment| {

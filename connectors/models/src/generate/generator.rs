@@ -214,7 +214,7 @@ impl Generator {
         prompt: &[u32],
         tools: &[Value],
         options: &GenerateOptions,
-        tell: &mut (dyn FnMut(Option<Piece>) -> ControlFlow<()> + Send),
+        tell: &mut dyn FnMut(Option<Piece>) -> ControlFlow<()>,
     ) -> Result<Generated, ModelError> {
         if prompt.is_empty() {
             return Err(ModelError::Input("the prompt is empty".to_owned()));
@@ -227,16 +227,14 @@ impl Generator {
             });
         }
         let mut cache = self.take(prompt);
-        let generated = self.pool.install(|| {
-            let mut reply = Reply {
-                generator: self,
-                cache: &mut cache,
-                output: Output::new(&options.stop),
-                calls: Calls::new(tools),
-                tell,
-            };
-            reply.run(prompt, options)
-        })?;
+        let generated = Reply {
+            generator: self,
+            cache: &mut cache,
+            output: Output::new(&options.stop),
+            calls: Calls::new(tools),
+            tell,
+        }
+        .run(prompt, options)?;
         // After an error what the cache holds is not known.
         self.give_back(cache);
         Ok(generated)
@@ -273,7 +271,7 @@ struct Reply<'a> {
     cache: &'a mut Cache,
     output: Output,
     calls: Calls,
-    tell: &'a mut (dyn FnMut(Option<Piece>) -> ControlFlow<()> + Send),
+    tell: &'a mut dyn FnMut(Option<Piece>) -> ControlFlow<()>,
 }
 
 impl Reply<'_> {
@@ -294,7 +292,8 @@ impl Reply<'_> {
         let mut rest = &prompt[cached..];
         while rest.len() > PIECE_TOKENS {
             let (piece, more) = rest.split_at(PIECE_TOKENS);
-            network.advance(piece, self.cache)?;
+            let cache = &mut *self.cache;
+            generator.pool.install(|| network.advance(piece, cache))?;
             rest = more;
             if (self.tell)(None).is_break() {
                 generated.ending = Ending::Cancelled;
@@ -304,7 +303,9 @@ impl Reply<'_> {
         let mut next = rest.to_vec();
         let mut sampler = Sampler::new(options);
         while generated.output_tokens < most {
-            let scores = network.scores(&next, self.cache)?;
+            // A token at a time: a thread of the pool that waits takes up other work, which must not be a whole reply.
+            let cache = &mut *self.cache;
+            let scores = generator.pool.install(|| network.scores(&next, cache))?;
             let token = sampler.next(scores)?;
             generated.output_tokens += 1;
             if vocabulary.is_end(token) {
