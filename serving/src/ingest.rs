@@ -554,7 +554,7 @@ async fn append(
             );
         }
         commit.finish().await?;
-        Ok(())
+        Ok::<(), IngestError>(())
     };
     send.instrument(span).await
 }

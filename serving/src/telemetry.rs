@@ -50,7 +50,10 @@ pub fn init_logs(settings: &TelemetrySettings, traces: Option<&Traces>) {
     });
     let mut parts: Vec<Part> = vec![
         Box::new(lines.with_filter(filter)),
-        Box::new(TraceIds.with_filter(has_id.with_max_level_hint(LevelFilter::INFO))),
+        Box::new(Layer::<Registry>::with_filter(
+            TraceIds,
+            has_id.with_max_level_hint(LevelFilter::INFO),
+        )),
     ];
     if let Some(traces) = traces {
         let spans = tracing_opentelemetry::layer::<Registry>()
