@@ -62,6 +62,8 @@ mod shared_indexes;
 mod shuffle;
 #[path = "platform/sql_shell.rs"]
 mod sql_shell;
+#[path = "platform/traces.rs"]
+mod traces;
 #[path = "platform/uploads.rs"]
 mod uploads;
 #[path = "platform/validate.rs"]

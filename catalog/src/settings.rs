@@ -9,6 +9,7 @@ mod identity;
 pub mod llm;
 pub mod rag;
 mod server;
+mod telemetry;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,6 +27,7 @@ use crate::ids::CollectionName;
 pub use cache::CacheSettings;
 pub use identity::{IdentitySettings, OidcSettings, Registration};
 pub use server::ServerSettings;
+pub use telemetry::{LogFormat, LogLevel, Ratio, TelemetrySettings};
 
 /// The configuration. Every key has a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -303,49 +305,6 @@ pub enum FusionMethod {
     Scores,
 }
 
-/// What the program tells about itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct TelemetrySettings {
-    /// How log lines are written.
-    pub log_format: LogFormat,
-    /// The least important log lines that are written.
-    pub level: LogLevel,
-}
-
-/// How log lines are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum LogFormat {
-    /// One JSON object a line.
-    Json,
-    /// For people.
-    Text,
-}
-
-/// How important a log line is, from a human having to look (`error`) to single steps (`trace`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum LogLevel {
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
-}
-
-impl LogLevel {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Error => "error",
-            Self::Warn => "warn",
-            Self::Info => "info",
-            Self::Debug => "debug",
-            Self::Trace => "trace",
-        }
-    }
-}
-
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -446,15 +405,6 @@ impl Default for SearchSettings {
             rrf_k: 20,
             vector_weight: 2,
             keyword_weight: 3,
-        }
-    }
-}
-
-impl Default for TelemetrySettings {
-    fn default() -> Self {
-        Self {
-            log_format: LogFormat::Json,
-            level: LogLevel::Info,
         }
     }
 }

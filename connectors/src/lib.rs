@@ -8,6 +8,7 @@ pub mod log;
 pub mod objects;
 pub mod schema;
 pub mod tls;
+pub mod trace;
 
 #[cfg(test)]
 #[path = "../../deploy/dev/server.rs"]

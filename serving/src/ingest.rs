@@ -6,7 +6,7 @@
 
 mod readers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use arrow::array::{
 use arrow::datatypes::DataType;
 use bytes::Bytes;
 use futures::Stream;
+use tracing::Instrument;
 use va_catalog::event::{DOCUMENT_DELETED, DOCUMENT_UPLOADED, document_uploaded_schema};
 use va_catalog::readers::check_keys;
 use va_catalog::store::{
@@ -27,6 +28,7 @@ use va_catalog::{
 };
 use va_connectors::log::{LogError, Target, partition_of};
 use va_connectors::objects::ObjectError;
+use va_connectors::trace::{self, TRACEPARENT};
 
 use self::readers::{forbidden, unwritable};
 use crate::backlog::BacklogFull;
@@ -528,21 +530,33 @@ async fn append(
         .find(|(name, _)| *name == topic)
         .map(|(_, config)| config.partitions)
         .ok_or_else(|| LogError::UnknownTopic(topic.clone()))?;
+    let count = events.len();
     let mut places: BTreeMap<Partition, Vec<Event>> = BTreeMap::new();
     for event in events {
         let partition = partition_of(event.id.to_string().as_bytes(), partitions);
         places.entry(partition).or_default().push(event);
     }
-    let mut commit = platform.log.begin();
-    for (partition, events) in places {
-        commit.append(
-            &topic,
-            Target::Partition(partition),
-            batch_of(collection, &events)?,
-        );
-    }
-    commit.finish().await?;
-    Ok(())
+    let span = tracing::info_span!(
+        target: trace::TARGET,
+        "send document.uploaded",
+        otel.kind = "producer",
+        "messaging.operation.type" = "send",
+        messaging.destination.name = DOCUMENT_UPLOADED,
+        messaging.batch.message_count = count as i64,
+    );
+    let send = async {
+        let mut commit = platform.log.begin();
+        for (partition, events) in places {
+            commit.append(
+                &topic,
+                Target::Partition(partition),
+                batch_of(collection, &events)?,
+            );
+        }
+        commit.finish().await?;
+        Ok::<(), IngestError>(())
+    };
+    send.instrument(span).await
 }
 
 fn batch_of(
@@ -590,8 +604,16 @@ fn batch_of(
         None,
     )?;
     let now = TimestampMillisecondArray::from(vec![now_ms(); events.len()]);
+    // Whoever indexes it finds the request that it came with.
+    let schema = match trace::current() {
+        Some(parent) => {
+            let metadata = HashMap::from([(TRACEPARENT.to_owned(), parent)]);
+            Arc::new(schema.as_ref().clone().with_metadata(metadata))
+        }
+        None => schema.clone(),
+    };
     RecordBatch::try_new(
-        schema.clone(),
+        schema,
         vec![
             texts(&|_| uuid::Uuid::now_v7().to_string()),
             texts(&|event| event.event_type.to_owned()),

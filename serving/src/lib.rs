@@ -27,5 +27,6 @@ pub mod rag;
 pub mod retrieval;
 pub mod sweep;
 pub mod telemetry;
+pub mod traces;
 pub mod verify;
 pub mod versions;

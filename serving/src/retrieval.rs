@@ -8,11 +8,13 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use tracing::{Instrument, info_span};
 use va_catalog::settings::FusionMethod;
 use va_catalog::store::CatalogError;
 use va_catalog::{
     ChunkId, ChunkRecord, CollectionName, DocumentId, DocumentRef, Filter, TenantScope, Viewer,
 };
+use va_connectors::trace::TARGET;
 use va_endpoints::View;
 use va_fulltext::{highlights, snippet};
 use va_models::Role;
@@ -206,13 +208,26 @@ pub async fn search(
         if request.mode == Mode::Keyword {
             return None;
         }
-        Some(vector_side(platform, &view, model, request, &filter, candidates).await)
+        let span = info_span!(
+            target: TARGET,
+            "retrieval.vector",
+            gen_ai.request.model = model,
+            retrieval.candidates = candidates as i64,
+        );
+        let side = vector_side(platform, &view, model, request, &filter, candidates);
+        Some(side.instrument(span).await)
     };
     let keyword = async {
         if request.mode == Mode::Vector {
             return None;
         }
-        Some(keyword_side(&view, request, &filter, candidates).await)
+        let span = info_span!(
+            target: TARGET,
+            "retrieval.keyword",
+            retrieval.candidates = candidates as i64,
+        );
+        let side = keyword_side(&view, request, &filter, candidates);
+        Some(side.instrument(span).await)
     };
     let (vector, keyword) = tokio::join!(vector, keyword);
 

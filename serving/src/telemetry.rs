@@ -1,15 +1,22 @@
-//! Logs and metrics of the process: JSON lines (or text) on stderr, a Prometheus registry.
+//! Logs and metrics of the process: JSON lines (or text) on stderr, a Prometheus registry. Spans go to [`Traces`], too.
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use tracing::{Event, Subscriber};
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::{EnvFilter, filter_fn};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry};
 use va_catalog::settings::{LogFormat, TelemetrySettings};
 
-/// Sets up logging for the process. `RUST_LOG` refines the configured level.
-pub fn init_logs(settings: &TelemetrySettings) {
+use crate::traces::{Traces, is_traced};
+
+/// Sets up logging for the process, and has spans told to `traces`. `RUST_LOG` refines the configured level of the log.
+pub fn init_logs(settings: &TelemetrySettings, traces: Option<&Traces>) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
         // Our own crates at the configured level, libraries only when something is wrong.
         let level = settings.level.as_str();
@@ -30,14 +37,37 @@ pub fn init_logs(settings: &TelemetrySettings) {
         let ours: Vec<String> = ours.iter().map(|name| format!("{name}={level}")).collect();
         EnvFilter::new(format!("warn,{}", ours.join(",")))
     });
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    // A second call in one process (tests) keeps the first subscriber.
-    let _ = match settings.log_format {
-        LogFormat::Json => builder.event_format(JsonLines).try_init(),
-        LogFormat::Text => builder.try_init(),
+    type Part = Box<dyn Layer<Registry> + Send + Sync>;
+    let lines = tracing_subscriber::fmt::layer::<Registry>().with_writer(std::io::stderr);
+    let lines: Part = match settings.log_format {
+        LogFormat::Json => Box::new(lines.event_format(JsonLines)),
+        LogFormat::Text => Box::new(lines),
     };
+    // Each looks at its own spans only, so that one which nobody wants costs no more than being asked for.
+    let has_id = filter_fn(|metadata| {
+        let is_named = metadata.fields().field(TRACE_ID).is_some();
+        metadata.is_span() && *metadata.level() <= Level::INFO && is_named
+    });
+    let mut parts: Vec<Part> = vec![
+        Box::new(lines.with_filter(filter)),
+        Box::new(Layer::<Registry>::with_filter(
+            TraceIds,
+            has_id.with_max_level_hint(LevelFilter::INFO),
+        )),
+    ];
+    if let Some(traces) = traces {
+        let spans = tracing_opentelemetry::layer::<Registry>()
+            .with_tracer(traces.tracer())
+            .with_context_activation(false)
+            .with_tracked_inactivity(false)
+            .with_location(false)
+            .with_threads(false)
+            .with_target(false);
+        let wanted = filter_fn(is_traced).with_max_level_hint(LevelFilter::INFO);
+        parts.push(Box::new(spans.with_filter(wanted)));
+    }
+    // A second call in one process (tests) keeps the first subscriber.
+    let _ = tracing_subscriber::registry().with(parts).try_init();
 }
 
 /// One JSON object a line: `timestamp, level, service, trace_id, message`, the target and the event's fields.
@@ -56,12 +86,11 @@ where
     ) -> std::fmt::Result {
         let mut fields = Fields::default();
         event.record(&mut fields);
-        let mut trace_id = None;
-        for span in context.event_scope().into_iter().flatten() {
-            if let Some(id) = span.extensions().get::<TraceId>() {
-                trace_id = Some(id.0.clone());
-            }
-        }
+        let mut spans = context.event_scope().into_iter().flatten();
+        let trace_id = spans.find_map(|span| {
+            let extensions = span.extensions();
+            extensions.get::<TraceId>().map(|id| id.0.clone())
+        });
         let metadata = event.metadata();
         let mut line = serde_json::Map::new();
         line.insert(
@@ -88,8 +117,39 @@ where
     }
 }
 
-/// The trace that a request's span belongs to; put there by the HTTP layer.
-pub struct TraceId(pub String);
+/// The field of a span that names its trace.
+pub const TRACE_ID: &str = "trace_id";
+
+/// The trace that a span belongs to, by its field [`TRACE_ID`].
+struct TraceId(String);
+
+/// Keeps the trace of spans for the log lines within them.
+struct TraceIds;
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for TraceIds {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let mut fields = Fields::default();
+        attributes.record(&mut fields);
+        keep(fields, id, &context);
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        let mut fields = Fields::default();
+        values.record(&mut fields);
+        keep(fields, id, &context);
+    }
+}
+
+fn keep<S: Subscriber + for<'a> LookupSpan<'a>>(fields: Fields, id: &Id, context: &Context<'_, S>) {
+    let mut fields = fields.rest.into_iter();
+    let found = fields.find_map(|(name, value)| match value {
+        serde_json::Value::String(trace) if name == TRACE_ID => Some(trace),
+        _ => None,
+    });
+    if let (Some(trace), Some(span)) = (found, context.span(id)) {
+        span.extensions_mut().replace(TraceId(trace));
+    }
+}
 
 #[derive(Default)]
 struct Fields {
@@ -179,6 +239,14 @@ pub fn init_metrics() -> Option<PrometheusHandle> {
     metrics::describe_counter!(
         "va_http_requests_total",
         "HTTP requests by route, method and status."
+    );
+    metrics::describe_counter!(
+        "va_trace_spans_exported_total",
+        "Spans that the receiver of traces has taken."
+    );
+    metrics::describe_counter!(
+        "va_trace_spans_dropped_total",
+        "Spans that nobody will see, by reason; requests never wait for them."
     );
     metrics::describe_histogram!(
         "va_http_request_seconds",

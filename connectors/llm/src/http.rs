@@ -7,6 +7,7 @@ use futures::stream::{BoxStream, StreamExt};
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::Value;
+use va_connectors::trace::{self, TRACEPARENT};
 
 use crate::error::{ErrorKind, LlmError};
 use crate::sse::{Frame, SseParser};
@@ -38,8 +39,12 @@ pub(crate) fn client(base_url: &str) -> Result<Client, LlmError> {
     })
 }
 
-/// Sends a request whose reply is to be good.
+/// Sends a request whose reply is to be good, as a part of the trace of the call.
 pub(crate) async fn send(request: RequestBuilder) -> Result<Response, LlmError> {
+    let request = match trace::current() {
+        Some(parent) => request.header(TRACEPARENT, parent),
+        None => request,
+    };
     let response = request.send().await.map_err(|error| unreachable(&error))?;
     let status = response.status();
     if status.is_success() {

@@ -16,7 +16,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 use va_catalog::settings::llm::{LlmModelSettings, LlmSettings, ModelUse, Strategy};
+use va_connectors::trace::TARGET;
 
 pub use audio::SpeechStream;
 pub use count::TokenCount;
@@ -446,7 +449,9 @@ impl Router {
         lease.reserve(self.ledger.reserve(caller, attempt).await?, now);
         info.deployment.clone_from(&deployment.name);
         let called = Instant::now();
-        let answer = run(deployment, asked).await;
+        let span = span(need.used_for, deployment, asked, info.tries);
+        lease.trace(span.clone());
+        let answer = run(deployment, asked).instrument(span).await;
         info.waited += called.elapsed();
         match answer {
             Ok(answer) => {
@@ -583,6 +588,32 @@ impl Router {
                 .fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed),
         )
     }
+}
+
+/// The span of one call, with names of the semantic conventions for generative AI.
+fn span(used_for: ModelUse, deployment: &Deployment, asked: &str, number: u32) -> Span {
+    let operation = match used_for {
+        ModelUse::Chat => "chat",
+        ModelUse::Embedding => "embeddings",
+        ModelUse::Rerank => "rerank",
+        ModelUse::Transcription => "transcription",
+        ModelUse::Speech => "speech",
+    };
+    let model = deployment.upstream(asked);
+    tracing::info_span!(
+        target: TARGET,
+        "gen_ai",
+        otel.name = format!("{operation} {model}"),
+        otel.kind = "client",
+        otel.status_code = Empty,
+        gen_ai.operation.name = operation,
+        gen_ai.system = deployment.provider_name,
+        gen_ai.request.model = model,
+        gen_ai.usage.input_tokens = Empty,
+        gen_ai.usage.output_tokens = Empty,
+        "error.type" = Empty,
+        llm.attempt = i64::from(number),
+    )
 }
 
 /// Which models may stand in after a failure.

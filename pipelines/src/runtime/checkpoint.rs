@@ -26,6 +26,7 @@ use va_connectors::log::StateKey;
 use va_connectors::log::records::Records;
 use va_operators::{Counts, DeadLetter};
 
+use super::traces::{Links, Work};
 use crate::plan::Plan;
 
 /// When checkpoints begin and when partitions may be given up: the coordinator's memory, without its I/O. Driven by
@@ -110,6 +111,10 @@ pub struct Ack {
     pub collections: Vec<CollectionRef>,
     /// Of a source: the next offset of every partition that it reads.
     pub offsets: Vec<(TopicPartition, Offset)>,
+    /// Of a source: the traces that its rows came with.
+    pub links: Links,
+    /// What was done for this checkpoint; `None` without rows.
+    pub work: Option<Work>,
 }
 
 /// The acks of one checkpoint while they arrive.

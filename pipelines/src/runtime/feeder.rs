@@ -11,6 +11,7 @@ use std::time::Duration;
 use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
+use opentelemetry::trace::SpanContext;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -25,6 +26,7 @@ use va_operators::{Counts, DeadLetter, Message, Origin, RowOrigin};
 
 use super::checkpoint::Ack;
 use super::node::Report;
+use super::traces::{Links, Work, trace_of};
 
 /// Batches that readers may have fetched ahead.
 const AHEAD: usize = 4;
@@ -58,6 +60,8 @@ struct Stored {
     skipped: u64,
     /// Messages of this part that are no rows.
     letters: Vec<DeadLetter>,
+    /// What they were sent in.
+    trace: Option<SpanContext>,
 }
 
 /// Rows that were read together.
@@ -115,6 +119,7 @@ impl Feeder {
             dead_letters: Vec::new(),
             rows_since_barrier: 0,
             first_row_at: None,
+            links: Links::default(),
             wanted: false,
         };
         let result = tokio::select! {
@@ -146,6 +151,8 @@ struct Running {
     dead_letters: Vec<DeadLetter>,
     rows_since_barrier: u64,
     first_row_at: Option<Instant>,
+    /// The traces that the rows since the last barrier came with.
+    links: Links,
     /// A checkpoint was asked for and its barrier has not come yet.
     wanted: bool,
 }
@@ -224,8 +231,8 @@ impl Running {
             Command::Pause => self.paused = true,
             Command::Barrier(checkpoint) => {
                 self.send(Message::Barrier(checkpoint)).await?;
-                self.rows_since_barrier = 0;
-                self.first_row_at = None;
+                let rows = std::mem::take(&mut self.rows_since_barrier);
+                let first = self.first_row_at.take();
                 self.wanted = false;
                 let ack = Ack {
                     node: self.feeder.node,
@@ -240,6 +247,8 @@ impl Running {
                         .iter()
                         .map(|(p, o)| (p.clone(), *o))
                         .collect(),
+                    links: std::mem::take(&mut self.links),
+                    work: first.map(|first| Work::reading(first.into_std(), rows)),
                     ..Ack::default()
                 };
                 // Partitions that were given up belong to this checkpoint for the last time.
@@ -281,6 +290,7 @@ impl Running {
             mut next,
             skipped,
             letters,
+            trace,
         } = item.map_err(|error| FlowError::retriable(format!("read {partition}"), error))?;
         if skipped > 0 {
             metrics::counter!("va_pipeline_rows_expired_total", "topic" => partition.topic.to_string())
@@ -291,6 +301,7 @@ impl Running {
         let mut rows = part.batch.num_rows();
         let mut parts = vec![part];
         let mut failed = letters;
+        self.links.add(trace);
         let mut left = None;
         while rows < rows_max {
             match fetched.try_recv() {
@@ -302,6 +313,7 @@ impl Running {
                             next: behind,
                             skipped: 0,
                             letters,
+                            trace,
                         }),
                     ..
                 }) if same == reader && rows + part.batch.num_rows() <= rows_max => {
@@ -309,6 +321,7 @@ impl Running {
                     next = behind;
                     parts.push(part);
                     failed.extend(letters);
+                    self.links.add(trace);
                 }
                 Ok(other) => {
                     left = Some(other);
@@ -447,6 +460,7 @@ async fn read_batches(
         let result = log.fetch(&to.partition, from, limit, FETCH_WAIT).await?;
         let mut skipped = result.skipped;
         for stored in result.batches {
+            let trace = trace_of(&stored.batch);
             for start in (0..stored.batch.num_rows()).step_by(rows) {
                 let part = stored
                     .batch
@@ -479,6 +493,7 @@ async fn read_batches(
                     },
                     skipped: std::mem::take(&mut skipped),
                     letters,
+                    trace: trace.clone(),
                 };
                 if !to.send(Ok(item)).await {
                     return Ok(());
@@ -580,5 +595,7 @@ fn stored(
         },
         next,
         skipped,
+        // Each message has one of its own in its headers, which is the rows' business (`_headers`).
+        trace: None,
     })
 }

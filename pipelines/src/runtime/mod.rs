@@ -14,6 +14,7 @@ mod stats;
 mod supervisor;
 mod tap;
 mod task;
+mod traces;
 
 pub use stats::{NodeStats, Stats};
 pub use supervisor::{PipelineState, PipelineStatus, Runtime, RuntimeConfig, RuntimeError, lag};

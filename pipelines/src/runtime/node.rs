@@ -8,6 +8,7 @@ use va_connectors::flow::{CheckpointId, FlowError, Sink};
 use va_operators::{Counts, Cx, Message, Operator, Origin};
 
 use super::checkpoint::Ack;
+use super::traces::Work;
 
 /// What a node tells the coordinator.
 #[derive(Debug)]
@@ -102,6 +103,7 @@ pub async fn run_operator(
     busy: metrics::Counter,
 ) {
     let work = async {
+        let mut done: Option<Work> = None;
         loop {
             match inputs.next().await {
                 Received::Batch {
@@ -110,13 +112,18 @@ pub async fn run_operator(
                     origin,
                 } => {
                     cx.enter(&batch, origin);
-                    let started = std::time::Instant::now();
+                    let (started, rows) = (std::time::Instant::now(), batch.num_rows());
                     operator.on_batch(input, batch, &mut cx).await?;
                     busy.increment(started.elapsed().as_micros() as u64);
+                    Work::add(&mut done, started, rows as u64);
                 }
                 Received::Barrier(checkpoint) => {
+                    let started = std::time::Instant::now();
                     cx.enter_barrier();
                     operator.on_barrier(&mut cx).await?;
+                    if done.is_some() {
+                        Work::add(&mut done, started, 0);
+                    }
                     let output = cx.leave_barrier(checkpoint).await?;
                     let ack = Ack {
                         node,
@@ -124,6 +131,7 @@ pub async fn run_operator(
                         rows_in: inputs.rows.clone(),
                         dead_letters: output.dead_letters,
                         state: output.state,
+                        work: done.take(),
                         ..Ack::default()
                     };
                     report(&reports, Report::Ack { checkpoint, ack }).await?;
@@ -149,17 +157,22 @@ pub async fn run_sink(
     busy: metrics::Counter,
 ) {
     let work = async {
+        let mut done: Option<Work> = None;
         loop {
             match inputs.next().await {
                 Received::Batch { batch, .. } => {
-                    let started = std::time::Instant::now();
+                    let (started, rows) = (std::time::Instant::now(), batch.num_rows());
                     sink.write(batch).await?;
                     busy.increment(started.elapsed().as_micros() as u64);
+                    Work::add(&mut done, started, rows as u64);
                 }
                 Received::Barrier(checkpoint) => {
                     let started = std::time::Instant::now();
                     let prepared = sink.prepare(CheckpointId(checkpoint)).await?;
                     busy.increment(started.elapsed().as_micros() as u64);
+                    if done.is_some() {
+                        Work::add(&mut done, started, 0);
+                    }
                     let rows: u64 = inputs.rows.iter().sum();
                     let counts = Counts {
                         rows_in: rows,
@@ -172,6 +185,7 @@ pub async fn run_sink(
                         rows_in: inputs.rows.clone(),
                         appends: prepared.appends,
                         collections: prepared.collections,
+                        work: done.take(),
                         ..Ack::default()
                     };
                     report(&reports, Report::Ack { checkpoint, ack }).await?;

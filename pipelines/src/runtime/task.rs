@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -23,6 +23,7 @@ use super::feeder::{Command, Feeder};
 use super::node::{Inputs, Report, run_operator, run_sink};
 use super::stats::Stats;
 use super::tap::Taps;
+use super::traces;
 use crate::plan::Plan;
 
 /// Messages that may wait on one edge.
@@ -498,13 +499,12 @@ impl Coordinator<'_> {
                 Err(error) => return Err(FlowError::retriable("commit", error)),
             }
         }
-        let seconds = self
-            .begun
-            .take()
-            .map_or(0.0, |begun| begun.elapsed().as_secs_f64());
-        setup
-            .stats
-            .committed(&setup.plan, &acks, (setup.clock)(), seconds);
+        let begun = self.begun.take();
+        let seconds = begun.map_or(0.0, |begun| begun.elapsed().as_secs_f64());
+        let now_ms = (setup.clock)();
+        setup.stats.committed(&setup.plan, &acks, now_ms, seconds);
+        let now = UNIX_EPOCH + Duration::from_millis(now_ms.unsigned_abs());
+        traces::tell(&setup.plan, &acks, begun, now);
         Ok(())
     }
 

@@ -27,6 +27,7 @@ pub use client::{Failure, Outcome};
 pub use up::{Booted, boot};
 
 use crate::platform::Role;
+use crate::traces::Traces;
 use client::{Client, Target};
 
 /// VoiceAssistant: documents, search and pipelines in one process.
@@ -179,6 +180,15 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Serves, and sends the last traces behind it.
+async fn traced(serving: impl Future<Output = Outcome<()>>, traces: Option<Traces>) -> Outcome<()> {
+    let outcome = serving.await;
+    if let Some(traces) = traces {
+        traces.close().await;
+    }
+    outcome
+}
+
 async fn run(cli: Cli) -> Outcome<()> {
     let file = cli
         .config
@@ -195,23 +205,28 @@ async fn run(cli: Cli) -> Outcome<()> {
         cli.command,
         Command::Up { .. } | Command::Worker { .. } | Command::Serve { .. }
     );
+    let traces = if serves {
+        Traces::start(&settings.telemetry).map_err(Failure::usage)?
+    } else {
+        None
+    };
     if serves || std::env::var_os("RUST_LOG").is_some() {
-        crate::telemetry::init_logs(&settings.telemetry);
+        crate::telemetry::init_logs(&settings.telemetry, traces.as_ref());
     }
     match &cli.command {
         Command::Up { listen, pg_listen } => {
             settings.listen = listen.unwrap_or(settings.listen);
             settings.pg_listen = pg_listen.unwrap_or(settings.pg_listen);
-            return up::up(settings, Role::Up).await;
+            return traced(up::up(settings, Role::Up), traces).await;
         }
         Command::Serve { listen, pg_listen } => {
             settings.listen = listen.unwrap_or(settings.listen);
             settings.pg_listen = pg_listen.unwrap_or(settings.pg_listen);
-            return up::up(settings, Role::Serve).await;
+            return traced(up::up(settings, Role::Serve), traces).await;
         }
         Command::Worker { listen } => {
             settings.listen = *listen;
-            return up::worker(settings).await;
+            return traced(up::worker(settings), traces).await;
         }
         Command::Model(command) => {
             let command = tokio::task::block_in_place(|| model::model(command, &settings));

@@ -8,6 +8,7 @@ use axum::http::StatusCode;
 use futures::StreamExt;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tracing::Instrument;
 use va_catalog::store::{CatalogError, FinishedAnswer, Owner, StoredMessage};
 use va_llm::{Caller, ChatRequest, FinishReason, LlmError, Message, Role, Usage};
 
@@ -79,7 +80,7 @@ pub async fn begin(
 ) -> Result<Begun, CatalogError> {
     let platform = platform.clone();
     // In a task: a client that goes in between must not leave an answer behind that nobody writes.
-    let begun = tokio::spawn(async move {
+    let begin = async move {
         let question = beginning.question.as_deref();
         let rows = platform
             .catalog
@@ -91,7 +92,8 @@ pub async fn begin(
             )
             .await?;
         Ok::<_, CatalogError>(spawn(platform, room, beginning, rows))
-    });
+    };
+    let begun = tokio::spawn(begin.in_current_span());
     begun.await.map_err(|error| CatalogError::Storage {
         action: "begin an answer".to_owned(),
         source: Box::new(error),
@@ -124,7 +126,7 @@ fn spawn(
         degraded: beginning.degraded,
         _room: room,
     };
-    tokio::spawn(task.run(beginning.work));
+    tokio::spawn(task.run(beginning.work).in_current_span());
     Begun {
         question,
         answer,

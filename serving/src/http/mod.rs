@@ -42,14 +42,17 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use metrics_exporter_prometheus::PrometheusHandle;
+use opentelemetry::trace::SpanContext;
 use tokio::net::TcpListener;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
+use va_connectors::trace::{self, TRACEPARENT};
 use va_sql::SqlEngine;
 
 pub use problem::Problem;
 pub use routes::{Access, Route, Routes};
 
 use crate::platform::{Platform, Role};
+use crate::telemetry::TRACE_ID;
 
 /// What handlers work with.
 #[derive(Clone)]
@@ -104,7 +107,9 @@ pub async fn serve(app: App, listener: TcpListener) {
 }
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// Routes that are traced only for a caller who traces.
+const PROBES: [&str; 3] = ["/healthz", "/metrics", "/readyz"];
 
 /// The id of the request, for handlers that note it.
 #[derive(Debug, Clone)]
@@ -125,20 +130,41 @@ async fn observe(mut request: Request, next: Next) -> Response {
         .and_then(|id| id.to_str().ok())
         .filter(|id| id.len() <= 128)
         .map_or_else(|| uuid::Uuid::now_v7().to_string(), ToOwned::to_owned);
-    let trace_id = request
+    let caller = request
         .headers()
-        .get(&TRACEPARENT)
+        .get(TRACEPARENT)
         .and_then(|parent| parent.to_str().ok())
-        .and_then(trace_of)
-        .unwrap_or_else(|| uuid::Uuid::now_v7().simple().to_string());
+        .and_then(trace::read);
     request.extensions_mut().insert(RequestId(id.clone()));
     // Handlers that look at headers, as those of models do for their events, find the id that the client is told.
     if let Ok(value) = HeaderValue::from_str(&id) {
         request.headers_mut().insert(REQUEST_ID, value);
     }
-    let span = tracing::info_span!("request", %method, route, request_id = %id, %trace_id);
-    let mut response = next.run(request).instrument(span).await;
-    let status = response.status().as_u16().to_string();
+    // Its name and fields are those of the semantic conventions for HTTP; `traces` takes it by its name.
+    let span = tracing::info_span!(
+        "request",
+        otel.kind = "server",
+        http.request.method = %method,
+        http.route = route,
+        http.response.status_code = tracing::field::Empty,
+        otel.status_code = tracing::field::Empty,
+        request_id = %id,
+        trace_id = tracing::field::Empty,
+    );
+    // Supervisors ask every few seconds, which nobody wants to look at.
+    let caller = match caller {
+        None if PROBES.contains(&route.as_str()) => trace::read(&unsampled()),
+        caller => caller,
+    };
+    let (trace_id, traceparent) = begin_trace(&span, caller, &method, &route);
+    span.record(TRACE_ID, trace_id.as_str());
+    let mut response = next.run(request).instrument(span.clone()).await;
+    let status = response.status().as_u16();
+    span.record("http.response.status_code", i64::from(status));
+    if status >= 500 {
+        span.record("otel.status_code", "ERROR");
+    }
+    let status = status.to_string();
     metrics::counter!("va_http_requests_total", "route" => route.clone(), "method" => method.clone(), "status" => status)
         .increment(1);
     metrics::histogram!("va_http_request_seconds", "route" => route, "method" => method)
@@ -146,14 +172,37 @@ async fn observe(mut request: Request, next: Next) -> Response {
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
-    if let Ok(parent) = HeaderValue::from_str(&format!("00-{trace_id}-{}-01", &trace_id[16..])) {
+    if let Ok(parent) = HeaderValue::from_str(&traceparent) {
         response.headers_mut().insert(TRACEPARENT, parent);
     }
     response
 }
 
-/// The trace id of a W3C `traceparent` header.
-fn trace_of(parent: &str) -> Option<String> {
-    let id = parent.split('-').nth(1)?;
-    (id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())).then(|| id.to_owned())
+/// A `traceparent` of a trace that is not to be kept.
+fn unsampled() -> String {
+    let trace_id = uuid::Uuid::now_v7().simple().to_string();
+    format!("00-{trace_id}-{}-00", &trace_id[16..])
+}
+
+/// The trace that a request belongs to, its caller's where there is one, and the `traceparent` of the reply, which names
+/// our span of it. Where traces are not kept, both are for the log only.
+fn begin_trace(
+    span: &Span,
+    caller: Option<SpanContext>,
+    method: &str,
+    route: &str,
+) -> (String, String) {
+    if let Some(caller) = &caller {
+        trace::continue_from(span, caller.clone());
+    }
+    if let Some(own) = trace::of(span) {
+        trace::rename(span, format!("{method} {route}"));
+        return (own.trace_id().to_string(), trace::write(&own));
+    }
+    let trace_id = caller.map_or_else(
+        || uuid::Uuid::now_v7().simple().to_string(),
+        |caller| caller.trace_id().to_string(),
+    );
+    let traceparent = format!("00-{trace_id}-{}-01", &trace_id[16..]);
+    (trace_id, traceparent)
 }

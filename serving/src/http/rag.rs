@@ -16,6 +16,7 @@ use axum::{Extension, Json};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tracing::Instrument;
 use va_catalog::store::Principal;
 use va_llm::Caller;
 
@@ -197,7 +198,8 @@ fn events(
         }
     };
     let begun = Streamed {
-        work: Some(Box::pin(work)),
+        // The stream is read when the handler has returned; its work is still the request's.
+        work: Some(Box::pin(work.in_current_span())),
         events,
         problem: None,
     };

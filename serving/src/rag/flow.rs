@@ -15,9 +15,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::sync::mpsc;
+use tracing::{Instrument, info_span};
 use va_catalog::settings::rag::{Rerank, RewriteMethod};
 use va_catalog::store::CatalogError;
 use va_catalog::{CollectionRef, TenantScope};
+use va_connectors::trace::TARGET;
 use va_llm::Caller;
 
 use super::alerts::{Part, of_search};
@@ -159,7 +161,9 @@ async fn answer(
         made,
         mut degraded,
         tokens,
-    } = widen(&helper, ask, rules, wanted, synonyms).await;
+    } = widen(&helper, ask, rules, wanted, synonyms)
+        .instrument(info_span!(target: TARGET, "rag.rewrite"))
+        .await;
     if ask.hyde == Some(true) && model.is_none() {
         degraded.push(Degraded {
             retriever: "hyde",
@@ -233,7 +237,13 @@ async fn answer(
 
     let writing = Instant::now();
     let mut draft = Draft::new(&task, events);
-    let written = match writer.write(&task, &mut draft).await {
+    let span = info_span!(
+        target: TARGET,
+        "rag.write",
+        rag.mode = writer.mode(),
+        rag.context.tokens = task.context.tokens as i64,
+    );
+    let written = match writer.write(&task, &mut draft).instrument(span).await {
         Ok(written) => written,
         Err(WriteError::Gone(gone)) => return Err(gone.into()),
         Err(WriteError::Failed(reason)) => return Err(RagError::Write(reason)),

@@ -8,7 +8,9 @@ use std::time::Instant;
 
 use futures::future::join_all;
 use serde::Serialize;
+use tracing::{Instrument, info_span};
 use va_catalog::{ChunkId, DocumentRef, TenantScope};
+use va_connectors::trace::TARGET;
 
 use super::request::Ask;
 use super::rewrite::{Query, Why};
@@ -118,7 +120,10 @@ impl Retrieved {
                 keywords: Some(query.keywords.clone()),
                 passage: query.passage,
             };
-            let reply = search(platform, tenant, &ask.viewer, &request).await;
+            let span = info_span!(target: TARGET, "rag.retrieve", rag.round = i64::from(round));
+            let reply = search(platform, tenant, &ask.viewer, &request)
+                .instrument(span)
+                .await;
             (reply, started.elapsed().as_secs_f64() * 1_000.0)
         });
         let mut failed = None;

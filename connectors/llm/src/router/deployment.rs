@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use tracing::Span;
 use va_catalog::settings::llm::{Capability, DeploymentSettings, RoutingSettings};
 
 use crate::error::{ErrorKind, LlmError};
@@ -190,6 +191,8 @@ pub(crate) struct Lease {
     /// What is known to have been taken.
     taken: Usage,
     ended: bool,
+    /// Of the traces; it ends with the call.
+    span: Span,
 }
 
 impl Lease {
@@ -259,7 +262,13 @@ impl Lease {
             priced_at: 0,
             taken: Usage::default(),
             ended: false,
+            span: Span::none(),
         })
+    }
+
+    /// The call is told to the traces as `span`, which has the fields that [`Lease::end`] fills in.
+    pub(crate) fn trace(&mut self, span: Span) {
+        self.span = span;
     }
 
     /// The money for it is there.
@@ -348,6 +357,16 @@ impl Lease {
     fn end(&mut self, usage: Option<Usage>, outcome: Outcome) {
         if std::mem::replace(&mut self.ended, true) {
             return;
+        }
+        if let Some(usage) = usage {
+            self.span
+                .record("gen_ai.usage.input_tokens", usage.input as i64);
+            self.span
+                .record("gen_ai.usage.output_tokens", usage.output as i64);
+        }
+        if matches!(outcome, Outcome::Failed(_) | Outcome::Cancelled) {
+            self.span.record("error.type", outcome.as_str());
+            self.span.record("otel.status_code", "ERROR");
         }
         let taken = usage.map_or(0, |usage| usage.input + usage.output);
         {

@@ -4,6 +4,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use tracing::{Instrument, info_span};
+use va_connectors::trace::TARGET;
+
 use super::super::alerts::Part;
 use super::super::context::{Context, Counter, build};
 use super::super::earlier::{Key, Remembered};
@@ -155,7 +158,10 @@ impl Search<'_> {
         let rrf_k = platform.settings.search.rrf_k;
         let sources = retrieved.sources(rrf_k, wanted(platform, ask));
         let began = Instant::now();
-        let ordered = rerank(platform, self.helper, ask, self.made, self.model, sources).await;
+        let span = info_span!(target: TARGET, "rag.rerank", rag.sources = sources.len() as i64);
+        let ordered = rerank(platform, self.helper, ask, self.made, self.model, sources)
+            .instrument(span)
+            .await;
         spent.rerank_ms += ms(began);
         spent.tokens += ordered.tokens;
         let mut judged = self.grade(ordered.sources, spent).await?;
@@ -172,6 +178,7 @@ impl Search<'_> {
             (ask.question.clone(), made.standalone.clone(), made.lang);
         let (history, tokens_max) = (ask.history.clone(), ask.context_tokens);
         let model = self.model.map(ToOwned::to_owned);
+        let span = info_span!(target: TARGET, "rag.grade", rag.sources = sources.len() as i64);
         let (sources, context, grade, fault) = tokio::task::spawn_blocking(move || {
             let mut fault = None;
             let loaded = model.map(|model| platform.embedders.get(&model));
@@ -202,6 +209,7 @@ impl Search<'_> {
             let fault = fault.or_else(|| graded.degraded.clone());
             (sources, context, graded, fault)
         })
+        .instrument(span)
         .await
         .map_err(|error| RagError::Write(error.to_string()))?;
         spent.grade_ms += ms(started);
