@@ -11,7 +11,9 @@
 //!
 //! `layout` resolves the options, `values` holds what keys have come to.
 
+#[path = "aggregate/layout.rs"]
 mod layout;
+#[path = "aggregate/values.rs"]
 mod values;
 
 use std::collections::HashMap;

@@ -93,7 +93,7 @@ impl SqlEngine {
     /// [`SqlEngine::query`] with what the viewer may read.
     pub async fn query_as(
         &self,
-        tenant: &TenantId,
+        tenant: &TenantScope,
         viewer: &Viewer,
         sql: &str,
     ) -> Result<(SchemaRef, SendableRecordBatchStream), SqlError> {

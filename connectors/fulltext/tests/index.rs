@@ -6,7 +6,7 @@ use std::path::Path;
 use va_catalog::chunk::{OneOrMany, batch_of};
 use va_catalog::{
     ChunkId, ChunkRecord, CollectionName, CollectionRef, DocumentId, DocumentRef, Filter, Reader,
-    Readers, TenantId, Version,
+    Readers, TenantId, Version, Viewer,
 };
 use va_fulltext::analysis::Grams;
 use va_fulltext::{Analysis, HITS_MAX, Ranking, TantivyIndex, TextError, TextIndex};

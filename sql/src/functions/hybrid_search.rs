@@ -219,16 +219,17 @@ impl TableProvider for HybridSearchTable {
         let all = self.schema.clone();
         let schema = projected(&all, projection)?;
         let (services, viewer) = (self.names.services.clone(), self.names.viewer.clone());
+        let tenant = self.names.tenant.clone();
         let columns = schema.clone();
         let hits = part(move || {
             let (services, collection) = (services.clone(), collection.clone());
-            let viewer = viewer.clone();
+            let (tenant, viewer) = (tenant.clone(), viewer.clone());
             let (query, all, columns) = (query.clone(), all.clone(), columns.clone());
             futures::stream::once(async move {
                 let hits = services
                     .search
                     .hybrid(
-                        &collection.tenant,
+                        &tenant,
                         &viewer,
                         &collection.collection,
                         &query,

@@ -78,7 +78,7 @@ async fn the_same_documents_are_found_alike(on: On) {
 
     let view = process.view().await;
     assert_eq!(view.splits(), 5);
-    let even = Filter(BTreeMap::from([(
+    let even = Filter::from(BTreeMap::from([(
         "even".to_owned(),
         OneOrMany::One("true".into()),
     )]));
