@@ -30,8 +30,9 @@ async fn say(bench: &Bench, conversation: &str, at: i64, text: &str) -> StoredMe
     bench.clock.store(at, Ordering::SeqCst);
     let begun = bench
         .catalog
-        .begin_answer(&owner(), conversation, Some(text.into()), "chat");
-    let (question, answer) = begun.await.expect("begun");
+        .begin_answer(&owner(), conversation, Some(text.into()), "chat")
+        .await;
+    let (question, answer) = begun.expect("begun");
     let finished = FinishedAnswer {
         content: "好",
         reason: None,
@@ -230,8 +231,10 @@ async fn messages_of_several_months_are_one_conversation(on: On) {
     }
     let answers = catalog.messages(&owner(), &id, &Page::default()).await;
     let answer = &answers.expect("messages").items[1];
-    let judged = catalog.set_feedback(&owner(), &id, &answer.id, Feedback::Up, None);
-    assert_eq!(judged.await.expect("judged").feedback, Some(Feedback::Up));
+    let judged = catalog
+        .set_feedback(&owner(), &id, &answer.id, Feedback::Up, None)
+        .await;
+    assert_eq!(judged.expect("judged").feedback, Some(Feedback::Up));
     catalog
         .delete_conversation(&owner(), &id)
         .await
@@ -252,8 +255,10 @@ async fn months_that_are_not_kept_go(on: On) {
         text: "November".to_owned(),
         seq: 2,
     };
-    let kept = catalog.keep_conversation_summary(&owner(), &both, &summary);
-    assert!(kept.await.expect("kept"));
+    let kept = catalog
+        .keep_conversation_summary(&owner(), &both, &summary)
+        .await;
+    assert!(kept.expect("kept"));
     catalog
         .keep_message_months_all_tenants(Some(1))
         .await

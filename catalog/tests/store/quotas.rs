@@ -80,14 +80,14 @@ async fn every_quota_is_held(on: On) {
         .expect("room again");
 
     let owner = Owner {
-        tenant: shop.clone(),
+        tenant: TenantScope::internal(shop.clone(), Internal::Test),
         id: "usr_1".into(),
     };
     catalog
-        .create_conversation(&owner, "", None)
+        .create_conversation(&owner, "", None, None)
         .await
         .expect("a conversation");
-    let refused = catalog.create_conversation(&owner, "", None).await;
+    let refused = catalog.create_conversation(&owner, "", None, None).await;
     assert_eq!(exceeded(refused), (Quota::Conversations, 1, 1));
     // Another tenant has its own room.
     let elsewhere = collection("default", "two");
@@ -107,7 +107,7 @@ async fn every_quota_is_held(on: On) {
     assert_eq!(usage, BTreeMap::from(expected));
     limit(catalog, &shop, Quota::Conversations, None).await;
     catalog
-        .create_conversation(&owner, "", None)
+        .create_conversation(&owner, "", None, None)
         .await
         .expect("no limit now");
     let quotas = catalog.quotas(&shop).await.expect("quotas");

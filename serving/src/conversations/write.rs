@@ -353,7 +353,7 @@ async fn chat(
         };
         Message::text(role, turn.content.as_str())
     }));
-    messages.push(Message::text(Role::User, question));
+    messages.push(Message::text(Role::User, question.as_str()));
     let request = ChatRequest {
         model,
         messages,

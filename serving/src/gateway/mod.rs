@@ -180,6 +180,15 @@ impl Gateway {
         self.watch(&request.model, asked)
     }
 
+    /// [`Self::chat`], waiting for all of it.
+    pub async fn complete(
+        &self,
+        caller: &Caller,
+        request: &ChatRequest,
+    ) -> Result<(ChatReply, RouteInfo), LlmError> {
+        self.chat(caller, request).await?.collect().await
+    }
+
     /// Asks for a reply that may be one which was given before, as far as the settings and `wish` allow. What is new is kept.
     pub async fn chat_or_kept(
         &self,

@@ -90,7 +90,7 @@ async fn keyed(app: App, request: Request, next: Next) -> Result<Response, Probl
             .concat()
             .into(),
         app,
-        tenant: principal.tenant,
+        tenant: principal.tenant.id().clone(),
         place,
     };
     // What could not be sealed afterwards is not begun.

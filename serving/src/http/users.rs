@@ -11,7 +11,7 @@ use super::auth::require_all;
 use super::collections::Paging;
 use super::problem::{Body, Params};
 use super::{App, Problem};
-use crate::conversations::Profile;
+use crate::conversations::Profile as Preferred;
 use crate::identity::{Note, Origin};
 
 pub async fn list(
@@ -326,7 +326,7 @@ pub async fn preferences(
     Extension(principal): Extension<Principal>,
     Body(preferences): Body<Map<String, Value>>,
 ) -> Result<Json<Value>, Problem> {
-    Profile::read(&preferences).map_err(Problem::invalid)?;
+    Preferred::read(&preferences).map_err(Problem::invalid)?;
     let change = UserChange {
         preferences: Some(&preferences),
         ..UserChange::default()

@@ -390,6 +390,7 @@ mod tests {
                 request.messages[0].content.push(Part::Image {
                     url: "data:".to_owned(),
                     detail: None,
+                    cache_control: None,
                 });
             },
             "pictures",

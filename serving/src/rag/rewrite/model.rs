@@ -332,7 +332,9 @@ mod tests {
         let request = serde_json::json!({"question": "why?", "collection": "c"});
         let request: crate::rag::request::RagRequest =
             serde_json::from_value(request).expect("a request");
-        let mut ask = request.check().expect("a good request");
+        let mut ask = request
+            .check(va_catalog::Viewer::Everything)
+            .expect("a good request");
         ask.history = history;
         let said = conversation(&ask, Lang::En, 2);
         assert!(
