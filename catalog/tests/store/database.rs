@@ -112,6 +112,8 @@ fn tables(folder: &str) -> BTreeMap<String, BTreeMap<String, Vec<String>>> {
             } else if let Some(table) = &table {
                 let column = line.trim().trim_end_matches(',').to_owned();
                 tables.entry(table.clone()).or_default().push(column);
+            } else if is_about_rights(&line) {
+                // SQLite has nothing like it.
             } else if line.starts_with("CREATE") || line.starts_with("ALTER") {
                 tables
                     .entry("other statements".into())
@@ -124,9 +126,20 @@ fn tables(folder: &str) -> BTreeMap<String, BTreeMap<String, Vec<String>>> {
     files
 }
 
+fn is_about_rights(line: &str) -> bool {
+    line.contains("ROW LEVEL SECURITY") || line.starts_with("CREATE POLICY")
+}
+
 #[test]
 fn both_databases_have_the_same_tables() {
-    let sqlite = tables("sqlite");
+    let (mut sqlite, mut postgres) = (tables("sqlite"), tables("postgres"));
     assert_eq!(sqlite["0001_catalog.sql"].len(), 11);
-    assert_eq!(sqlite, tables("postgres"));
+    // Only PostgreSQL has partitions, for which it makes the table of messages anew; that both keep the same of messages is
+    // shown by `message_months.rs`.
+    for tables in [&mut sqlite, &mut postgres] {
+        tables
+            .remove("0010_message_partitions.sql")
+            .expect("both have it");
+    }
+    assert_eq!(sqlite, postgres);
 }

@@ -56,12 +56,13 @@ fn text_of(tenant: &str) -> String {
     format!("of {tenant}")
 }
 
-/// Every table of the catalog but those without a tenant.
+/// Every table of the catalog but those without a tenant. The rows of a partition are those of its table.
 async fn tables(connection: &mut PgConnection) -> Vec<Table> {
     let rows: Vec<(String, String, String)> = sqlx::query_as(
         "SELECT c.table_name::text, c.column_name::text, c.data_type::text FROM information_schema.columns c \
          JOIN information_schema.tables t ON t.table_schema = c.table_schema AND t.table_name = c.table_name \
-         WHERE c.table_schema = 'public' AND t.table_type = 'BASE TABLE' ORDER BY c.table_name, c.ordinal_position",
+         WHERE c.table_schema = 'public' AND t.table_type = 'BASE TABLE' \
+         AND NOT EXISTS (SELECT FROM pg_class p WHERE p.relname = c.table_name AND p.relispartition) ORDER BY c.table_name, c.ordinal_position",
     )
     .fetch_all(connection)
     .await
@@ -175,7 +176,7 @@ async fn every_table_with_a_tenant_has_a_policy_that_binds_its_owner() {
     let mut connection = about(&url, None).await;
     let bound: Vec<String> = sqlx::query_scalar(
         "SELECT c.relname::text FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace \
-         AND c.relrowsecurity AND c.relforcerowsecurity \
+         AND c.relrowsecurity AND c.relforcerowsecurity AND NOT c.relispartition \
          AND EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = c.oid) ORDER BY c.relname",
     )
     .fetch_all(&mut connection)
@@ -185,6 +186,17 @@ async fn every_table_with_a_tenant_has_a_policy_that_binds_its_owner() {
     let expected: BTreeSet<&str> = tables.iter().map(|table| table.name.as_str()).collect();
     assert_eq!(bound, expected);
     assert!(expected.contains("api_keys") && expected.contains("refresh_tokens"));
+    assert!(expected.contains("messages"));
+    // Whoever names a partition meets a policy too.
+    let open: Vec<String> = sqlx::query_scalar(
+        "SELECT c.relname::text FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace \
+         AND c.relispartition AND c.relkind = 'r' AND NOT (c.relrowsecurity AND c.relforcerowsecurity \
+         AND EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = c.oid))",
+    )
+    .fetch_all(&mut connection)
+    .await
+    .expect("the partitions");
+    assert_eq!(open, [""; 0]);
 }
 
 #[tokio::test]

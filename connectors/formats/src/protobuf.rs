@@ -141,7 +141,6 @@ fn message_at(file: &FileDescriptor, path: &[usize]) -> Option<MessageDescriptor
 mod tests {
     use arrow::array::{BinaryArray, RecordBatch};
     use arrow::datatypes::SchemaRef;
-    use prost_reflect::prost::Message as _;
     use serde_json::json;
     use va_catalog::TopicName;
     use va_connectors::schema::parse_schema;
