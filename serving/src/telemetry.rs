@@ -4,7 +4,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::filter::{EnvFilter, filter_fn};
+use tracing_subscriber::filter::{EnvFilter, dynamic_filter_fn};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::{Context, SubscriberExt};
@@ -43,8 +43,10 @@ pub fn init_logs(settings: &TelemetrySettings, traces: Option<&Traces>) {
         LogFormat::Json => Box::new(lines.event_format(JsonLines)),
         LogFormat::Text => Box::new(lines),
     };
-    // Each looks at its own spans only, so that one which nobody wants costs no more than being asked for.
-    let has_id = filter_fn(|metadata| {
+    // Each looks at its own spans only, so that one which nobody wants costs no more than being asked for. Dynamic, so that
+    // every filter is asked for each span: otherwise its verdict is what a thread was last asked about, and a library that
+    // asks whether it may log, and then does not, leaves the wrong one behind.
+    let has_id = dynamic_filter_fn(|metadata, _| {
         let is_named = metadata.fields().field(TRACE_ID).is_some();
         metadata.is_span() && *metadata.level() <= Level::INFO && is_named
     });
@@ -63,7 +65,8 @@ pub fn init_logs(settings: &TelemetrySettings, traces: Option<&Traces>) {
             .with_location(false)
             .with_threads(false)
             .with_target(false);
-        let wanted = filter_fn(is_traced).with_max_level_hint(LevelFilter::INFO);
+        let wanted = dynamic_filter_fn(|metadata, _| is_traced(metadata))
+            .with_max_level_hint(LevelFilter::INFO);
         parts.push(Box::new(spans.with_filter(wanted)));
     }
     // A second call in one process (tests) keeps the first subscriber.

@@ -17,7 +17,7 @@ use crate::gateway::upstream::{Upstream, reply};
 use crate::http::RequestBuilder;
 use crate::identity::{log_in, make_user};
 use crate::on_servers::servers;
-use crate::server::{PATIENCE, Server, both, good, need_model, problem, skip, va};
+use crate::server::{PATIENCE, Server, both, good, need_model, skip, va};
 
 /// A server with one model, `chat`, behind an upstream that answers everything alike.
 fn with_model(data: &Path) -> (Upstream, Server) {
@@ -75,9 +75,19 @@ fn whatever_the_openapi_document_permits_or_forbids_is_no_server_error() {
     let document = good(server.get("/openapi.json"));
     let methods = document["paths"].as_object().unwrap().values();
     let operations: usize = methods.map(|path| path.as_object().unwrap().len()).sum();
-    // All but the one that schemathesis cannot write.
-    let tested = format!("Tested: {}\n", operations - 1);
-    assert!(said.contains(&tested), "not `{tested}`: {said}");
+    let count = |after: &str| -> usize {
+        let (_, rest) = said
+            .split_once(after)
+            .unwrap_or_else(|| panic!("no `{after}`: {said}"));
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().unwrap()
+    };
+    // All but the one that schemathesis cannot write, and at most one that it leaves out by itself.
+    assert_eq!(count("Tested: "), count("Selected: "), "{said}");
+    assert!(
+        count("Tested: ") + 2 >= operations,
+        "of {operations}: {said}"
+    );
     assert_eq!(good(server.get("/readyz"))["status"], "ok");
 }
 
@@ -398,10 +408,11 @@ fn a_database_that_goes_and_comes_back_costs_nothing_that_was_acknowledged() {
             .json(&json!({"message": "first"})),
     );
     assert_eq!(said["state"], "complete", "{said}");
-    // PostgreSQL has no NUL in texts.
+    // PostgreSQL has no NUL in texts; the question is kept with the sign for what cannot be shown.
     let conversation = &said["conversation_id"];
     let nul = json!({"message": "a\0b", "conversation": conversation});
-    assert_eq!(problem(server.post("/api/v1/chat").json(&nul)).0, 400);
+    let said = good(server.post("/api/v1/chat").json(&nul));
+    assert_eq!(said["state"], "complete", "{said}");
 
     // Acknowledged, and still on their way when the database goes.
     let mut acknowledged = 1;
