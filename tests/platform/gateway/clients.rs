@@ -131,8 +131,13 @@ fn a_proxy_that_speaks_messages_is_a_provider() {
     assert!(count.json()["input_tokens"].as_u64().unwrap() > 0);
     assert_eq!(count.tokenizer.as_deref(), Some("smollm2/proxy/smollm2"));
 
-    // A key that it does not take is ours with it, not the client's with us.
+    // Keys are in its database, of which it has none here; its own words for that reach the client, and who said them.
     let answer = chat(&server, &question("closed", json!({"max_tokens": 6})));
-    assert_eq!(answer.status, 502, "{}", answer.text);
-    assert_eq!(answer.json()["error"]["code"], "provider_credentials");
+    assert_eq!(answer.status, 400, "{}", answer.text);
+    let message = answer.json()["error"]["message"].clone();
+    let told = message.as_str().unwrap();
+    assert!(
+        told.starts_with("closed/stranger/smollm2: the provider answered 400"),
+        "{told}"
+    );
 }
