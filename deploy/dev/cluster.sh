@@ -64,6 +64,7 @@ END
 }
 
 stop() {
+    [ ! -d "$folder" ] || folder=$(cd "$folder" && pwd)
     [ ! -d "$folder/kafka" ] || "$here/kafka.sh" stop "$folder/kafka" || true
     "$here/postgres.sh" stop || true
     "$here/s3.sh" stop || true

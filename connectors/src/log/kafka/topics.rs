@@ -66,6 +66,10 @@ impl Shared {
             self.note_created(topic, config.partitions);
             return Ok(());
         }
+        // Another process may have created it a moment ago, and not every broker has heard of it yet.
+        let name = topic.clone();
+        self.wait_until(move |shared| shared.known_count(&name).is_some())
+            .await?;
         let name = topic.clone();
         let partitions = self
             .blocking(move |shared| shared.partitions(&name))

@@ -10,6 +10,7 @@ mod proxy;
 mod records;
 mod security;
 mod state;
+mod together;
 
 use std::sync::Arc;
 
