@@ -129,7 +129,11 @@ impl Catalog {
 
     /// The partitions that there are, by name.
     async fn partitions(&self) -> Result<Vec<String>, CatalogError> {
-        names(&query(PARTITIONS).fetch_all(self.read_all(Why::Chore)).await?)
+        names(
+            &query(PARTITIONS)
+                .fetch_all(self.read_all(Why::Chore))
+                .await?,
+        )
     }
 
     /// Makes the partition of a month, if there is none, and moves what the default one has of it.

@@ -228,13 +228,7 @@ impl TableProvider for HybridSearchTable {
             futures::stream::once(async move {
                 let hits = services
                     .search
-                    .hybrid(
-                        &tenant,
-                        &viewer,
-                        &collection.collection,
-                        &query,
-                        k,
-                    )
+                    .hybrid(&tenant, &viewer, &collection.collection, &query, k)
                     .await
                     .map_err(unreadable)?;
                 project(&rows(&all, &hits)?, &columns)
