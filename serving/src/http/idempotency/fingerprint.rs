@@ -228,16 +228,16 @@ mod tests {
         let kind = |boundary: &str| format!("multipart/form-data; boundary={boundary}");
         let first = print(
             "/a",
-            &kind("XXXXXXXXa"),
-            &form("XXXXXXXXa", "text XXXX"),
+            &kind("bbbbbbbba"),
+            &form("bbbbbbbba", "text bbbb"),
             1_000,
         );
         let other = "y".repeat(13);
         let quoted = kind(&format!("\"{other}\""));
         for piece in 1..40 {
-            let again = form(&other, "text XXXX");
+            let again = form(&other, "text bbbb");
             assert_eq!(print("/a", &quoted, &again, piece), first, "{piece}");
-            let changed = form(&other, "text YYYY");
+            let changed = form(&other, "text cccc");
             assert_ne!(print("/a", &quoted, &changed, piece), first, "{piece}");
         }
     }
