@@ -4,6 +4,7 @@
 
 pub mod cache;
 pub mod flow;
+pub mod http;
 pub mod log;
 pub mod objects;
 pub mod schema;

@@ -15,18 +15,7 @@ home="$cache/tools/litellm-$version"
 upstream="${2:-}"
 
 install_proxy() {
-    [ ! -f "$home/complete" ] || return 0
-    echo "litellm: fetching $version, once" >&2
-    mkdir -p "$cache/tools"
-    # Two test runs at once take turns.
-    exec 9>"$cache/tools/.litellm.lock"
-    flock 9
-    [ ! -f "$home/complete" ] || return 0
-    rm -rf "$home"
-    python3 -m venv "$home" &&
-        "$home/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: \
-            "litellm[proxy]==$version" >&2 || return 1
-    touch "$home/complete"
+    python_home "$home" "LiteLLM $version" "litellm[proxy]==$version"
 }
 
 up() { # FOLDER
@@ -36,15 +25,8 @@ model_list:
     litellm_params: {model: hosted_vllm/smollm2, api_base: "$upstream", api_key: none}
 general_settings: {master_key: sk-litellm}
 EOF
-    for _ in 1 2 3 4 5; do
-        free_port >"$1/port"
-        if resume "$1"; then
-            echo "http://127.0.0.1:$(cat "$1/port")"
-            return
-        fi
-    done
-    tail -n 30 "$1/server.log" >&2
-    return 1
+    on_free_port "$1" &&
+        echo "http://127.0.0.1:$(cat "$1/port")"
 }
 
 resume() { # FOLDER
@@ -54,22 +36,10 @@ resume() { # FOLDER
     env -u DATABASE_URL LITELLM_LOCAL_MODEL_COST_MAP=True NO_PROXY='*' "$home/bin/litellm" --config "$1/config.yaml" \
         --host 127.0.0.1 --port "$port" --telemetry False >>"$1/server.log" 2>&1 </dev/null &
     echo $! >"$1/pid"
-    for _ in $(seq 1200); do
-        kill -0 "$(cat "$1/pid")" 2>/dev/null || return 1
-        ! curl -s -f -o /dev/null "http://127.0.0.1:$port/health/liveliness" || return 0
-        sleep 0.1
-    done
-    return 1
+    answers "$1" 120 "http://127.0.0.1:$port/health/liveliness"
 }
 
-halt() { # FOLDER
-    local pid
-    pid=$(cat "$1/pid" 2>/dev/null) || return 0
-    rm -f "$1/pid"
-    # It keeps nothing, so there is nothing to end in order.
-    kill -9 "$pid" 2>/dev/null || return 0
-    while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
-}
+halt() { kill_at_once "$1"; }
 
 case "${1:-}" in
 install) install_proxy ;;

@@ -16,20 +16,9 @@ openai=3.57.0
 anthropic=2.14.0
 langchain=1.7.4
 lock="$root/deploy/dev/llm-clients/package-lock.json"
-python_home="$cache/tools/llm-clients-$openai-$anthropic"
+sdk_home="$cache/tools/llm-clients-$openai-$anthropic"
 langchain_home="$cache/tools/langchain-openai-$langchain"
 node_home="$cache/tools/llm-clients-node-$(sha256sum "$lock" | cut -c1-16)"
-
-install_python() { # FOLDER PACKAGE...
-    local home=$1
-    shift
-    [ ! -f "$home/complete" ] || return 0
-    echo "llm-clients: fetching $*, once" >&2
-    rm -rf "$home"
-    python3 -m venv "$home" &&
-        "$home/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: "$@" >&2 &&
-        touch "$home/complete"
-}
 
 install_node() {
     [ ! -f "$node_home/complete" ] || return 0
@@ -58,17 +47,16 @@ there() { # FOLDER WHAT TO_PRINT
 
 case "${1:-}" in
 install)
-    mkdir -p "$cache/tools"
+    failed=0
+    python_home "$sdk_home" "the official clients for Python" "openai==$openai" "anthropic==$anthropic" || failed=1
+    python_home "$langchain_home" "LangChain" "langchain-openai==$langchain" || failed=1
     # Two test runs at once take turns.
     exec 9>"$cache/tools/.llm-clients.lock"
     flock 9
-    failed=0
-    install_python "$python_home" "openai==$openai" "anthropic==$anthropic" || failed=1
-    install_python "$langchain_home" "langchain-openai==$langchain" || failed=1
     install_node || failed=1
     exit "$failed"
     ;;
-python) there "$python_home" "official clients for Python" "$python_home/bin/python" ;;
+python) there "$sdk_home" "official clients for Python" "$sdk_home/bin/python" ;;
 langchain) there "$langchain_home" "LangChain" "$langchain_home/bin/python" ;;
 node) there "$node_home" "official clients for Node" "$node_home" ;;
 *)

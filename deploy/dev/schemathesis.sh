@@ -12,18 +12,7 @@ version=4.32.5
 home="$cache/tools/schemathesis-$version"
 
 case "${1:-}" in
-install)
-    [ ! -f "$home/complete" ] || exit 0
-    echo "schemathesis: fetching $version, once" >&2
-    mkdir -p "$cache/tools"
-    exec 9>"$cache/tools/.schemathesis.lock"
-    flock 9
-    [ ! -f "$home/complete" ] || exit 0
-    rm -rf "$home"
-    python3 -m venv "$home"
-    "$home/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: "schemathesis==$version" >&2
-    touch "$home/complete"
-    ;;
+install) python_home "$home" "schemathesis $version" "schemathesis==$version" ;;
 program)
     [ -f "$home/complete" ] || {
         echo "no schemathesis (fetch it with: deploy/dev/schemathesis.sh install)" >&2

@@ -15,6 +15,37 @@ free_port() {
     python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
+# Starts it on a free port, by `resume`. Somebody else may take the port between the question and the start.
+on_free_port() { # FOLDER
+    for _ in 1 2 3 4 5; do
+        free_port >"$1/port"
+        ! resume "$1" || return 0
+    done
+    tail -n 30 "$1/server.log" >&2
+    return 1
+}
+
+# Waits until the URL answers; fails at once when the process, whose id is in FOLDER/pid, has ended.
+answers() { # FOLDER SECONDS URL
+    for _ in $(seq "$2"0); do
+        kill -0 "$(cat "$1/pid")" 2>/dev/null || return 1
+        ! curl -s -f -o /dev/null "$3" || return 0
+        sleep 0.1
+    done
+    return 1
+}
+
+# The `halt` of a server that keeps nothing, so that there is nothing to end in order.
+kill_at_once() { # FOLDER
+    local pid
+    pid=$(cat "$1/pid" 2>/dev/null) || return 0
+    rm -f "$1/pid"
+    # Or bash tells of its death.
+    disown "$pid" 2>/dev/null || true
+    kill -9 "$pid" 2>/dev/null || return 0
+    while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
+}
+
 serve() { # NAME COMMAND
     local folder line
     case "$2" in

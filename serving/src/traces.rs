@@ -21,6 +21,7 @@ use opentelemetry_sdk::trace::{
     SpanData, SpanProcessor,
 };
 use reqwest::Url;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -56,14 +57,15 @@ impl Traces {
     /// runtime. Connects to nobody yet.
     ///
     /// # Errors
-    /// When the endpoint is no URL.
+    /// When the endpoint is no URL, or the headers for it are none.
     pub fn start(settings: &TelemetrySettings) -> Result<Option<Self>, String> {
         let variable = |name: &str| std::env::var(name).ok();
         let Some(endpoint) = endpoint(settings, variable)? else {
             return Ok(None);
         };
         let name = variable("OTEL_SERVICE_NAME").filter(|name| !name.is_empty());
-        let exporter = Exporter::new(endpoint, &name.unwrap_or_else(|| "va".to_owned()))?;
+        let name = name.unwrap_or_else(|| "va".to_owned());
+        let exporter = Exporter::new(endpoint, headers(variable)?, &name)?;
         let (spans_tx, spans) = mpsc::channel(QUEUE);
         let closing = CancellationToken::new();
         let task = tokio::spawn(send_on(spans, exporter, closing.clone()));
@@ -138,6 +140,37 @@ fn endpoint(
         url.set_path(&format!("{path}{PATH}"));
     }
     Ok(Some(url))
+}
+
+/// What is sent along with traces, such as a collector's key: `NAME=VALUE,NAME=VALUE`, percent-encoded where a value holds
+/// what would be read otherwise.
+fn headers(variable: impl Fn(&str) -> Option<String>) -> Result<HeaderMap, String> {
+    const OF_TRACES: &str = "OTEL_EXPORTER_OTLP_TRACES_HEADERS";
+    const OF_ALL: &str = "OTEL_EXPORTER_OTLP_HEADERS";
+    let mut headers = HeaderMap::new();
+    // Those for traces alone are more, and count where both have a name.
+    for name in [OF_ALL, OF_TRACES] {
+        let value = variable(name).unwrap_or_default();
+        let entries = value.split(',').map(str::trim);
+        for (at, entry) in entries.enumerate().filter(|(_, entry)| !entry.is_empty()) {
+            // Without the entry, which may hold a key.
+            let wrong = |why: &str| {
+                let at = at + 1;
+                format!("`{name}`, entry {at}: {why}; use NAME=VALUE,NAME=VALUE")
+            };
+            let (header, value) = entry
+                .split_once('=')
+                .ok_or_else(|| wrong("it has no `=`"))?;
+            let header = HeaderName::try_from(header.trim())
+                .map_err(|_| wrong("what is before the `=` is not the name of a header"))?;
+            let value: Vec<u8> = percent_encoding::percent_decode_str(value.trim()).collect();
+            let mut value = HeaderValue::from_bytes(&value)
+                .map_err(|_| wrong("the value holds a character that no header may have"))?;
+            value.set_sensitive(true);
+            headers.insert(header, value);
+        }
+    }
+    Ok(headers)
 }
 
 /// Decides about spans that are the first of their trace: those that link to others, which are the work of a pipeline, are
@@ -286,6 +319,28 @@ mod tests {
         check(1.0, &["00", "00"], SamplingDecision::Drop);
         check(1.0, &[], SamplingDecision::RecordAndSample);
         check(0.0, &[], SamplingDecision::Drop);
+    }
+
+    #[test]
+    fn headers_are_those_of_the_environment() {
+        let read = |all: &str, traces: &str| {
+            headers(|name| match name {
+                "OTEL_EXPORTER_OTLP_HEADERS" => Some(all.to_owned()),
+                "OTEL_EXPORTER_OTLP_TRACES_HEADERS" => Some(traces.to_owned()),
+                _ => None,
+            })
+        };
+        let found = read(" api-key = a%3Db%2C , x-team=all,", "X-Team=语音").unwrap();
+        assert_eq!(found.len(), 2);
+        assert_eq!(found["api-key"], "a=b,");
+        assert_eq!(found["x-team"].as_bytes(), "语音".as_bytes());
+        assert!(!format!("{found:?}").contains("a=b"));
+        assert!(read("", "").unwrap().is_empty());
+        for wrong in ["s3cret", "a b=s3cret", "key=s3cret%0A"] {
+            let error = read("ok=1", wrong).unwrap_err();
+            assert!(error.contains("_TRACES_HEADERS`, entry 1"), "{error}");
+            assert!(!error.contains("s3cret"), "{error}");
+        }
     }
 
     #[test]

@@ -45,8 +45,9 @@ pub struct RerankSettings {
     #[serde(deserialize_with = "positive_u32")]
     #[schemars(range(min = 2, max = 100))]
     pub candidates: u32,
-    /// Of `late`: how long making the vectors of passages may take, in milliseconds. Those that it does not suffice for keep
-    /// their places.
+    /// Of `late`: how long a request that asks for it waits for the vectors of passages that are not known yet, in
+    /// milliseconds. Those that it does not suffice for keep their places, as for requests that do not ask do all that are
+    /// not known; they are made known when nobody waits.
     #[serde(deserialize_with = "positive_u64")]
     #[schemars(range(min = 1))]
     pub time_max_ms: u64,

@@ -16,7 +16,9 @@ pub struct TelemetrySettings {
     pub level: LogLevel,
     /// Where traces go, by OTLP over HTTP: the URL of a collector or of Jaeger, for example `http://jaeger:4318`. Without a
     /// path that ends in `/v1/traces`, that is added. Where it is not set, `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` and
-    /// `OTEL_EXPORTER_OTLP_ENDPOINT` of the environment count, as for other programs; without any there are no traces.
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT` of the environment count, as for other programs; without any there are no traces. What a
+    /// collector wants in its headers, such as a key, is taken from
+    /// `OTEL_EXPORTER_OTLP_HEADERS` and `OTEL_EXPORTER_OTLP_TRACES_HEADERS`.
     pub otlp_endpoint: Option<String>,
     /// The share of requests that are traced, from 0 to 1, of those whose caller has not decided it in `traceparent`.
     #[serde(deserialize_with = "ratio")]

@@ -107,7 +107,7 @@ fn make(
             ProviderKind::Anthropic => "https://api.anthropic.com",
         })
         .trim_end_matches('/');
-    let http = http::client(base_url).map_err(|error| error.message)?;
+    let http = http::client(base_url)?;
     let headers = |name: &str, key: Option<String>| -> Result<HeaderMap, String> {
         let own = settings
             .headers

@@ -5,8 +5,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::stream::{BoxStream, StreamExt};
 use reqwest::header::{HeaderMap, RETRY_AFTER};
-use reqwest::{Client, RequestBuilder, Response};
+use reqwest::{Client, RequestBuilder, Response, Url};
 use serde_json::Value;
+use va_connectors::http::{self, reasons};
 use va_connectors::trace::{self, TRACEPARENT};
 
 use crate::error::{ErrorKind, LlmError};
@@ -20,23 +21,15 @@ const ERROR_BYTES_MAX: usize = 64 << 10;
 const ERROR_CHARS_MAX: usize = 600;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A client for a provider at this URL. Where it is on this machine, no proxy lies between.
-pub(crate) fn client(base_url: &str) -> Result<Client, LlmError> {
-    va_connectors::tls::install();
-    let mut builder = Client::builder().connect_timeout(CONNECT_TIMEOUT);
-    let host = base_url.split("://").nth(1).unwrap_or_default();
-    if ["127.", "localhost", "[::1]"]
-        .iter()
-        .any(|local| host.starts_with(local))
-    {
-        builder = builder.no_proxy();
-    }
-    builder.build().map_err(|error| {
-        LlmError::new(
-            ErrorKind::Unavailable,
-            format!("make an HTTP client for `{base_url}`: {error}"),
-        )
-    })
+/// A client for a provider at this URL.
+pub(crate) fn client(base_url: &str) -> Result<Client, String> {
+    let failed =
+        |error: &dyn std::fmt::Display| format!("`{base_url}` as a provider's URL: {error}");
+    let url = Url::parse(base_url).map_err(|error| failed(&error))?;
+    http::client(&url)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .build()
+        .map_err(|error| failed(&error))
 }
 
 /// Sends a request whose reply is to be good, as a part of the trace of the call.
@@ -161,24 +154,6 @@ fn broken(error: &reqwest::Error) -> LlmError {
         ErrorKind::StreamBroken,
         format!("the provider's reply broke off: {}", reasons(error)),
     )
-}
-
-/// The error with what caused it, without the URL, which may hold a key.
-fn reasons(error: &reqwest::Error) -> String {
-    let mut text = String::new();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        if !text.is_empty() {
-            text.push_str(": ");
-        }
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    if text.is_empty() {
-        "no connection".to_owned()
-    } else {
-        text
-    }
 }
 
 /// `Retry-After` in seconds, or the more exact `retry-after-ms`. A date is not understood; the usual pauses apply then.

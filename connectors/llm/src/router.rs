@@ -29,7 +29,7 @@ use need::{Need, counted};
 
 use crate::error::{ErrorKind, LlmError};
 use crate::ledger::{Attempt, Caller, Ledger, Outcome};
-use crate::provider::Call;
+use crate::provider::{Call, Provider};
 use crate::routing::retry::{Step, step};
 use crate::routing::select::{Candidate, mixed, order};
 use crate::stream::{ChatStream, open};
@@ -88,6 +88,10 @@ pub struct Router {
 
 /// What came of a request: the answer, what it holds on to, and how it came about.
 type Routed<T> = (T, Lease, RouteInfo);
+
+/// The function of a provider that gives a reply in one piece.
+type Ask<R, T> =
+    for<'a> fn(&'a dyn Provider, Call<'a>, &'a R) -> BoxFuture<'a, Result<T, LlmError>>;
 
 impl Router {
     pub(crate) fn new(
@@ -214,19 +218,8 @@ impl Router {
             user: request.user.as_deref(),
             ..Need::default()
         };
-        let timeout = self.rules.timeout;
-        let run = |deployment: &Deployment, asked: &str| -> BoxFuture<'static, _> {
-            let (provider, model) = (deployment.provider.clone(), deployment.upstream(asked));
-            let request = request.clone();
-            Box::pin(async move {
-                let call = Call {
-                    model: &model,
-                    output_tokens_max: None,
-                };
-                within(timeout, provider.embed(call, &request)).await
-            })
-        };
-        let (reply, lease, info) = self.route(caller, &need, &run).await?;
+        let ask: Ask<_, _> = |provider, call, request| provider.embed(call, request);
+        let (reply, lease, info) = self.whole(caller, &need, request, ask).await?;
         let usage = counted(reply.usage, need.input_tokens);
         lease.settle(usage, Outcome::Ok);
         Ok((EmbedReply { usage, ..reply }, info))
@@ -247,19 +240,8 @@ impl Router {
             output_tokens: Some(0),
             ..Need::default()
         };
-        let timeout = self.rules.timeout;
-        let run = |deployment: &Deployment, asked: &str| -> BoxFuture<'static, _> {
-            let (provider, model) = (deployment.provider.clone(), deployment.upstream(asked));
-            let request = request.clone();
-            Box::pin(async move {
-                let call = Call {
-                    model: &model,
-                    output_tokens_max: None,
-                };
-                within(timeout, provider.rerank(call, &request)).await
-            })
-        };
-        let (mut reply, lease, info) = self.route(caller, &need, &run).await?;
+        let ask: Ask<_, _> = |provider, call, request| provider.rerank(call, request);
+        let (mut reply, lease, info) = self.whole(caller, &need, request, ask).await?;
         let usage = counted(reply.usage, need.input_tokens);
         lease.settle(usage, Outcome::Ok);
         if let Some(top_n) = request.top_n {
@@ -305,6 +287,29 @@ impl Router {
             ));
         }
         Ok(group)
+    }
+
+    /// Asks for a reply that comes in one piece.
+    async fn whole<R: Clone + Send + Sync + 'static, T: 'static>(
+        &self,
+        caller: &Caller,
+        need: &Need<'_>,
+        request: &R,
+        ask: Ask<R, T>,
+    ) -> Result<Routed<T>, LlmError> {
+        let timeout = self.rules.timeout;
+        let run = |deployment: &Deployment, asked: &str| -> BoxFuture<'static, _> {
+            let (provider, model) = (deployment.provider.clone(), deployment.upstream(asked));
+            let request = request.clone();
+            Box::pin(async move {
+                let call = Call {
+                    model: &model,
+                    output_tokens_max: None,
+                };
+                within(timeout, ask(provider.as_ref(), call, &request)).await
+            })
+        };
+        self.route(caller, need, &run).await
     }
 
     /// Asks the deployments of the model, and of those that may stand in for it, until one answers.

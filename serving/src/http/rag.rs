@@ -269,6 +269,7 @@ impl From<RagError> for Problem {
                 unavailable("not_fresh").after(Duration::from_secs(1))
             }
             RagError::Unavailable(_) => unavailable("unavailable"),
+            RagError::Busy(_) => unavailable("busy").after(Duration::from_secs(5)),
             RagError::TimedOut(_) => {
                 Self::new(StatusCode::GATEWAY_TIMEOUT, "timed_out", error.to_string())
             }

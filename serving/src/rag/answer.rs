@@ -11,12 +11,11 @@ use tokio::sync::mpsc;
 
 use super::cite::{Checker, Finding};
 use super::context::Context;
-use super::flow::Event;
-use super::grade::Grade;
+use super::flow::{Event, Grader};
+use super::grade::{Depth, Grade};
 use super::text::Lang;
 
 /// What there is to be answered.
-#[derive(Debug)]
 pub struct Task {
     /// As it was asked.
     pub question: String,
@@ -26,7 +25,10 @@ pub struct Task {
     /// For people: where was searched.
     pub collection: String,
     pub context: Context,
+    /// As deep as the writer needs it.
     pub grade: Grade,
+    /// For more of it.
+    pub grader: Grader,
 }
 
 /// What a writer did.
@@ -63,6 +65,11 @@ pub enum WriteError {
 pub trait Writer: Send + Sync {
     /// What the reply says of how it was made: `extractive`, or `generated` by a model.
     fn mode(&self) -> &'static str;
+
+    /// What it has to know of the sources' sentences.
+    fn depth(&self) -> Depth {
+        Depth::Order
+    }
 
     /// Writes the answer to `task`. Called once, when the sources are there; `task.grade` tells whether they hold an
     /// answer. Must not outlive an error of the draft. Whatever is CPU-bound goes through `spawn_blocking`.

@@ -54,21 +54,30 @@ impl Writer for Extractive {
             draft.notice(&nothing(task)).await?;
             return Ok(Written::default());
         }
-        let sources = &task.context.sources;
-        let mut before: Option<Quote> = None;
-        for quote in choose(&task.grade) {
-            let gap = match &before {
-                None => "",
-                Some(before) => between(before, &quote, sources),
-            };
-            draft.quote(quote.source, quote.range.clone(), gap).await?;
-            before = Some(quote);
-        }
-        Ok(Written {
-            answered: true,
-            ..Written::default()
-        })
+        quote(task, &task.grade, draft).await
     }
+}
+
+/// Quotes the best sentences.
+pub(super) async fn quote(
+    task: &Task,
+    grade: &Grade,
+    draft: &mut Draft<'_>,
+) -> Result<Written, WriteError> {
+    let sources = &task.context.sources;
+    let mut before: Option<Quote> = None;
+    for quote in choose(grade) {
+        let gap = match &before {
+            None => "",
+            Some(before) => between(before, &quote, sources),
+        };
+        draft.quote(quote.source, quote.range.clone(), gap).await?;
+        before = Some(quote);
+    }
+    Ok(Written {
+        answered: true,
+        ..Written::default()
+    })
 }
 
 /// That there is no answer, in the language of the question.
@@ -179,7 +188,7 @@ fn alike(a: &BTreeSet<String>, b: &BTreeSet<String>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rag::grade::{SentenceVectors, grade};
+    use crate::rag::grade::{Depth, SentenceVectors, grade};
     use crate::rag::retrieve::tests::source;
 
     fn answer(question: &str, texts: &[&str]) -> String {
@@ -194,6 +203,7 @@ mod tests {
             &sources,
             None,
             &SentenceVectors::default(),
+            Depth::Order,
         );
         let quotes = choose(&graded);
         let mut written = String::new();

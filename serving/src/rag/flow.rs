@@ -25,6 +25,7 @@ use va_llm::Caller;
 use super::alerts::{Part, of_search};
 use super::answer::{Draft, Gone, Task, WriteError, Writer};
 use super::earlier::Key;
+use super::grade::Depth;
 use super::helper::Helper;
 use super::request::Ask;
 use super::rerank::method;
@@ -33,12 +34,16 @@ use super::rewrite::rewrite;
 use crate::freshness::{NotFresh, wait};
 use crate::platform::Platform;
 use crate::retrieval::{Degraded, SearchError};
+pub use search::Grader;
 use search::Search;
 pub use told::Event;
 use told::{Took, Trace, done, traced};
 
 /// How long searching may take, all rounds together, beside what a model may take that puts the sources in order.
 const RETRIEVAL_MAX: Duration = Duration::from_secs(30);
+
+/// How long a question waits for its turn to be searched.
+const TURN_MAX: Duration = Duration::from_secs(60);
 
 /// Rounds of searches, thus calls of that model.
 const ROUNDS_MAX: u32 = 2;
@@ -58,6 +63,8 @@ pub enum RagError {
         "searching took more than {0} s: the machine is busy, or a store does not answer; try again"
     )]
     TimedOut(u64),
+    #[error("more questions are waiting than could be searched for in {0} s: try again later")]
+    Busy(u64),
     #[error("the answer could not be written: {0}")]
     Write(String),
     #[error("the client has gone")]
@@ -128,6 +135,7 @@ pub async fn run(
     events: &mpsc::Sender<Event>,
 ) -> Result<(), RagError> {
     let mut running = Running::begin();
+    let _answering = platform.answers.learner.answering();
     let outcome = answer(platform, caller, ask, writer, events).await;
     running.finished = !matches!(outcome, Err(RagError::Gone));
     let word = match &outcome {
@@ -195,21 +203,35 @@ async fn answer(
         took.freshness = ms(waiting);
     }
 
-    let searching = Instant::now();
+    let grader = Grader::new(platform, model, made.standalone.as_str(), made.lang);
     let search = Search {
         platform,
         helper: &helper,
         ask,
         made: &made,
-        model: model.as_deref(),
+        grader: &grader,
+        // Who wants to see scores wants to see all of them.
+        depth: if ask.explain {
+            Depth::Order
+        } else {
+            writer.depth()
+        },
     };
     let patience = match method(platform, ask) {
         Rerank::None | Rerank::Late => RETRIEVAL_MAX,
         Rerank::Llm | Rerank::Provider(_) => RETRIEVAL_MAX + helper.time_max() * ROUNDS_MAX,
     };
+    // Few at a time: a question that is worked on is done soon, one that waits costs no memory.
+    let waited = Instant::now();
+    let turn = tokio::time::timeout(TURN_MAX, platform.answers.turns.acquire())
+        .await
+        .map_err(|_| RagError::Busy(TURN_MAX.as_secs()))?;
+    took.queue = ms(waited);
+    let searching = Instant::now();
     let found = tokio::time::timeout(patience, search.run(key, &mut degraded))
         .await
         .map_err(|_| RagError::TimedOut(patience.as_secs()))??;
+    drop(turn);
     (took.grade, took.rerank) = (found.grade_ms, found.rerank_ms);
     took.retrieval = ms(searching) - found.grade_ms - found.rerank_ms;
     let alerts = &platform.answers.alerts;
@@ -224,6 +246,7 @@ async fn answer(
         collection: ask.collection.to_string(),
         context: found.context,
         grade: found.grade,
+        grader,
     };
     let retrieval = json!({
         "sources": traced(&found.sources, &task.context),

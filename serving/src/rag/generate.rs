@@ -11,7 +11,8 @@ use futures::StreamExt;
 use va_llm::{Caller, ChatRequest, Event, FinishReason, Message, Role, Usage};
 
 use super::answer::{Draft, Task, WriteError, Writer, Written};
-use super::extract::Extractive;
+use super::extract::{Extractive, quote};
+use super::grade::Depth;
 use super::request::HistoryRole;
 use crate::gateway::Gateway;
 
@@ -62,6 +63,10 @@ impl Generated {
 impl Writer for Generated {
     fn mode(&self) -> &'static str {
         "generated"
+    }
+
+    fn depth(&self) -> Depth {
+        Depth::Verdict
     }
 
     async fn write(&self, task: &Task, draft: &mut Draft<'_>) -> Result<Written, WriteError> {
@@ -121,7 +126,14 @@ async fn quote_instead(
     draft: &mut Draft<'_>,
     reason: String,
 ) -> Result<Written, WriteError> {
-    let written = Extractive.write(task, draft).await?;
+    let whole;
+    let grade = if task.grade.whole {
+        &task.grade
+    } else {
+        whole = task.grader.whole(&task.context.sources).await;
+        whole.as_ref().unwrap_or(&task.grade)
+    };
+    let written = quote(task, grade, draft).await?;
     Ok(Written {
         mode: Some(Extractive.mode()),
         trouble: Some(format!(

@@ -7,6 +7,7 @@
 //! The weights and thresholds were chosen on the `tune` half of the labelled questions; what they come to on the `test` half
 //! is in `docs/answers.md`. Blocks its thread: call it through `spawn_blocking`.
 
+use std::cmp::Ordering;
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::{Hash, Hasher};
@@ -45,6 +46,9 @@ const OTHER_LANGUAGE: f64 = 0.15;
 /// Sentences whose vectors are made for one question.
 const EMBEDDED_MAX: usize = 32;
 
+/// For a verdict, vectors of so many sentences are made first, then of twice as many each time.
+const FIRST_STEP: usize = 2;
+
 /// Longest candidate, in bytes; what is longer (a table, a listing) is taken line by line.
 const SENTENCE_BYTES_MAX: usize = 900;
 
@@ -76,9 +80,20 @@ pub struct Candidate {
     pub score: f64,
 }
 
+/// How much is to be found out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Which sentences answer best: for who quotes them.
+    Order,
+    /// Whether one answers: for who lets a model write. Vectors are made until one does.
+    Verdict,
+}
+
 /// What was found out.
 #[derive(Debug, Clone, Default)]
 pub struct Grade {
+    /// Whether all was compared that may be, so that the order is the best there is.
+    pub whole: bool,
     /// Best first.
     pub candidates: Vec<Candidate>,
     pub threshold: f64,
@@ -128,20 +143,48 @@ pub fn grade(
     sources: &[Source],
     embedder: Option<&dyn Embedder>,
     vectors: &SentenceVectors,
+    depth: Depth,
 ) -> Grade {
     let mut candidates = candidates(question, sources);
     cover(&compared(question), &mut candidates);
     let by_words = |candidate: &Candidate| candidate.coverage + rank_share(candidate);
     candidates.sort_by(|a, b| by_words(b).total_cmp(&by_words(a)));
-    let mut degraded = None;
-    let mut with_vectors = false;
-    if let Some(embedder) = embedder {
-        match compare(question, sources, embedder, vectors, &mut candidates) {
-            Ok(()) => with_vectors = true,
-            Err(error) => degraded = Some(error.to_string()),
-        }
+    let mut grade = Grade {
+        whole: true,
+        candidates,
+        threshold: THRESHOLD,
+        degraded: None,
+    };
+    let compared = embedder.map(|embedder| {
+        Comparison::begin(question, sources, embedder, vectors, &mut grade.candidates)?
+            .run(&mut grade, lang, depth)
+    });
+    let with_vectors = matches!(compared, Some(Ok(())));
+    if !with_vectors {
+        // Sentences with and without vectors cannot be put in one order.
+        grade
+            .candidates
+            .iter_mut()
+            .for_each(|c| c.similarity = None);
+        grade.threshold = THRESHOLD_WORDS;
+        grade.degraded = compared.and_then(|failed| Some(failed.err()?.to_string()));
     }
-    for candidate in &mut candidates {
+    score(sources, lang, with_vectors, &mut grade.candidates);
+    grade.candidates.sort_by(by_score);
+    grade
+}
+
+/// Best first; ties in the order of the sources.
+fn by_score(a: &Candidate, b: &Candidate) -> Ordering {
+    let place = |c: &Candidate| (c.source, c.range.start);
+    b.score
+        .total_cmp(&a.score)
+        .then_with(|| place(a).cmp(&place(b)))
+}
+
+/// Sets evidence and score of each candidate.
+fn score(sources: &[Source], lang: Lang, with_vectors: bool, candidates: &mut [Candidate]) {
+    for candidate in candidates {
         candidate.evidence = match candidate.similarity {
             Some(similarity) => {
                 let spread = (similarity - SIMILARITY_LOW) / (SIMILARITY_HIGH - SIMILARITY_LOW);
@@ -158,21 +201,6 @@ pub fn grade(
         };
         let first = FIRST / (1.0 + candidate.position as f64);
         candidate.score = candidate.evidence + rank_share(candidate) + first - foreign;
-    }
-    candidates.sort_by(|a, b| {
-        let place = |c: &Candidate| (c.source, c.range.start);
-        b.score
-            .total_cmp(&a.score)
-            .then_with(|| place(a).cmp(&place(b)))
-    });
-    Grade {
-        candidates,
-        threshold: if with_vectors {
-            THRESHOLD
-        } else {
-            THRESHOLD_WORDS
-        },
-        degraded,
     }
 }
 
@@ -388,59 +416,108 @@ fn cover(question: &BTreeSet<String>, candidates: &mut [Candidate]) {
     }
 }
 
-/// Sets the similarity of the first candidates.
-fn compare(
-    question: &str,
-    sources: &[Source],
-    embedder: &dyn Embedder,
-    vectors: &SentenceVectors,
-    candidates: &mut [Candidate],
-) -> Result<(), ModelError> {
-    let Some(asked) = embedder.embed(&[question], Role::Query)?.into_iter().next() else {
-        return Ok(());
-    };
-    let mut hasher = DefaultHasher::new();
-    embedder.fingerprint().hash(&mut hasher);
-    let model = hasher.finish();
-    let few = candidates.len().min(EMBEDDED_MAX);
-    let few = &mut candidates[..few];
-    let key = |candidate: &Candidate| SentenceKey {
-        model,
-        chunk: sources[candidate.source].chunk.id,
-        start: candidate.range.start,
-        end: candidate.range.end,
-    };
-    let mut known: Vec<Option<Arc<[f32]>>> = few.iter().map(|c| vectors.get(&key(c))).collect();
-    let missing: Vec<usize> = (0..few.len()).filter(|i| known[*i].is_none()).collect();
-    let texts: Vec<String> = missing
-        .iter()
-        .map(|i| {
-            let candidate = &few[*i];
-            let sentence = &sources[candidate.source].chunk.text[candidate.range.clone()];
-            match &candidate.heading {
-                Some(heading) => format!("{heading}\n{sentence}"),
-                None => sentence.to_owned(),
+/// The question beside the sentences that may be compared with it by vectors.
+struct Comparison<'a> {
+    sources: &'a [Source],
+    embedder: &'a dyn Embedder,
+    vectors: &'a SentenceVectors,
+    asked: Vec<f32>,
+    model: u64,
+    /// Indices of candidates whose vectors are not known, those with most of the question's words first.
+    missing: Vec<usize>,
+}
+
+impl<'a> Comparison<'a> {
+    /// Compares what is known already.
+    fn begin(
+        question: &str,
+        sources: &'a [Source],
+        embedder: &'a dyn Embedder,
+        vectors: &'a SentenceVectors,
+        candidates: &mut [Candidate],
+    ) -> Result<Self, ModelError> {
+        let asked = embedder.embed(&[question], Role::Query)?.into_iter().next();
+        let mut hasher = DefaultHasher::new();
+        embedder.fingerprint().hash(&mut hasher);
+        let mut comparison = Self {
+            sources,
+            embedder,
+            vectors,
+            asked: asked.unwrap_or_default(),
+            model: hasher.finish(),
+            missing: Vec::new(),
+        };
+        for (at, candidate) in candidates.iter_mut().take(EMBEDDED_MAX).enumerate() {
+            match vectors.get(&comparison.key(candidate)) {
+                Some(vector) => candidate.similarity = Some(comparison.similarity(&vector)),
+                None => comparison.missing.push(at),
             }
-        })
-        .collect();
-    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    if !texts.is_empty() {
-        for (i, vector) in missing
-            .into_iter()
-            .zip(embedder.embed(&texts, Role::Passage)?)
-        {
-            let vector: Arc<[f32]> = vector.into();
-            vectors.put(key(&few[i]), vector.clone());
-            known[i] = Some(vector);
+        }
+        Ok(comparison)
+    }
+
+    /// Makes the vectors that are missing, as many as `depth` needs.
+    fn run(&self, grade: &mut Grade, lang: Lang, depth: Depth) -> Result<(), ModelError> {
+        let mut step = match depth {
+            Depth::Order => EMBEDDED_MAX,
+            Depth::Verdict => FIRST_STEP,
+        };
+        let mut missing = self.missing.as_slice();
+        while !missing.is_empty() {
+            if depth == Depth::Verdict {
+                score(self.sources, lang, true, &mut grade.candidates);
+                let best = grade.candidates.iter().min_by(|a, b| by_score(a, b));
+                if best.is_some_and(|best| best.evidence >= grade.threshold) {
+                    grade.whole = false;
+                    return Ok(());
+                }
+            }
+            let (now, later) = missing.split_at(step.min(missing.len()));
+            self.compare(now, &mut grade.candidates)?;
+            missing = later;
+            step *= 2;
+        }
+        Ok(())
+    }
+
+    /// Makes and compares the vectors of these candidates.
+    fn compare(&self, which: &[usize], candidates: &mut [Candidate]) -> Result<(), ModelError> {
+        let texts: Vec<String> = which
+            .iter()
+            .map(|at| {
+                let candidate = &candidates[*at];
+                let text = &self.sources[candidate.source].chunk.text;
+                let sentence = &text[candidate.range.clone()];
+                match &candidate.heading {
+                    Some(heading) => format!("{heading}\n{sentence}"),
+                    None => sentence.to_owned(),
+                }
+            })
+            .collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let made = self.embedder.embed(&texts, Role::Passage)?;
+        for (at, vector) in which.iter().zip(made) {
+            let candidate = &mut candidates[*at];
+            candidate.similarity = Some(self.similarity(&vector));
+            self.vectors.put(self.key(candidate), vector.into());
+        }
+        Ok(())
+    }
+
+    /// The cosine, as both have length 1.
+    fn similarity(&self, vector: &[f32]) -> f64 {
+        let products = self.asked.iter().zip(vector).map(|(a, b)| a * b);
+        f64::from(products.sum::<f32>())
+    }
+
+    fn key(&self, candidate: &Candidate) -> SentenceKey {
+        SentenceKey {
+            model: self.model,
+            chunk: self.sources[candidate.source].chunk.id,
+            start: candidate.range.start,
+            end: candidate.range.end,
         }
     }
-    for (candidate, vector) in few.iter_mut().zip(known) {
-        candidate.similarity = vector.map(|vector| {
-            let products = asked.iter().zip(vector.iter()).map(|(a, b)| a * b);
-            f64::from(products.sum::<f32>())
-        });
-    }
-    Ok(())
 }
 
 /// Names a sentence of a chunk under a model. A chunk's id names its version, so its text never changes.
@@ -575,20 +652,64 @@ mod tests {
             ),
         ];
         let vectors = SentenceVectors::default();
-        let graded = grade("How do I freeze rows?", Lang::En, &sources, None, &vectors);
+        let grade = |question| {
+            let depth = Depth::Order;
+            super::grade(question, Lang::En, &sources, None, &vectors, depth)
+        };
+        let graded = grade("How do I freeze rows?");
         let best = &graded.candidates[0];
         assert_eq!(
             &sources[best.source].chunk.text[best.range.clone()],
             "To freeze rows, select the row below."
         );
         assert!(graded.answerable(), "{}", graded.evidence());
-        let graded = grade(
-            "What is the capital of Peru?",
-            Lang::En,
-            &sources,
-            None,
-            &vectors,
-        );
+        let graded = grade("What is the capital of Peru?");
         assert!(!graded.answerable(), "{}", graded.evidence());
+    }
+    /// With the real model: a verdict is what the whole would say, at the price of fewer vectors.
+    #[test]
+    fn a_verdict_looks_no_further_than_it_has_to() {
+        use va_models::{DEFAULT_EMBEDDER, Embedders, ModelStore, NoProgress, default_model_dir};
+        let models = Embedders::new(ModelStore::open(default_model_dir()).expect("a store"));
+        if let Err(error) = models.store().pull(DEFAULT_EMBEDDER, &NoProgress) {
+            assert!(std::env::var_os("CI").is_none(), "no model in CI: {error}");
+            eprintln!("SKIPPED: {error}");
+            return;
+        }
+        let embedder = models.get(DEFAULT_EMBEDDER).expect("the model");
+        let text = "A parcel may be returned within thirty days. The shop is open on Monday. Steam the fish. Boil the rice. \
+                    Peel the carrots. Wash the pots. The train is late. Paint the door blue.";
+        let sources = [source("a", 1, text)];
+        let graded = |question: &str, depth: Depth| {
+            let vectors = SentenceVectors::default();
+            super::grade(
+                question,
+                Lang::En,
+                &sources,
+                Some(&*embedder),
+                &vectors,
+                depth,
+            )
+        };
+        let compared = |grade: &Grade| {
+            grade
+                .candidates
+                .iter()
+                .filter(|c| c.similarity.is_some())
+                .count()
+        };
+        for (question, answers) in [
+            ("Within how many days may a parcel be returned?", true),
+            ("What is the capital of Peru?", false),
+        ] {
+            let whole = graded(question, Depth::Order);
+            let verdict = graded(question, Depth::Verdict);
+            assert!(whole.whole && compared(&whole) == 8);
+            assert_eq!(whole.answerable(), answers, "{}", whole.evidence());
+            assert_eq!(verdict.answerable(), answers, "{}", verdict.evidence());
+            // That nothing answers is known when everything was looked at.
+            assert_eq!(verdict.whole, !answers);
+            assert_eq!(compared(&verdict), if answers { FIRST_STEP } else { 8 });
+        }
     }
 }

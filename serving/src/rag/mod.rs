@@ -36,6 +36,8 @@ mod text;
 
 use std::path::Path;
 
+use tokio::sync::Semaphore;
+
 pub(crate) use alerts::of_search;
 pub use answer::{Draft, Gone, Task, WriteError, Writer, Written};
 pub use cite::{Checker, Citation, Finding, Unsupported};
@@ -48,6 +50,9 @@ pub use request::{Ask, HistoryRole, Mode, RagRequest, Turn};
 pub use retrieve::Source;
 pub use text::{Lang, bare};
 
+/// Questions for each processor that are searched for at a time: some of them wait for the disk or the model's threads.
+const TURNS: usize = 4;
+
 /// What answering keeps between questions, of one process.
 pub struct Answers {
     pub(crate) synonyms: synonyms::Synonyms,
@@ -57,6 +62,9 @@ pub struct Answers {
     pub(crate) alerts: alerts::Alerts,
     pub(crate) sentences: grade::SentenceVectors,
     pub(crate) tokens: rerank::TokenCache,
+    pub(crate) learner: rerank::Learner,
+    /// Of questions that are searched for at a time.
+    pub(crate) turns: Semaphore,
 }
 
 impl Answers {
@@ -65,6 +73,7 @@ impl Answers {
     /// # Errors
     /// When the file is there and cannot be used.
     pub fn open(data: &Path) -> Result<Self, synonyms::TableError> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
             synonyms: synonyms::Synonyms::open(&data.join("synonyms.txt"))?,
             earlier: earlier::Earlier::default(),
@@ -72,6 +81,8 @@ impl Answers {
             alerts: alerts::Alerts::default(),
             sentences: grade::SentenceVectors::default(),
             tokens: rerank::TokenCache::default(),
+            learner: rerank::Learner::default(),
+            turns: Semaphore::new(TURNS * cores),
         })
     }
 }

@@ -4,13 +4,15 @@
 //! fused sources, best first ─ the first `rag.rerank.candidates` ─► late | llm | provider ─► a new order ─► the first k
 //! ```
 //!
-//! - `late` compares question and passages token by token, with the collection's own model, in bounded time. Such models are
-//!   not trained for it, so its order does not replace the fused one but is fused with it ([`blend`])
+//! - `late` compares question and passages token by token, with the collection's own model, in bounded time; by default only
+//!   passages that are known already, which `learn` sees to when nobody waits. Such models are not trained for it, so its
+//!   order does not replace the fused one but is fused with it ([`blend`])
 //! - `model` asks a model, which is trained for it: its order is taken as it is
 //!
 //! What fails leaves the order as it was and says why. The orders themselves are pure functions.
 
 mod late;
+mod learn;
 mod model;
 
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use serde::Serialize;
 use va_catalog::settings::rag::Rerank;
 
 pub use late::TokenCache;
+pub use learn::Learner;
 
 use super::helper::Helper;
 use super::request::Ask;
@@ -108,7 +111,10 @@ pub async fn rerank(
     let started = Instant::now();
     let (question, candidates) = (made.standalone.as_str(), &sources[..few]);
     let outcome = match method {
-        Rerank::Late => late::judge(platform, model, question, candidates).await,
+        Rerank::Late => {
+            let waits = ask.rerank.is_some();
+            late::judge(platform, model, question, candidates, waits).await
+        }
         Rerank::Llm => model::listwise(helper, question, made.lang, candidates).await,
         Rerank::Provider(name) => model::by_provider(helper, name, question, candidates).await,
         Rerank::None => Err("`rerank` is `none`".to_owned()),

@@ -10,10 +10,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use opentelemetry::trace::{Event, Link, SpanId, SpanKind, Status};
 use opentelemetry::{Array, KeyValue, Value as Attribute};
 use opentelemetry_sdk::trace::SpanData;
-use reqwest::header::CONTENT_TYPE;
+use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use reqwest::{Client, Url};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
+use va_connectors::http::reasons;
 
 /// How long one try may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -44,15 +45,10 @@ struct Refused {
 
 impl Exporter {
     /// Connects to nobody yet.
-    pub fn new(endpoint: Url, service: &str) -> Result<Self, String> {
-        va_connectors::tls::install();
-        let mut builder = Client::builder().timeout(TIMEOUT);
-        // Where it is on this machine, no proxy lies between.
-        let host = endpoint.host_str().unwrap_or_default();
-        if host.starts_with("127.") || ["localhost", "[::1]"].contains(&host) {
-            builder = builder.no_proxy();
-        }
-        let client = builder
+    pub fn new(endpoint: Url, headers: HeaderMap, service: &str) -> Result<Self, String> {
+        let client = va_connectors::http::client(&endpoint)
+            .timeout(TIMEOUT)
+            .default_headers(headers)
             .build()
             .map_err(|error| format!("make an HTTP client for traces: {error}"))?;
         let resource = [
@@ -140,24 +136,6 @@ impl Exporter {
             "resource": self.resource,
             "scopeSpans": [{"scope": scope, "spans": spans}],
         }]})
-    }
-}
-
-/// What caused the error, without the URL, which may hold a password.
-fn reasons(error: &reqwest::Error) -> String {
-    let mut text = String::new();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        if !text.is_empty() {
-            text.push_str(": ");
-        }
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    if text.is_empty() {
-        "no connection".to_owned()
-    } else {
-        text
     }
 }
 

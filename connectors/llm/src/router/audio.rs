@@ -10,7 +10,7 @@ use futures::stream::{BoxStream, Stream, StreamExt};
 use va_catalog::settings::llm::ModelUse;
 
 use super::need::Need;
-use super::{Deployment, Lease, RouteInfo, Router, within};
+use super::{Ask, Deployment, Lease, RouteInfo, Router, within};
 use crate::audio::{AudioStream, SpeakRequest, TranscribeReply, TranscribeRequest};
 use crate::error::{ErrorKind, LlmError};
 use crate::ledger::{Caller, Outcome};
@@ -82,19 +82,8 @@ impl Router {
             audio_seconds: request.seconds_at_most(),
             ..Need::default()
         };
-        let timeout = self.rules.timeout;
-        let run = |deployment: &Deployment, asked: &str| -> BoxFuture<'static, _> {
-            let (provider, model) = (deployment.provider.clone(), deployment.upstream(asked));
-            let request = request.clone();
-            Box::pin(async move {
-                let call = Call {
-                    model: &model,
-                    output_tokens_max: None,
-                };
-                within(timeout, provider.transcribe(call, &request)).await
-            })
-        };
-        let (reply, lease, info) = self.route(caller, &need, &run).await?;
+        let ask: Ask<_, _> = |provider, call, request| provider.transcribe(call, request);
+        let (reply, lease, info) = self.whole(caller, &need, request, ask).await?;
         lease.settle(reply.usage, Outcome::Ok);
         Ok((reply, info))
     }

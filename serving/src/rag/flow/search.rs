@@ -6,11 +6,12 @@ use std::time::Instant;
 
 use tracing::{Instrument, info_span};
 use va_connectors::trace::TARGET;
+use va_models::{Embedder, ModelError};
 
 use super::super::alerts::Part;
 use super::super::context::{Context, Counter, build};
 use super::super::earlier::{Key, Remembered};
-use super::super::grade::{Grade, grade};
+use super::super::grade::{Depth, Grade, grade};
 use super::super::helper::Helper;
 use super::super::request::Ask;
 use super::super::rerank::{RerankTrace, rerank, wanted};
@@ -43,8 +44,64 @@ pub struct Search<'a> {
     pub helper: &'a Helper<'a>,
     pub ask: &'a Ask,
     pub made: &'a Rewritten,
+    pub grader: &'a Grader,
+    pub depth: Depth,
+}
+
+/// What grades the sources of a question.
+#[derive(Clone)]
+pub struct Grader {
+    platform: Arc<Platform>,
     /// The collection's own.
-    pub model: Option<&'a str>,
+    model: Option<String>,
+    standalone: String,
+    lang: Lang,
+}
+
+impl Grader {
+    pub fn new(
+        platform: &Arc<Platform>,
+        model: Option<String>,
+        standalone: &str,
+        lang: Lang,
+    ) -> Self {
+        Self {
+            platform: platform.clone(),
+            model,
+            standalone: standalone.to_owned(),
+            lang,
+        }
+    }
+
+    /// The best sentences, where only a verdict was wanted before. `None` when that cannot be found out now.
+    pub async fn whole(&self, sources: &[Source]) -> Option<Grade> {
+        let (grader, sources) = (self.clone(), sources.to_vec());
+        let graded = tokio::task::spawn_blocking(move || {
+            let embedder = grader.embedder();
+            let embedder = embedder.as_ref().and_then(|loaded| loaded.as_deref().ok());
+            grader.grade(&sources, embedder, Depth::Order)
+        });
+        graded.await.ok()
+    }
+
+    /// The model that compares, if the collection has one. Blocks.
+    fn embedder(&self) -> Option<Result<Arc<dyn Embedder>, ModelError>> {
+        let model = self.model.as_deref()?;
+        Some(self.platform.embedders.get(model))
+    }
+
+    /// Blocks.
+    fn grade(&self, sources: &[Source], embedder: Option<&dyn Embedder>, depth: Depth) -> Grade {
+        let vectors = &self.platform.answers.sentences;
+        grade(
+            &self.standalone,
+            self.lang,
+            sources,
+            embedder,
+            vectors,
+            depth,
+        )
+    }
 }
 
 /// Sources in order, what fits of them into the context, and whether they hold an answer.
@@ -158,8 +215,9 @@ impl Search<'_> {
         let rrf_k = platform.settings.search.rrf_k;
         let sources = retrieved.sources(rrf_k, wanted(platform, ask));
         let began = Instant::now();
+        let model = self.grader.model.as_deref();
         let span = info_span!(target: TARGET, "rag.rerank", rag.sources = sources.len() as i64);
-        let ordered = rerank(platform, self.helper, ask, self.made, self.model, sources)
+        let ordered = rerank(platform, self.helper, ask, self.made, model, sources)
             .instrument(span)
             .await;
         spent.rerank_ms += ms(began);
@@ -173,22 +231,15 @@ impl Search<'_> {
     /// Builds the context of the sources and grades it, on a blocking thread.
     async fn grade(&self, sources: Vec<Source>, spent: &mut Spent) -> Result<Judged, RagError> {
         let started = Instant::now();
-        let (platform, ask, made) = (self.platform.clone(), self.ask, self.made);
-        let (question, standalone, lang): (String, String, Lang) =
-            (ask.question.clone(), made.standalone.clone(), made.lang);
-        let (history, tokens_max) = (ask.history.clone(), ask.context_tokens);
-        let model = self.model.map(ToOwned::to_owned);
+        let (grader, depth) = (self.grader.clone(), self.depth);
+        let question = self.ask.question.clone();
+        let (history, tokens_max) = (self.ask.history.clone(), self.ask.context_tokens);
         let span = info_span!(target: TARGET, "rag.grade", rag.sources = sources.len() as i64);
         let (sources, context, grade, fault) = tokio::task::spawn_blocking(move || {
-            let mut fault = None;
-            let loaded = model.map(|model| platform.embedders.get(&model));
-            let embedder = match loaded {
-                Some(Ok(embedder)) => Some(embedder),
-                Some(Err(error)) => {
-                    fault = Some(error.to_string());
-                    None
-                }
-                None => None,
+            let (embedder, fault) = match grader.embedder() {
+                Some(Ok(embedder)) => (Some(embedder), None),
+                Some(Err(error)) => (None, Some(error.to_string())),
+                None => (None, None),
             };
             let counter = match &embedder {
                 Some(embedder) => {
@@ -197,15 +248,15 @@ impl Search<'_> {
                 None => Counter::Estimate,
             };
             let count = |text: &str| counter.count(text);
-            let context = build(&question, lang, &history, &sources, tokens_max, &count);
-            let vectors = &platform.answers.sentences;
-            let graded = grade(
-                &standalone,
-                lang,
-                &context.sources,
-                embedder.as_deref(),
-                vectors,
+            let context = build(
+                &question,
+                grader.lang,
+                &history,
+                &sources,
+                tokens_max,
+                &count,
             );
+            let graded = grader.grade(&context.sources, embedder.as_deref(), depth);
             let fault = fault.or_else(|| graded.degraded.clone());
             (sources, context, graded, fault)
         })

@@ -87,6 +87,8 @@ pub struct Took {
     /// A model's rewriting of the question.
     pub rewrite: f64,
     pub freshness: f64,
+    /// Until it was this question's turn.
+    pub queue: f64,
     pub retrieval: f64,
     pub rerank: f64,
     pub grade: f64,

@@ -1,8 +1,10 @@
 //! Re-ranking by late interaction: question and passages compared token by token (`va_models::max_sim`).
 //!
-//! The vectors of a passage cost as much as embedding it again, so they are kept for the next question ([`TokenCache`]), and
-//! what is missing is made best passage first, as long as the time suffices, but one batch in any case: a machine that is slow,
-//! or busy, re-ranks fewer, not later. Leaves the order to the parent.
+//! The vectors of a passage cost as much as embedding it again, so they are kept for the next question ([`TokenCache`]). A
+//! question that asks for this order waits for what is missing, which is made best passage first, as long as the time
+//! suffices, but one batch in any case: a machine that is slow, or busy, re-ranks fewer, not later. One that does not ask
+//! waits for nothing: known passages are compared, the others are made known when nobody waits (`learn`). Leaves the order to
+//! the parent.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashMap};
@@ -14,13 +16,14 @@ use va_catalog::ChunkId;
 use va_models::{Embedder, ModelError, PackedTokens, Role, max_sim};
 
 use super::super::retrieve::Source;
+use super::learn::Lesson;
 use super::{Judged, blend};
 use crate::platform::Platform;
 
 /// Passages whose vectors are made at once: the time is looked at in between.
 const BATCH_MAX: usize = 8;
 
-/// Compares the candidates with the question, and orders them.
+/// Compares the candidates with the question, and orders them. What `waits` is worth some time to wait for.
 ///
 /// # Errors
 /// Why nothing could be compared, for people.
@@ -29,20 +32,22 @@ pub(super) async fn judge(
     model: Option<&str>,
     question: &str,
     candidates: &[Source],
+    waits: bool,
 ) -> Result<Judged, String> {
     let model = model.ok_or("the collection is for keyword search only, it has no model")?;
-    let (platform, model, question) = (platform.clone(), model.to_owned(), question.to_owned());
+    let owned = (platform.clone(), model.to_owned(), question.to_owned());
     let passages: Vec<(ChunkId, String)> = candidates
         .iter()
         .map(|source| (source.chunk.id, source.chunk.text.clone()))
         .collect();
     let all = passages.len();
     let scores = tokio::task::spawn_blocking(move || {
-        let settings = &platform.settings.rag.rerank;
+        let (platform, model, question) = owned;
+        let time_max = Duration::from_millis(platform.settings.rag.rerank.time_max_ms);
         let embedder = platform.embedders.get(&model)?;
         let limits = Limits {
-            time_max: Duration::from_millis(settings.time_max_ms),
-            bytes_max: usize::try_from(settings.cache_bytes_max).unwrap_or(usize::MAX),
+            time_max: waits.then_some(time_max),
+            bytes_max: cache_bytes_max(&platform),
         };
         let cache = &platform.answers.tokens;
         compare(&*embedder, &question, &passages, cache, limits)
@@ -51,10 +56,24 @@ pub(super) async fn judge(
     .map_err(|error| error.to_string())?
     .map_err(|error| error.to_string())?;
     let judged = scores.iter().flatten().count();
+    if judged < all {
+        let unknown = candidates.iter().zip(&scores);
+        let unknown = unknown.filter(|(_, score)| score.is_none());
+        let lessons = unknown.map(|(source, _)| Lesson {
+            model: model.to_owned(),
+            chunk: source.chunk.id,
+            text: source.chunk.text.clone(),
+        });
+        platform.answers.learner.learn(platform, lessons.collect());
+    }
     let note = (judged < all).then(|| {
+        let why = if waits {
+            "the time (`rag.rerank.time_max_ms`) did not suffice for them"
+        } else {
+            "they are not known yet, and a question that does not ask for `late` waits for none"
+        };
         format!(
-            "{} of {all} passages kept their places: the time (`rag.rerank.time_max_ms`) did not suffice for them, or they \
-             hold no words",
+            "{} of {all} passages kept their places: {why}, or they hold no words",
             all - judged
         )
     });
@@ -70,8 +89,8 @@ pub(super) async fn judge(
 /// What comparing may take.
 #[derive(Clone, Copy)]
 struct Limits {
-    /// For making vectors of passages.
-    time_max: Duration,
+    /// For making vectors of passages; `None` makes none.
+    time_max: Option<Duration>,
     /// For keeping them.
     bytes_max: usize,
 }
@@ -85,26 +104,34 @@ fn compare(
     limits: Limits,
 ) -> Result<Vec<Option<f64>>, ModelError> {
     let mut scores = vec![None; passages.len()];
+    let model = name(embedder);
+    let known: Vec<Option<Arc<PackedTokens>>> = passages
+        .iter()
+        .map(|(chunk, _)| cache.get(&(model, *chunk)))
+        .collect();
+    if limits.time_max.is_none() && known.iter().all(Option::is_none) {
+        return Ok(scores);
+    }
     let asked = embedder.token_vectors(&[question], Role::Query)?;
     let Some(asked) = asked.first() else {
         return Ok(scores);
     };
-    let mut hasher = DefaultHasher::new();
-    embedder.fingerprint().hash(&mut hasher);
-    let model = hasher.finish();
     let mut missing = Vec::new();
-    for (at, (chunk, _)) in passages.iter().enumerate() {
-        match cache.get(&(model, *chunk)) {
-            Some(tokens) => scores[at] = max_sim(asked, &tokens),
+    for (at, tokens) in known.iter().enumerate() {
+        match tokens {
+            Some(tokens) => scores[at] = max_sim(asked, tokens),
             None => missing.push(at),
         }
     }
+    let Some(time_max) = limits.time_max else {
+        return Ok(scores);
+    };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let started = Instant::now();
     let mut slowest = Duration::ZERO;
     for batch in missing.chunks(threads.clamp(1, BATCH_MAX)) {
         // The next batch may take as long as the slowest one; how long the first one takes, nobody knows before.
-        if slowest > Duration::ZERO && started.elapsed() + slowest > limits.time_max {
+        if slowest > Duration::ZERO && started.elapsed() + slowest > time_max {
             break;
         }
         let began = Instant::now();
@@ -118,6 +145,36 @@ fn compare(
         }
     }
     Ok(scores)
+}
+
+/// Makes the vectors of one passage, unless they are known. Blocks.
+pub(super) fn know(
+    embedder: &dyn Embedder,
+    chunk: ChunkId,
+    text: &str,
+    cache: &TokenCache,
+    bytes_max: usize,
+) -> Result<(), ModelError> {
+    let key = (name(embedder), chunk);
+    if cache.get(&key).is_none() {
+        for tokens in embedder.token_vectors(&[text], Role::Passage)? {
+            cache.put(key, Arc::new(tokens.pack()), bytes_max);
+        }
+    }
+    Ok(())
+}
+
+/// What kept vectors may take.
+pub(super) fn cache_bytes_max(platform: &Platform) -> usize {
+    let bytes = platform.settings.rag.rerank.cache_bytes_max;
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+/// A short name of the model as it is.
+fn name(embedder: &dyn Embedder) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    embedder.fingerprint().hash(&mut hasher);
+    hasher.finish()
 }
 
 /// A model, by its fingerprint, and a chunk. A chunk's id names its version, so its text never changes.
@@ -237,22 +294,28 @@ mod tests {
         .map(|text| (source(text, 1, text).chunk.id, (*text).to_owned()))
         .collect();
         let question = "Within how many days may a parcel be returned?";
-        let compare = |cache: &TokenCache, time_ms: u64| {
+        let compare = |cache: &TokenCache, time_ms: Option<u64>| {
             let limits = Limits {
-                time_max: Duration::from_millis(time_ms),
+                time_max: time_ms.map(Duration::from_millis),
                 bytes_max: 1 << 20,
             };
             compare(&*embedder, question, &passages, cache, limits).expect("scores")
         };
         let cache = TokenCache::default();
-        let patience = 600_000;
-        let scores = compare(&cache, patience);
+        // Who does not wait gets what is known: nothing yet, then the one that was learned.
+        assert_eq!(compare(&cache, None), [None, None, None]);
+        let (chunk, text) = &passages[1];
+        know(&*embedder, *chunk, text, &cache, 1 << 20).expect("vectors");
+        let known = compare(&cache, None);
+        assert!(known[1].is_some() && known[0].is_none() && known[2].is_none());
+        let scores = compare(&cache, Some(600_000));
         println!("{scores:?}");
         assert!(scores.iter().all(Option::is_some), "{scores:?}");
         assert!(scores[1] > scores[0], "{scores:?}");
         // All are kept, so no time is needed, and the scores are the same.
-        assert_eq!(compare(&cache, 0), scores);
-        let few = compare(&TokenCache::default(), 0);
+        assert_eq!(compare(&cache, Some(0)), scores);
+        assert_eq!(compare(&cache, None), scores);
+        let few = compare(&TokenCache::default(), Some(0));
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let batch = threads.clamp(1, BATCH_MAX).min(passages.len());
         assert_eq!(few.iter().flatten().count(), batch, "{few:?}");
