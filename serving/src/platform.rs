@@ -441,10 +441,11 @@ impl Platform {
                     let options = serde_json::to_value(format).map_err(|e| e.to_string())?;
                     topic.wire_format = WireFormat::Messages(options);
                 }
-                self.catalog
-                    .create_topic(&self.tenant, &topic)
-                    .await
-                    .map_err(|error| error.to_string())?;
+                match self.catalog.create_topic(&self.tenant, &topic).await {
+                    // Another process that starts at the same moment was first.
+                    Ok(()) | Err(va_catalog::store::CatalogError::Exists { .. }) => {}
+                    Err(error) => return Err(error.to_string()),
+                }
             }
         }
         for (name, columns) in &plan.writes {

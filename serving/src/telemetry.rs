@@ -234,6 +234,10 @@ pub fn init_metrics() -> Option<PrometheusHandle> {
         "How full the queue between two nodes is, 0 to 1."
     );
     metrics::describe_histogram!("va_pipeline_checkpoint_seconds", "From barrier to commit.");
+    metrics::describe_histogram!(
+        "va_log_commit_phase_seconds",
+        "Parts of a commit on Kafka: handing over, flushing, offsets, end of the transaction."
+    );
     metrics::describe_histogram!("va_search_seconds", "Hybrid search, whole.");
     metrics::describe_counter!(
         "va_search_degraded_total",

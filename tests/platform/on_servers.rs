@@ -284,6 +284,42 @@ fn workers_share_what_is_served() {
 }
 
 /// A role that needs others says all that it misses.
+/// On a new cluster, where nothing is there yet and each of them creates what it does not find.
+#[test]
+fn processes_that_start_together_all_come_up() {
+    const WORKERS: usize = 4;
+    let Some((brokers, servers)) = Servers::with_brokers("kafka.sh") else {
+        return;
+    };
+    let dir = tempdir().unwrap();
+    let config = dir.path().join("va.yaml");
+    let mut settings = servers.settings(brokers.url());
+    settings["indexes"] = json!({"shared": true, "refresh_ms": 1});
+    std::fs::write(&config, settings.to_string()).unwrap();
+    let data = dir.path().join("data");
+    let (serve, mut workers) = std::thread::scope(|scope| {
+        let starting: Vec<_> = (0..WORKERS)
+            .map(|number| {
+                let data = dir.path().join(format!("worker-{number}"));
+                let (config, servers) = (&config, &servers);
+                scope.spawn(move || Worker::start(&data, config, servers.environment()))
+            })
+            .collect();
+        let serve = Server::start_role("serve", &mut servers.command(&data, &config), &data);
+        let workers: Vec<Worker> = starting
+            .into_iter()
+            .map(|one| one.join().unwrap())
+            .collect();
+        (serve, workers)
+    });
+    serve.until("/api/v1/pipelines/index", |p| {
+        p["workers"]
+            .as_array()
+            .is_some_and(|known| known.len() == WORKERS)
+    });
+    workers.iter_mut().for_each(Worker::must_live);
+}
+
 #[test]
 fn a_worker_without_servers_says_what_is_missing() {
     let dir = tempdir().unwrap();

@@ -604,6 +604,73 @@ fn passages_are_put_in_order_token_by_token() {
     assert_eq!(reply["answered"], true, "{reply}");
 }
 
+/// Who does not ask for an order by tokens waits for nothing: passages are learned when nobody waits, and the order comes by
+/// itself.
+#[test]
+fn passages_are_learned_when_nobody_waits() {
+    let Some(()) = need_model() else { return };
+    let dir = tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"));
+    server.create_collection("c");
+    for name in ["returns.md", "other.md", "third.md"] {
+        server.upload("c", name, format!("{RETURNS}\nThis is {name}.\n").into());
+    }
+    let ask = || {
+        let request = json!({"question": "When may a parcel be returned?", "collection": "c", "explain": true});
+        good(server.post(QUERY).json(&request))
+    };
+    let first = ask();
+    let rerank = &first["trace"]["rerank"];
+    assert_eq!(rerank["judged"], 0, "{first}");
+    assert!(
+        rerank["note"].as_str().unwrap().contains("not known yet"),
+        "{first}"
+    );
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let reply = ask();
+        assert_eq!(reply["degraded"], json!([]), "{reply}");
+        let rerank = &reply["trace"]["rerank"];
+        if rerank["judged"] == rerank["candidates"] {
+            assert_eq!(rerank["note"], Value::Null, "{reply}");
+            break;
+        }
+        assert!(Instant::now() < deadline, "never known: {reply}");
+    }
+}
+
+/// Many more questions at the same moment than are searched for at a time: each gets its answer, in its turn.
+#[test]
+fn a_crowd_is_answered_in_turn() {
+    const CROWD: usize = 150;
+    let Some(()) = need_model() else { return };
+    let dir = tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"));
+    server.create_collection("c");
+    server.upload("c", "returns.md", RETURNS.into());
+    let start = std::sync::Barrier::new(CROWD);
+    let queued: Vec<f64> = std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..CROWD)
+            .map(|number| {
+                let (server, start) = (&server, &start);
+                scope.spawn(move || {
+                    let question = format!("Within how many days may parcel {number} be returned?");
+                    start.wait();
+                    let request = json!({"question": question, "collection": "c"});
+                    let reply = good(server.post(QUERY).json(&request));
+                    assert_eq!(reply["answered"], true, "{reply}");
+                    reply["trace"]["took_ms"]["queue"].as_f64().unwrap()
+                })
+            })
+            .collect();
+        asking.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    assert!(
+        queued.iter().any(|ms| *ms > 1.0),
+        "nobody waited: {queued:?}"
+    );
+}
+
 /// Without the embedding model, words alone answer, in both halves of the work, and the reply says so.
 #[test]
 fn words_answer_when_vectors_cannot() {

@@ -71,6 +71,9 @@ pub struct Topic {
     pub description: String,
 }
 
+/// How often a change of a schema is tried that others keep changing.
+const EVOLVE_TRIES: u32 = 32;
+
 /// Retention of most built-in topics, as of a topic made without one.
 const SEVEN_DAYS_MS: u64 = 7 * 24 * 3_600_000;
 
@@ -190,6 +193,25 @@ impl Catalog {
         name: &TopicName,
         rows: &Schema,
     ) -> Result<(), CatalogError> {
+        // Of processes that do this at the same time each one's columns count: who finds that the schema is another one by now
+        // starts over.
+        for _ in 0..EVOLVE_TRIES {
+            if self.try_evolve_topic(tenant, name, rows).await? {
+                return Ok(());
+            }
+        }
+        Err(CatalogError::Invalid(format!(
+            "topic `{name}`: its schema was changed by others {EVOLVE_TRIES} times meanwhile; try again"
+        )))
+    }
+
+    /// False when somebody else changed the schema meanwhile.
+    async fn try_evolve_topic(
+        &self,
+        tenant: &TenantId,
+        name: &TopicName,
+        rows: &Schema,
+    ) -> Result<bool, CatalogError> {
         let mut transaction = self.begin(Part::Tenant(tenant)).await?;
         let row = query(&format!(
             "SELECT {COLUMNS} FROM topics WHERE tenant_id = $1 AND name = $2"
@@ -200,25 +222,32 @@ impl Catalog {
         .await?
         .ok_or_else(|| CatalogError::not_found("topic", name))?;
         let mut topic = read_topic(&row)?;
+        // As it is stored, which an earlier version may have written otherwise.
+        let before: Option<String> = row.try_get("arrow_schema")?;
         let Some(schema) = topic.schema.take() else {
-            return Ok(());
+            return Ok(true);
         };
         let evolved = evolve(&schema, rows).map_err(|changes| {
             let lines: Vec<String> = changes.iter().map(ToString::to_string).collect();
             CatalogError::Invalid(format!("topic `{name}`: {}", lines.join("; ")))
         })?;
         if evolved == schema {
-            return Ok(());
+            return Ok(true);
         }
         topic.schema = Some(evolved);
-        query("UPDATE topics SET arrow_schema = $3, updated_at = $4 WHERE tenant_id = $1 AND name = $2")
-            .bind(tenant.as_str())
-            .bind(name.as_str())
-            .bind(schema_text(&topic)?)
-            .bind(self.now_ms())
-            .execute(&mut transaction)
-            .await?;
-        transaction.commit().await
+        let changed = query(
+            "UPDATE topics SET arrow_schema = $3, updated_at = $4 \
+             WHERE tenant_id = $1 AND name = $2 AND arrow_schema = $5",
+        )
+        .bind(tenant.as_str())
+        .bind(name.as_str())
+        .bind(schema_text(&topic)?)
+        .bind(self.now_ms())
+        .bind(before)
+        .execute(&mut transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(changed == 1)
     }
 
     /// Forgets a topic. The built-in ones come back when the catalog is opened again.

@@ -9,6 +9,7 @@ on_both!(
     news_and_uploads_take_turns,
     pipelines_keep_every_definition,
     a_collection_that_goes_takes_nothing_in,
+    columns_of_all_who_add_some_are_kept,
     keys_of_two_processes_work,
     a_new_database_is_opened_by_many_at_once,
     a_call_that_is_cancelled_anywhere_spoils_nothing,
@@ -50,6 +51,58 @@ async fn versions_are_given_once(on: On) {
         .await
         .expect("a document");
     assert_eq!(newest.version, Version(40));
+}
+
+/// Pipelines that start together each tell what they add to a topic.
+async fn columns_of_all_who_add_some_are_kept(on: On) {
+    use arrow::datatypes::{DataType, Field, Schema};
+    let (bench, _) = Bench::with_collection(on).await;
+    let handles = [bench.catalog.clone(), bench.second().await];
+    let (tenant, name) = (
+        TenantId::default_tenant(),
+        TopicName::new("orders").expect("a name"),
+    );
+    let id = Field::new("id", DataType::Utf8, false);
+    let topic = Topic {
+        name: name.clone(),
+        partitions: 1,
+        retention: Retention {
+            ms: None,
+            bytes: None,
+        },
+        wire_format: WireFormat::Batches,
+        schema: Some(Schema::new(vec![id.clone()]).into()),
+        description: String::new(),
+    };
+    bench
+        .catalog
+        .create_topic(&tenant, &topic)
+        .await
+        .expect("a topic");
+    let (of, column) = (name.clone(), move |n: usize| {
+        Schema::new(vec![
+            id.clone(),
+            Field::new(format!("c{n}"), DataType::Int64, true),
+        ])
+    });
+    at_once(&handles, 12, move |catalog, n| {
+        let (name, rows) = (of.clone(), column(n));
+        async move {
+            let tenant = TenantId::default_tenant();
+            catalog
+                .evolve_topic(&tenant, &name, &rows)
+                .await
+                .expect("evolved");
+        }
+    })
+    .await;
+    let schema = bench
+        .catalog
+        .topic(&tenant, &name)
+        .await
+        .expect("a topic")
+        .schema;
+    assert_eq!(schema.expect("a schema").fields().len(), 13);
 }
 
 async fn news_and_uploads_take_turns(on: On) {

@@ -8,16 +8,23 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::StreamExt;
+use va_chunk::sentences;
 use va_llm::{Caller, ChatRequest, Event, FinishReason, Message, Role, Usage};
 
 use super::answer::{Draft, Task, WriteError, Writer, Written};
 use super::extract::{Extractive, quote};
 use super::grade::Depth;
 use super::request::HistoryRole;
+use super::text::bare;
 use crate::gateway::Gateway;
 
 /// Tokens of an answer at most: about a page.
 const ANSWER_TOKENS_MAX: u32 = 1_000;
+
+/// A sentence that a model writes so often ends its answer: small models do not always find an end.
+const REPEATED_MAX: usize = 3;
+/// What is repeated in fewer letters than these (an item of a list, a word of a table) means nothing.
+const REPEATED_LETTERS_MIN: usize = 12;
 
 /// Lets a model write.
 pub struct Generated {
@@ -81,11 +88,19 @@ impl Writer for Generated {
         let mut refused = String::new();
         let mut finish = None;
         let mut usage = Usage::default();
+        let mut said = String::new();
+        let mut repeated = false;
         while let Some(event) = reply.next().await {
             match event {
                 Ok(Event::Text { text, .. }) if !text.is_empty() => {
                     shown = true;
                     draft.text(&text).await?;
+                    said.push_str(&text);
+                    if text.contains(['.', '!', '?', '。', '！', '？', '\n']) && repeats(&said) {
+                        // Dropped, which ends the call.
+                        repeated = true;
+                        break;
+                    }
                 }
                 Ok(Event::Refusal(text)) => refused.push_str(&text),
                 Ok(Event::Finish { reason, .. }) => finish = Some(reason),
@@ -98,6 +113,7 @@ impl Writer for Generated {
         let (prompt_tokens, completion_tokens) = (usage.input, usage.output);
         let mut written = if shown {
             let cut = match finish {
+                _ if repeated => Some("the model repeated itself, so its answer was ended there"),
                 Some(FinishReason::Length) => Some("the answer is as long as it may be"),
                 Some(FinishReason::ContentFilter) => Some("the provider ended the answer"),
                 _ => None,
@@ -118,6 +134,19 @@ impl Writer for Generated {
         (written.prompt_tokens, written.completion_tokens) = (prompt_tokens, completion_tokens);
         Ok(written)
     }
+}
+
+/// Whether the last sentence of the text has been said too often.
+fn repeats(text: &str) -> bool {
+    let mut said: Vec<String> = sentences(text)
+        .into_iter()
+        .map(|range| bare(&text[range]))
+        .filter(|sentence| sentence.chars().count() >= REPEATED_LETTERS_MIN)
+        .collect();
+    let Some(last) = said.pop() else {
+        return false;
+    };
+    said.iter().filter(|sentence| **sentence == last).count() + 1 >= REPEATED_MAX
 }
 
 /// The best sentences, where a model was to write and could not.
@@ -141,4 +170,26 @@ async fn quote_instead(
         )),
         ..written
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::repeats;
+
+    #[test]
+    fn what_is_said_again_and_again_is_seen() {
+        let once = "Select the row below. Choose View - Freeze.\n";
+        assert!(!repeats(once));
+        assert!(!repeats(&once.repeat(2)));
+        assert!(repeats(&once.repeat(3)));
+        assert!(repeats(
+            "如果要冻结行，请选择下面的一行。".repeat(3).as_str()
+        ));
+        // Short ones are repeated for good reasons, and what comes after a repetition is new.
+        assert!(!repeats(&"Click OK.\n".repeat(5)));
+        assert!(!repeats(&format!(
+            "{}Then something else is said.",
+            once.repeat(3)
+        )));
+    }
 }

@@ -137,6 +137,20 @@ fn without_its_model_an_answer_quotes_and_says_so() {
 }
 
 #[test]
+fn a_model_that_repeats_itself_is_ended() {
+    let Some(()) = need_model() else { return };
+    let dir = tempdir().unwrap();
+    let words = ["A parcel may be returned within thirty days [1]. "; 50];
+    let (_, server) = world(dir.path(), vec![stream(&words, 120, 30)]);
+    let reply = ask(&server, json!({}));
+    let answer = reply["answer"].as_str().unwrap();
+    assert_eq!(answer.matches("thirty days").count(), 3, "{reply}");
+    assert_eq!(reply["mode"], "generated", "{reply}");
+    let reason = reply["degraded"][0]["reason"].as_str().unwrap();
+    assert!(reason.contains("repeated itself"), "{reason}");
+}
+
+#[test]
 fn a_model_that_breaks_off_ends_the_stream_with_the_reason() {
     let Some(()) = need_model() else { return };
     let dir = tempdir().unwrap();

@@ -449,12 +449,12 @@ fn is_refusal(failure: &str) -> bool {
 }
 
 impl ClientContext for Quiet {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
         match level {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
-                tracing::warn!(facility, message, "librdkafka");
+                tracing::warn!(facility, text, "librdkafka");
             }
-            _ => tracing::debug!(facility, message, "librdkafka"),
+            _ => tracing::debug!(facility, text, "librdkafka"),
         }
     }
 

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 
 use rdkafka::ClientConfig;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 use va_catalog::settings::Secret;
 
@@ -106,7 +108,8 @@ pub struct KafkaOptions {
     pub standby: bool,
     /// Folder for the local copy of state. A temporary one when absent. It is a cache: emptied at each start.
     pub state_dir: Option<PathBuf>,
-    /// Any property of librdkafka; wins over what this file sets.
+    /// Any property of librdkafka; wins over what this file sets. Texts, numbers, `true` and `false`.
+    #[serde(deserialize_with = "properties")]
     pub properties: BTreeMap<String, String>,
 }
 
@@ -319,6 +322,22 @@ impl KafkaOptions {
     }
 }
 
+/// As librdkafka wants them, which is as text.
+fn properties<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, String>, D::Error> {
+    let given = BTreeMap::<String, Value>::deserialize(deserializer)?;
+    let text = |(name, value): (String, Value)| match value {
+        Value::String(text) => Ok((name, text)),
+        Value::Number(_) | Value::Bool(_) => Ok((name, value.to_string())),
+        // Without the value: some are secrets.
+        Value::Null | Value::Array(_) | Value::Object(_) => Err(D::Error::custom(format!(
+            "the property `{name}` is no text, number, `true` or `false`"
+        ))),
+    };
+    given.into_iter().map(text).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -328,7 +347,7 @@ mod tests {
         let options: KafkaOptions = serde_json::from_value(serde_json::json!({
             "brokers": "b:9092",
             "security": {"sasl": {"mechanism": "PLAIN", "username": "u", "password": "hunter2"}},
-            "properties": {"ssl.key.password": "hunter2"},
+            "properties": {"ssl.key.password": "hunter2", "socket.nagle.disable": true, "linger.ms": 5},
         }))
         .unwrap();
         let printed = format!("{options:?}");
@@ -341,6 +360,13 @@ mod tests {
             Some("hunter2"),
             "every property is within reach"
         );
+        let producer = options.producer("p");
+        let set = ["socket.nagle.disable", "linger.ms"].map(|name| producer.get(name));
+        assert_eq!(set, [Some("true"), Some("5")]);
+        let nested = serde_json::json!({"properties": {"sasl": {"password": "hunter2"}}});
+        let error = serde_json::from_value::<KafkaOptions>(nested).unwrap_err();
+        assert!(error.to_string().contains("property `sasl`"), "{error}");
+        assert!(!error.to_string().contains("hunter2"), "{error}");
     }
 
     #[test]

@@ -29,6 +29,9 @@ use crate::log::records::Records;
 /// Plain commits that run at the same time; more wait.
 const PLAIN_MAX: usize = 8;
 
+/// For how long deliveries are listened to before it is looked whether all are there: `poll` listens to the end of its time.
+const FLUSH_STEP: Duration = Duration::from_millis(2);
+
 /// How a transaction failed.
 #[derive(Debug)]
 pub(super) enum TransactionError {
@@ -113,6 +116,22 @@ pub(super) struct TransactionalProducer {
     producer: BaseProducer<Deliveries>,
 }
 
+/// What the parts of a transaction take, for who wants to know why commits are slow.
+struct Phases(std::time::Instant);
+
+impl Phases {
+    fn begin() -> Self {
+        Self(std::time::Instant::now())
+    }
+
+    fn end_of(&mut self, phase: &'static str) {
+        let now = std::time::Instant::now();
+        metrics::histogram!("va_log_commit_phase_seconds", "phase" => phase)
+            .record((now - self.0).as_secs_f64());
+        self.0 = now;
+    }
+}
+
 impl TransactionalProducer {
     /// Waits for or aborts what a former producer of the id began, and keeps that one from writing. Blocks.
     fn init(options: &KafkaOptions, id: &str, timeout: Duration) -> Result<Self, KafkaError> {
@@ -138,19 +157,22 @@ impl TransactionalProducer {
         let deliveries = &self.producer.context().offsets;
         let count = writes.len();
         *lock(deliveries) = std::iter::repeat_with(|| None).take(count).collect();
+        let mut phases = Phases::begin();
         // Nothing was sent so far, whatever the error says.
         self.producer
             .begin_transaction()
             .map_err(|e| self.give_up(&e, timeout))?;
         let sent = self.send(writes, timeout).and_then(|()| {
+            phases.end_of("send");
             // Before the offsets: only then is a lost connection certainly not a commit.
-            self.producer.flush(timeout)?;
-            match offsets {
-                Some((list, group)) => self
-                    .producer
-                    .send_offsets_to_transaction(list, group, timeout),
-                None => Ok(()),
+            self.flush(timeout)?;
+            phases.end_of("flush");
+            if let Some((list, group)) = offsets {
+                self.producer
+                    .send_offsets_to_transaction(list, group, timeout)?;
+                phases.end_of("offsets");
             }
+            Ok(())
         });
         sent.map_err(|e| self.give_up(&e, timeout))?;
         let mut written = Vec::with_capacity(count);
@@ -170,6 +192,7 @@ impl TransactionalProducer {
                 TransactionError::Unknown(error.to_string())
             }
         })?;
+        phases.end_of("end");
         Ok(written)
     }
 
@@ -220,6 +243,23 @@ impl TransactionalProducer {
         Ok(())
     }
 
+    /// Waits until the brokers have all records.
+    ///
+    /// The library's own way waits for 100 ms at a time, to the end of each, whenever the records arrive.
+    fn flush(&self, timeout: Duration) -> Result<(), KafkaError> {
+        let deadline = std::time::Instant::now() + timeout;
+        loop {
+            match self.producer.flush(Duration::ZERO) {
+                Err(KafkaError::Flush(Code::OperationTimedOut))
+                    if std::time::Instant::now() < deadline =>
+                {
+                    self.producer.poll(FLUSH_STEP);
+                }
+                flushed => return flushed,
+            }
+        }
+    }
+
     fn send_one(
         &self,
         mut outgoing: BaseRecord<'_, [u8], [u8], usize>,
@@ -232,7 +272,7 @@ impl TransactionalProducer {
                 return Err(error);
             }
             // Deliveries make room.
-            self.producer.poll(Duration::from_millis(50));
+            self.producer.poll(FLUSH_STEP);
             outgoing = back;
         }
         Ok(())
