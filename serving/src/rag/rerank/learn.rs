@@ -1,8 +1,8 @@
 //! Makes the token vectors of passages that were not known when a question came, for the next one that meets them.
 //!
 //! One passage at a time, in the background, when no answer is being made; under constant load each waits a second at most, so
-//! that what is asked most becomes known all the same. The queue is bounded: passages that fall out are queued again by the next question that
-//! finds them. What is lost with the process is only time.
+//! that what is asked most becomes known all the same. The queue is bounded: passages that fall out are queued again by the
+//! next question that finds them. What is lost with the process is only time.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
