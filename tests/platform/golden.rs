@@ -34,9 +34,10 @@ sinks:
 "#;
 const CITIES: [&str; 7] = ["北京", "Paris", "上海", "Oslo", "Lima", "深圳", "Łódź"];
 const STOPS: usize = 20;
-/// The input: parts of so many batches for each partition, of so many rows.
+/// The input: parts of so many batches for each partition, of so many rows. Enough for a part to be still coming in when
+/// the worker stops that was started with it.
 const PARTS: u32 = STOPS as u32 + 1;
-const BATCHES: u32 = 12;
+const BATCHES: u32 = 60;
 const ROWS: u32 = 10;
 const INPUT: u32 = PARTS * BATCHES * PARTITIONS * ROWS;
 const SEED: u64 = 20_261_126;
