@@ -26,15 +26,8 @@ install_server() {
 up() { # FOLDER
     mkdir -p "$1/data/objects"
     (umask 077 && od -An -N12 -tx1 /dev/urandom | tr -d ' \n' >"$1/secret")
-    for _ in 1 2 3 4 5; do
-        free_port >"$1/port"
-        if resume "$1"; then
-            echo "http://va:$(cat "$1/secret")@127.0.0.1:$(cat "$1/port")/objects"
-            return
-        fi
-    done
-    cat "$1/server.log" >&2
-    return 1
+    on_free_port "$1" &&
+        echo "http://va:$(cat "$1/secret")@127.0.0.1:$(cat "$1/port")/objects"
 }
 
 resume() { # FOLDER
