@@ -71,6 +71,11 @@ pub enum Rerank {
 impl Rerank {
     /// What is done where nothing says otherwise. Measured in docs/answers.md.
     pub const DEFAULT: Self = Self::Late;
+
+    /// Whether somebody else does the work, so that this processor has none meanwhile.
+    pub fn waits_for_a_model(&self) -> bool {
+        matches!(self, Self::Llm | Self::Provider(_))
+    }
 }
 
 impl fmt::Display for Rerank {

@@ -170,7 +170,8 @@ pub trait Log: Send + Sync + 'static {
     ) -> Result<FetchedRecords, LogError>;
 
     /// Committed offset of a group: where it will read on, moved over gaps, so that it equals the high watermark exactly
-    /// when the group has consumed everything. `None` when it never committed there.
+    /// when the group has consumed everything. `None` when it never committed there. Rows that were committed together with
+    /// it are below the watermark of their partition when that is asked for afterwards.
     async fn committed(
         &self,
         group: &GroupId,

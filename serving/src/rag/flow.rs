@@ -9,6 +9,7 @@
 
 mod search;
 mod told;
+mod turn;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tracing::{Instrument, info_span};
-use va_catalog::settings::rag::{Rerank, RewriteMethod};
+use va_catalog::settings::rag::RewriteMethod;
 use va_catalog::store::CatalogError;
 use va_catalog::{CollectionRef, TenantScope};
 use va_connectors::trace::TARGET;
@@ -38,12 +39,11 @@ pub use search::Grader;
 use search::Search;
 pub use told::Event;
 use told::{Took, Trace, done, traced};
+use turn::{TURN_MAX, Turn};
 
-/// How long searching may take, all rounds together, beside what a model may take that puts the sources in order.
+/// How long searching may take, all rounds together, beside what a model may take that puts the sources in order, and the
+/// wait for a turn after it.
 const RETRIEVAL_MAX: Duration = Duration::from_secs(30);
-
-/// How long a question waits for its turn to be searched.
-const TURN_MAX: Duration = Duration::from_secs(60);
 
 /// Rounds of searches, thus calls of that model.
 const ROUNDS_MAX: u32 = 2;
@@ -217,23 +217,22 @@ async fn answer(
             writer.depth()
         },
     };
-    let patience = match method(platform, ask) {
-        Rerank::None | Rerank::Late => RETRIEVAL_MAX,
-        Rerank::Llm | Rerank::Provider(_) => RETRIEVAL_MAX + helper.time_max() * ROUNDS_MAX,
+    let patience = if method(platform, ask).waits_for_a_model() {
+        RETRIEVAL_MAX + (helper.time_max() + TURN_MAX) * ROUNDS_MAX
+    } else {
+        RETRIEVAL_MAX
     };
-    // Few at a time: a question that is worked on is done soon, one that waits costs no memory.
-    let waited = Instant::now();
-    let turn = tokio::time::timeout(TURN_MAX, platform.answers.turns.acquire())
-        .await
-        .map_err(|_| RagError::Busy(TURN_MAX.as_secs()))?;
-    took.queue = ms(waited);
+    let mut turn = Turn::wait(&platform.answers.turns).await?;
+    took.queue = turn.waited_ms;
     let searching = Instant::now();
-    let found = tokio::time::timeout(patience, search.run(key, &mut degraded))
+    let found = tokio::time::timeout(patience, search.run(key, &mut turn, &mut degraded))
         .await
         .map_err(|_| RagError::TimedOut(patience.as_secs()))??;
-    drop(turn);
     (took.grade, took.rerank) = (found.grade_ms, found.rerank_ms);
-    took.retrieval = ms(searching) - found.grade_ms - found.rerank_ms;
+    let again = turn.waited_ms - took.queue;
+    took.retrieval = ms(searching) - found.grade_ms - found.rerank_ms - again;
+    took.queue += again;
+    drop(turn);
     let alerts = &platform.answers.alerts;
     for (part, faults) in of_search(&degraded) {
         alerts.look(platform, &collection, part, &faults);

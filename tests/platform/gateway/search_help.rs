@@ -1,6 +1,9 @@
 //! A model that helps to search for answers: it orders passages, rewrites questions and makes up passages. What it does is
 //! in the trace and in the books; what it fails to do costs the help and not the answer.
 
+use std::io::Write;
+use std::net::TcpStream;
+
 use serde_json::{Value, json};
 use tempfile::tempdir;
 
@@ -135,6 +138,40 @@ fn without_its_order_the_sources_keep_theirs() {
             upstream.until_gone();
         }
     }
+}
+
+/// Questions that wait for a model are in nobody's way, however many there are.
+#[test]
+fn who_waits_for_a_model_leaves_the_turn_to_others() {
+    let Some(()) = need_model() else { return };
+    let dir = tempdir().unwrap();
+    let silence = Act::Stream(Vec::new(), End::Silence);
+    let (upstream, server) = world(dir.path(), vec![silence], "{model_time_max_ms: 60000}");
+    // Twice as many as there are turns.
+    let many = 8 * std::thread::available_parallelism().unwrap().get();
+    let body =
+        json!({"question": ASKED, "collection": "shop", "mode": "extractive", "rerank": "llm"});
+    let body = body.to_string();
+    let waiting: Vec<TcpStream> = (0..many)
+        .map(|_| {
+            let address = server.base.strip_prefix("http://").unwrap();
+            let mut connection = TcpStream::connect(address).unwrap();
+            write!(
+                connection,
+                "POST {QUERY} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {}\r\n\
+                 content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+                server.key,
+                body.len()
+            )
+            .unwrap();
+            connection
+        })
+        .collect();
+    upstream.until_asked(many);
+    let reply = ask(&server, json!({"rerank": "none"}));
+    is_answered(&reply);
+    assert_eq!(upstream.requests().len(), many, "no model answered that");
+    drop(waiting);
 }
 
 #[test]

@@ -39,6 +39,7 @@ struct Shared {
     /// How many clients went away from a silent stream.
     gone: Mutex<usize>,
     news: Condvar,
+    asked: Condvar,
 }
 
 /// The server. Its threads end with the test's process.
@@ -57,6 +58,7 @@ impl Upstream {
             heads: Mutex::default(),
             gone: Mutex::default(),
             news: Condvar::new(),
+            asked: Condvar::new(),
         });
         let serving = shared.clone();
         std::thread::spawn(move || {
@@ -75,6 +77,17 @@ impl Upstream {
     /// The bodies of the requests so far; one that is no JSON is a text.
     pub fn requests(&self) -> Vec<Value> {
         self.shared.requests.lock().unwrap().clone()
+    }
+
+    /// Waits until there were so many.
+    pub fn until_asked(&self, count: usize) {
+        let requests = self.shared.requests.lock().unwrap();
+        let waited = self
+            .shared
+            .asked
+            .wait_timeout_while(requests, PATIENCE, |requests| requests.len() < count)
+            .unwrap();
+        assert!(!waited.1.timed_out(), "{} requests came", waited.0.len());
     }
 
     /// Their first lines and headers, a line each, names in lower case.
@@ -102,6 +115,7 @@ fn answer(shared: &Shared, mut connection: TcpStream) {
         shared.heads.lock().unwrap().push(head);
         let mut requests = shared.requests.lock().unwrap();
         requests.push(body);
+        shared.asked.notify_all();
         let at = (requests.len() - 1).min(shared.script.len() - 1);
         shared.script[at].clone()
     };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use va_catalog::{Offset, Partition};
 
 use super::{
-    assigned, create, end, group, high, ints, part, produce, read, read_all, state, topic,
+    PATIENCE, assigned, create, end, group, high, ints, part, produce, read, read_all, state, topic,
 };
 use crate::log::{FetchLimit, Log, LogError, Target};
 
@@ -103,6 +103,53 @@ pub async fn an_unfinished_commit_is_invisible(log: Arc<dyn Log>) {
     assert_eq!(value, None);
     drop(commit);
     assert_eq!(produce(&log, &name, 0, 0..1).await, Offset(0));
+}
+
+/// Who adds up lag looks at a source and then at what was made of it: between the two nothing is missing.
+pub async fn offsets_never_come_before_their_rows(log: Arc<dyn Log>) {
+    const COMMITS: u64 = 200;
+    let source = create(&log, "in", 1).await;
+    let out = create(&log, "out", 1).await;
+    let base = produce(&log, &source, 0, 0..COMMITS as i64).await;
+    let ends: Vec<Offset> = (1..=COMMITS).map(|rows| Offset(base.0 + rows)).collect();
+    let member = log
+        .join(&group("g"), std::slice::from_ref(&source))
+        .await
+        .unwrap();
+    assigned(&*member, 1).await;
+
+    let last = ends[ends.len() - 1];
+    let watcher = tokio::spawn({
+        let (log, place) = (log.clone(), part(&source, 0));
+        let out = part(&out, 0);
+        async move {
+            let mut seen = Vec::new();
+            loop {
+                let committed = log.committed(&group("g"), &place).await.unwrap();
+                let high = log.watermarks(&out).await.unwrap().high;
+                seen.push((committed.unwrap_or(Offset(0)), high));
+                if committed >= Some(last) {
+                    return seen;
+                }
+            }
+        }
+    });
+    let mut steps = Vec::new();
+    for next in ends {
+        let mut commit = member.begin();
+        commit.append(&out, Target::Partition(Partition(0)), ints(0..1));
+        commit.consumed(&part(&source, 0), next);
+        steps.push((next, commit.finish().await.unwrap()[0]));
+    }
+    let seen = tokio::time::timeout(PATIENCE, watcher)
+        .await
+        .unwrap()
+        .unwrap();
+    for (committed, high) in seen {
+        let made = steps.iter().take_while(|(next, _)| *next <= committed);
+        let missing = made.last().filter(|(_, row)| high <= *row);
+        assert_eq!(missing, None, "at {committed} the rows ended at {high}");
+    }
 }
 
 pub async fn concurrent_producers_lose_nothing(log: Arc<dyn Log>) {

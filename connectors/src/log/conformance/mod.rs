@@ -47,6 +47,7 @@ macro_rules! log_conformance {
             create_topic_is_idempotent, partitions_never_change, delete_topic_removes_all,
             rows_come_back_as_they_went, offsets_grow, keys_choose_partitions,
             a_failed_commit_leaves_nothing, a_commit_is_atomic, an_unfinished_commit_is_invisible,
+            offsets_never_come_before_their_rows,
             an_empty_batch_is_ignored, fetch_wakes_on_commit, fetch_times_out,
             fetch_begins_inside_a_batch, fetch_respects_limits, fetch_can_be_cancelled,
             a_group_shares_partitions, a_partition_moves_after_release,

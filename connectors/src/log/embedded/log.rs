@@ -8,7 +8,7 @@ use std::time::Duration;
 use arrow::compute::concat_batches;
 use async_trait::async_trait;
 use bytes::Bytes;
-use fjall::PersistMode;
+use fjall::{PersistMode, Readable};
 use va_catalog::{Offset, PipelineName, TopicName, TopicPartition};
 
 use super::codec;
@@ -46,12 +46,10 @@ impl Log for EmbeddedLog {
     }
 
     async fn watermarks(&self, partition: &TopicPartition) -> Result<Watermarks, LogError> {
-        let topic = self.shared.topic(&partition.topic)?;
-        let marks = *topic.marks(partition.partition)?.borrow();
-        Ok(Watermarks {
-            low: Offset(marks.low),
-            high: Offset(marks.high),
-        })
+        let partition = partition.clone();
+        self.shared
+            .blocking(move |shared| shared.watermarks(&partition))
+            .await
     }
 
     async fn offset_at(
@@ -255,7 +253,9 @@ impl Shared {
     ) -> Result<Option<Offset>, LogError> {
         let key = codec::offset_key(group, &partition.topic, partition.partition);
         let damaged = || format!("offset of `{group}` in `{partition}`");
-        match self.offsets.get(key).map_err(|e| at(&damaged(), e))? {
+        // In a snapshot a commit is there whole or not at all, so that its offsets do not come before its rows.
+        let offset = self.db.snapshot().get(&self.offsets, key);
+        match offset.map_err(|e| at(&damaged(), e))? {
             None => Ok(None),
             Some(value) => match value[..].try_into() {
                 Ok(bytes) => Ok(Some(Offset(u64::from_le_bytes(bytes)))),

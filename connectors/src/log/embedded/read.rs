@@ -8,7 +8,7 @@ use va_catalog::{Offset, TopicPartition};
 
 use super::codec::{BatchEntry, Marks, TopicId, base_of, batch_key, decode_batch, marks_key};
 use super::store::{Shared, at};
-use crate::log::{FetchLimit, Fetched, LogBatch, LogError};
+use crate::log::{FetchLimit, Fetched, LogBatch, LogError, Watermarks};
 
 /// A batch's place and size, from the `index` keyspace.
 struct Found {
@@ -76,6 +76,18 @@ impl Shared {
                 () = timeout => return Ok(nothing),
             }
         }
+    }
+
+    /// What is written, which may be a little more than readers that wait have been told.
+    pub(super) fn watermarks(&self, place: &TopicPartition) -> Result<Watermarks, LogError> {
+        let topic = self.topic_of(place)?;
+        let marks = self
+            .marks_in(&self.db.snapshot(), place, topic.id)?
+            .ok_or_else(|| LogError::UnknownTopic(place.topic.clone()))?;
+        Ok(Watermarks {
+            low: Offset(marks.low),
+            high: Offset(marks.high),
+        })
     }
 
     fn read(

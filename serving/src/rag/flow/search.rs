@@ -14,10 +14,11 @@ use super::super::earlier::{Key, Remembered};
 use super::super::grade::{Depth, Grade, grade};
 use super::super::helper::Helper;
 use super::super::request::Ask;
-use super::super::rerank::{RerankTrace, rerank, wanted};
+use super::super::rerank::{RerankTrace, method, rerank, wanted};
 use super::super::retrieve::{QueryTrace, Retrieved, Source};
 use super::super::rewrite::Rewritten;
 use super::super::text::Lang;
+use super::turn::Turn;
 use super::{RagError, ms, scope};
 use crate::freshness::AsOf;
 use crate::platform::{Platform, now_ms};
@@ -123,11 +124,17 @@ struct Spent {
 
 impl Search<'_> {
     /// Searches, and once more with other queries when no sentence answers. When nothing can be searched, takes what was
-    /// found for the same question, named by `key`, before. What is missing is added to `degraded`.
+    /// found for the same question, named by `key`, before. What is missing is added to `degraded`. Gives `turn` back while
+    /// a model works.
     ///
     /// # Errors
-    /// When nothing could be searched and nothing is remembered, or the request makes no sense.
-    pub async fn run(&self, key: Key, degraded: &mut Vec<Degraded>) -> Result<Looked, RagError> {
+    /// When nothing could be searched and nothing is remembered, the request makes no sense, or no other turn came.
+    pub async fn run(
+        &self,
+        key: Key,
+        turn: &mut Turn<'_>,
+        degraded: &mut Vec<Degraded>,
+    ) -> Result<Looked, RagError> {
         let (platform, ask, made) = (self.platform, self.ask, self.made);
         let tenant = &self.helper.caller().tenant;
         let mut spent = Spent::default();
@@ -139,14 +146,14 @@ impl Search<'_> {
             return self.remembered(&key, reason, degraded).await;
         }
         let mut rounds = 1;
-        let mut judged = self.judge(&retrieved, &mut spent).await?;
+        let mut judged = self.judge(&retrieved, turn, &mut spent).await?;
         if !judged.grade.answerable() && !made.again.is_empty() {
             rounds = 2;
             // What the first round found stays; failing here is no reason to have no answer.
             if let Err(error) = retrieved.add(platform, tenant, ask, &made.again, 2).await {
                 tracing::warn!(%error, "the second round of searches failed");
             }
-            let again = self.judge(&retrieved, &mut spent).await?;
+            let again = self.judge(&retrieved, turn, &mut spent).await?;
             if again.grade.answerable() {
                 judged = again;
             }
@@ -210,10 +217,18 @@ impl Search<'_> {
     }
 
     /// Puts what was found in order, and grades the best of it.
-    async fn judge(&self, retrieved: &Retrieved, spent: &mut Spent) -> Result<Judged, RagError> {
+    async fn judge(
+        &self,
+        retrieved: &Retrieved,
+        turn: &mut Turn<'_>,
+        spent: &mut Spent,
+    ) -> Result<Judged, RagError> {
         let (platform, ask) = (self.platform, self.ask);
         let rrf_k = platform.settings.search.rrf_k;
         let sources = retrieved.sources(rrf_k, wanted(platform, ask));
+        if method(platform, ask).waits_for_a_model() {
+            turn.give_back();
+        }
         let began = Instant::now();
         let model = self.grader.model.as_deref();
         let span = info_span!(target: TARGET, "rag.rerank", rag.sources = sources.len() as i64);
@@ -222,6 +237,7 @@ impl Search<'_> {
             .await;
         spent.rerank_ms += ms(began);
         spent.tokens += ordered.tokens;
+        turn.again().await?;
         let mut judged = self.grade(ordered.sources, spent).await?;
         judged.rerank = ordered.trace;
         judged.degraded.extend(ordered.degraded);
