@@ -73,6 +73,15 @@ pub struct SearchReply {
     pub explain: Option<Explain>,
 }
 
+/// What a search found, without what is made for people who read it.
+pub struct Retrieved {
+    /// Best first.
+    pub chunks: Vec<Fused>,
+    pub degraded: Vec<Degraded>,
+    pub as_of: AsOf,
+    pub explain: Option<Explain>,
+}
+
 /// A retriever that could not answer.
 #[derive(Debug, Clone, Serialize)]
 pub struct Degraded {
@@ -158,16 +167,53 @@ pub enum SearchError {
 
 type Side = Result<(Vec<(ChunkRecord, f32)>, f64), String>;
 
-/// Answers a search with what the viewer may read.
+/// Answers a search with what the viewer may read, with snippets and what to highlight.
 ///
-/// The condition on readers is part of both queries. Beyond that, candidates are left out that the catalog says were
-/// withdrawn from the viewer a moment ago, while the indexes do not know yet.
+/// # Errors
+/// As [`retrieve`].
 pub async fn search(
     platform: &Platform,
     tenant: &TenantScope,
     viewer: &Viewer,
     request: &SearchRequest,
 ) -> Result<SearchReply, SearchError> {
+    let started = Instant::now();
+    let found = retrieve(platform, tenant, viewer, request).await?;
+    let query = request.query.clone();
+    // The segmenter is fast but not free; a thousand hits would hold up the executor.
+    let hits = tokio::task::spawn_blocking(move || {
+        found
+            .chunks
+            .into_iter()
+            .zip(1..)
+            .map(|(fused, rank)| hit(rank, fused, &query))
+            .collect()
+    })
+    .await
+    .map_err(|error| SearchError::Unavailable(error.to_string()))?;
+    let took_ms = started.elapsed().as_secs_f64() * 1_000.0;
+    Ok(SearchReply {
+        hits,
+        degraded: found.degraded,
+        as_of: found.as_of,
+        took_ms,
+        explain: found.explain,
+    })
+}
+
+/// Finds what the viewer may read.
+///
+/// The condition on readers is part of both queries. Beyond that, candidates are left out that the catalog says were
+/// withdrawn from the viewer a moment ago, while the indexes do not know yet.
+///
+/// # Errors
+/// When the request makes no sense, the catalog does not answer, or neither retriever does.
+pub async fn retrieve(
+    platform: &Platform,
+    tenant: &TenantScope,
+    viewer: &Viewer,
+    request: &SearchRequest,
+) -> Result<Retrieved, SearchError> {
     let started = Instant::now();
     let limits = &platform.settings.search;
     let k = request.k.unwrap_or(limits.k);
@@ -310,30 +356,17 @@ pub async fn search(
         vector_weight: limits.vector_weight,
         keyword_weight: limits.keyword_weight,
     };
-    let fused = match request.mode {
+    let chunks = match request.mode {
         Mode::Hybrid => fuse(vector, keyword, fusion, k as usize),
         // One retriever alone: its order and its scores.
         Mode::Vector => alone(vector, true, k as usize),
         Mode::Keyword => alone(keyword, false, k as usize),
     };
-    let query = request.query.clone();
-    // The segmenter is fast but not free; a thousand hits would hold up the executor.
-    let hits = tokio::task::spawn_blocking(move || {
-        fused
-            .into_iter()
-            .enumerate()
-            .map(|(i, fused)| hit(i as u32 + 1, fused, &query))
-            .collect()
-    })
-    .await
-    .map_err(|error| SearchError::Unavailable(error.to_string()))?;
-    let took_ms = started.elapsed().as_secs_f64() * 1_000.0;
-    metrics::histogram!("va_search_seconds").record(took_ms / 1_000.0);
-    Ok(SearchReply {
-        hits,
+    metrics::histogram!("va_search_seconds").record(started.elapsed().as_secs_f64());
+    Ok(Retrieved {
+        chunks,
         degraded,
         as_of,
-        took_ms,
         explain,
     })
 }

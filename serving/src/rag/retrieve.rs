@@ -17,7 +17,7 @@ use super::rewrite::{Query, Why};
 use super::text::bare;
 use crate::freshness::AsOf;
 use crate::platform::Platform;
-use crate::retrieval::{Degraded, Hit, Mode, RankScore, SearchError, SearchRequest, search};
+use crate::retrieval::{Degraded, Fused, Mode, RankScore, SearchError, SearchRequest, retrieve};
 
 /// Hits of each query that take part in the fusion.
 const HITS: u32 = 20;
@@ -83,7 +83,7 @@ pub struct QueryTrace {
 /// The hits of all queries so far.
 #[derive(Debug, Default)]
 pub struct Retrieved {
-    lists: Vec<(f64, Vec<Hit>)>,
+    lists: Vec<(f64, Vec<Fused>)>,
     pub queries: Vec<QueryTrace>,
     pub degraded: Vec<Degraded>,
     /// Of the least fresh search.
@@ -121,7 +121,7 @@ impl Retrieved {
                 passage: query.passage,
             };
             let span = info_span!(target: TARGET, "rag.retrieve", rag.round = i64::from(round));
-            let reply = search(platform, tenant, &ask.viewer, &request)
+            let reply = retrieve(platform, tenant, &ask.viewer, &request)
                 .instrument(span)
                 .await;
             (reply, started.elapsed().as_secs_f64() * 1_000.0)
@@ -153,10 +153,10 @@ impl Retrieved {
                 why: query.why,
                 text: query.text.clone(),
                 keywords: query.keywords.clone(),
-                hits: reply.hits.len(),
+                hits: reply.chunks.len(),
                 took_ms,
             });
-            self.lists.push((query.weight, reply.hits));
+            self.lists.push((query.weight, reply.chunks));
         }
         match failed {
             Some(error) if !answered => Err(error),
@@ -171,14 +171,14 @@ impl Retrieved {
 }
 
 /// Fuses ranked lists, each with its weight. Ties keep the better single rank first, then the id.
-fn fuse(lists: &[(f64, Vec<Hit>)], rrf_k: u32, k: usize) -> Vec<Source> {
+fn fuse(lists: &[(f64, Vec<Fused>)], rrf_k: u32, k: usize) -> Vec<Source> {
     let mut by_chunk: HashMap<ChunkId, Source> = HashMap::new();
     for (query, (weight, hits)) in lists.iter().enumerate() {
-        for hit in hits {
+        for (hit, rank) in hits.iter().zip(1..) {
             let source = by_chunk.entry(hit.chunk.id).or_insert_with(|| Source {
                 n: 0,
                 score: 0.0,
-                document: hit.document.clone(),
+                document: hit.chunk.document.clone(),
                 chunk: Passage {
                     id: hit.chunk.id,
                     text: hit.chunk.text.clone(),
@@ -190,10 +190,10 @@ fn fuse(lists: &[(f64, Vec<Hit>)], rrf_k: u32, k: usize) -> Vec<Source> {
                 found: Vec::new(),
                 reranked: None,
             });
-            source.score += weight / f64::from(rrf_k + hit.rank);
+            source.score += weight / f64::from(rrf_k + rank);
             source.found.push(Found {
                 query,
-                rank: hit.rank,
+                rank,
                 vector: hit.retrievers.vector,
                 keyword: hit.retrievers.keyword,
             });
@@ -220,28 +220,26 @@ fn fuse(lists: &[(f64, Vec<Hit>)], rrf_k: u32, k: usize) -> Vec<Source> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::retrieval::{HitChunk, Retrievers, Snippet};
-    use va_catalog::{CollectionName, CollectionRef, DocumentId, TenantId, Version};
+    use crate::retrieval::Retrievers;
+    use va_catalog::{ChunkRecord, CollectionName, CollectionRef, DocumentId, TenantId, Version};
 
-    fn hit(name: &str, rank: u32, text: &str) -> Hit {
-        let source = source(name, rank, text);
-        Hit {
-            rank,
-            score: 1.0,
-            document: source.document,
-            chunk: HitChunk {
+    fn hit(name: &str, text: &str) -> Fused {
+        let source = source(name, 1, text);
+        Fused {
+            chunk: ChunkRecord {
                 id: source.chunk.id,
-                text: text.into(),
+                document: source.document,
+                index: 0,
+                count: 1,
                 title_path: Vec::new(),
                 page: None,
                 start: 0,
                 end: 0,
-                highlights: Vec::new(),
-                snippet: Snippet {
-                    text: String::new(),
-                    highlights: Vec::new(),
-                },
+                text: text.into(),
+                tokens: 1,
+                tags: Vec::new(),
             },
+            score: 1.0,
             retrievers: Retrievers::default(),
         }
     }
@@ -280,10 +278,7 @@ pub(crate) mod tests {
         let lists: Vec<(f64, Vec<Hit>)> = lists
             .iter()
             .map(|(weight, names)| {
-                let hits = names
-                    .iter()
-                    .zip(1..)
-                    .map(|(name, rank)| hit(name, rank, name));
+                let hits = names.iter().map(|name| hit(name, name));
                 (*weight, hits.collect())
             })
             .collect();
@@ -303,9 +298,9 @@ pub(crate) mod tests {
     #[test]
     fn a_copy_of_a_text_is_one_source() {
         let hits = vec![
-            hit("a", 1, "The same, text."),
-            hit("b", 2, "the same text"),
-            hit("c", 3, "x"),
+            hit("a", "The same, text."),
+            hit("b", "the same text"),
+            hit("c", "x"),
         ];
         let sources = fuse(&[(1.0, hits)], 20, 5);
         let numbered: Vec<(u32, &str)> = sources
