@@ -20,6 +20,8 @@ from kit import help, report, server, stats
 MODES = ["vector", "keyword", "hybrid"]
 # Chunks asked for: as many as each retriever brings to the fusion by default, so that the ranking is the one users get.
 DEPTH = 20
+# The embedder remembers the vectors of so many questions; with no more of them the times would be without embedding.
+REMEMBERED = 64
 CHECKED_AT = {"recall@5": 5, "MRR@10": 10, "nDCG@10": 10}
 
 
@@ -38,6 +40,8 @@ def main():
 
     data, _ = help.index(args.pages, args.fresh)
     labels = choose(args.queries, args.seed, pages=args.pages)
+    if len(labels) <= REMEMBERED:
+        raise SystemExit(f"{len(labels)} queries are too few to measure with: take more than {REMEMBERED}")
     result = report.Report("search")
     with server.Server(data) as up:
         client = up.client()
