@@ -238,7 +238,10 @@ pub fn init_metrics() -> Option<PrometheusHandle> {
         "va_log_commit_phase_seconds",
         "Parts of a commit on Kafka: handing over, flushing, offsets, end of the transaction."
     );
-    metrics::describe_histogram!("va_search_seconds", "Hybrid search, until both lists are fused.");
+    metrics::describe_histogram!(
+        "va_search_seconds",
+        "Hybrid search, until both lists are fused."
+    );
     metrics::describe_counter!(
         "va_search_degraded_total",
         "Searches that one retriever did not answer."

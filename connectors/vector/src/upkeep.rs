@@ -213,8 +213,8 @@ pub(crate) async fn optimize(
     })
 }
 
-/// Builds the indexes of a table that is large enough, or extends them when a tenth of the rows is not in them; returns
-/// the names of those it touched.
+/// Builds the indexes of a table that is large enough, extends them when a tenth of the rows is not in them, and builds
+/// that of the vectors anew when the table has outgrown its partitions; returns the names of those it touched.
 async fn index(options: &LanceOptions, table: &OpenTable) -> Result<Vec<String>, VectorError> {
     let mut dataset = Dataset::clone(&*table.snapshot().await?);
     let rows = dataset
@@ -233,27 +233,30 @@ async fn index(options: &LanceOptions, table: &OpenTable) -> Result<Vec<String>,
             .await
             .map_err(|error| table.error("indexing", error))?
             .is_empty();
-        if exists {
-            if unindexed_rows(&dataset, &name)
-                .await
-                .map_err(|error| table.error("indexing", error))?
-                * 10
-                <= rows
-            {
-                continue;
+        let state = match exists {
+            true => Some(
+                state_of(&dataset, &name)
+                    .await
+                    .map_err(|error| table.error("indexing", error))?,
+            ),
+            false => None,
+        };
+        let wanted = (column == "vector").then(|| partitions(options, rows));
+        match state {
+            Some(state) if !state.is_outgrown(wanted) => {
+                if state.unindexed * 10 <= rows {
+                    continue;
+                }
+                // Without rebalancing, which would join small partitions until few large ones are left.
+                let extend = OptimizeOptions::merge(1).index_names(vec![name.clone()]);
+                dataset
+                    .optimize_indices(&extend)
+                    .await
+                    .map_err(|error| table.error("indexing", error))?;
             }
-            let mut extend = OptimizeOptions::merge(1).index_names(vec![name.clone()]);
-            if column == "vector" {
-                extend = extend.with_partition_rebalancing();
-            }
-            dataset
-                .optimize_indices(&extend)
+            _ => create_index(options, &mut dataset, column, rows)
                 .await
-                .map_err(|error| table.error("indexing", error))?;
-        } else {
-            create_index(options, &mut dataset, column, rows)
-                .await
-                .map_err(|error| table.error("indexing", error))?;
+                .map_err(|error| table.error("indexing", error))?,
         }
         touched.push(name);
         table.publish(dataset.clone())?;
@@ -300,29 +303,57 @@ pub(crate) async fn create_index(
     Ok(())
 }
 
-/// Rows that a search or a lookup must still scan.
-async fn unindexed_rows(dataset: &Dataset, name: &str) -> Result<usize, lance::Error> {
+/// What is known of an index.
+struct IndexState {
+    /// Rows that a search or a lookup must still scan.
+    unindexed: usize,
+    /// Of an index of vectors; of several parts those of the part with the fewest.
+    partitions: Option<usize>,
+}
+
+impl IndexState {
+    /// Whether the table has grown so much that partitions hold twice as many rows as they should.
+    fn is_outgrown(&self, wanted: Option<usize>) -> bool {
+        match (self.partitions, wanted) {
+            (Some(has), Some(wanted)) => wanted.pow(2) >= 2 * has.pow(2),
+            _ => false,
+        }
+    }
+}
+
+async fn state_of(dataset: &Dataset, name: &str) -> Result<IndexState, lance::Error> {
     let statistics = dataset.index_statistics(name).await?;
-    let rows = serde_json::from_str::<serde_json::Value>(&statistics)
-        .ok()
-        .and_then(|value| value.get("num_unindexed_rows")?.as_u64());
-    // Statistics without that number: extending once too often is harmless.
-    Ok(rows
-        .and_then(|rows| rows.try_into().ok())
-        .unwrap_or(usize::MAX / 10))
+    let statistics: serde_json::Value = serde_json::from_str(&statistics).unwrap_or_default();
+    let number = |value: &serde_json::Value| value.as_u64().and_then(|n| n.try_into().ok());
+    let parts = statistics["indices"].as_array();
+    Ok(IndexState {
+        // Statistics without that number: extending once too often is harmless.
+        unindexed: number(&statistics["num_unindexed_rows"]).unwrap_or(usize::MAX / 10),
+        partitions: parts
+            .into_iter()
+            .flatten()
+            .filter_map(|part| number(&part["num_partitions"]))
+            .min(),
+    })
+}
+
+/// Partitions of the index of so many vectors.
+fn partitions(options: &LanceOptions, rows: usize) -> usize {
+    match options.index_kind {
+        // As many as rows in each: a search then reads the fewest vectors.
+        IndexKind::IvfFlat => rows.isqrt().clamp(1, 4096),
+        IndexKind::IvfHnswSq => rows.div_ceil(1 << 20),
+    }
 }
 
 fn vector_index(options: &LanceOptions, rows: usize) -> VectorIndexParams {
+    let partitions = partitions(options, rows);
     let metric = options.index_metric.distance().into();
     match options.index_kind {
-        IndexKind::IvfFlat => {
-            // As many partitions as rows in each: a search then reads the fewest vectors.
-            let partitions = rows.isqrt().clamp(1, 4096);
-            VectorIndexParams::ivf_flat(partitions, metric)
-        }
+        IndexKind::IvfFlat => VectorIndexParams::ivf_flat(partitions, metric),
         IndexKind::IvfHnswSq => VectorIndexParams::with_ivf_hnsw_sq_params(
             metric,
-            IvfBuildParams::new(rows.div_ceil(1 << 20)),
+            IvfBuildParams::new(partitions),
             HnswBuildParams::default(),
             SQBuildParams::default(),
         ),

@@ -29,8 +29,8 @@ use crate::log::records::Records;
 /// Plain commits that run at the same time; more wait.
 const PLAIN_MAX: usize = 8;
 
-/// For how long deliveries are listened to before it is looked whether all are there: `poll` listens to the end of its time.
-const FLUSH_STEP: Duration = Duration::from_millis(2);
+/// Between two looks for deliveries.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// How a transaction failed.
 #[derive(Debug)]
@@ -244,8 +244,6 @@ impl TransactionalProducer {
     }
 
     /// Waits until the brokers have all records.
-    ///
-    /// The library's own way waits for 100 ms at a time, to the end of each, whenever the records arrive.
     fn flush(&self, timeout: Duration) -> Result<(), KafkaError> {
         let deadline = std::time::Instant::now() + timeout;
         loop {
@@ -253,10 +251,22 @@ impl TransactionalProducer {
                 Err(KafkaError::Flush(Code::OperationTimedOut))
                     if std::time::Instant::now() < deadline =>
                 {
-                    self.producer.poll(FLUSH_STEP);
+                    self.listen();
                 }
                 flushed => return flushed,
             }
+        }
+    }
+
+    /// Takes note of deliveries; where there are none, after a moment.
+    ///
+    /// The library's `poll` waits to the end of the time that it is given, however early a delivery comes, and spends the
+    /// last millisecond of it asking for the time: it is only asked what is there already.
+    fn listen(&self) {
+        let before = self.producer.in_flight_count();
+        self.producer.poll(Duration::ZERO);
+        if self.producer.in_flight_count() >= before {
+            std::thread::sleep(LOOK_AGAIN);
         }
     }
 
@@ -272,7 +282,7 @@ impl TransactionalProducer {
                 return Err(error);
             }
             // Deliveries make room.
-            self.producer.poll(FLUSH_STEP);
+            self.listen();
             outgoing = back;
         }
         Ok(())

@@ -40,9 +40,10 @@ const IDLE_MAX: usize = 32;
 /// Until the brokers have told each other of a new topic.
 const NEWS: Duration = Duration::from_millis(20);
 
-/// How long a reader that stands where a fetch begins is listened to before the cluster is asked. A little longer than a
-/// broker holds back an answer that says that there is nothing.
+/// How long a reader that stands where a fetch begins is listened to before the cluster is asked. Longer than a broker holds
+/// back an answer that says that there is nothing.
 const LISTEN: Duration = Duration::from_millis(75);
+
 /// How long a fetch that had to wait for its first record lets others gather. At the end of a topic that grows, records
 /// would otherwise be handed over in twos and threes, and each handing over has its price in everything that follows.
 const GATHER: Duration = Duration::from_millis(5);
