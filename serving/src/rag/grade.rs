@@ -34,6 +34,10 @@ const COVERAGE: f64 = 0.3;
 const THRESHOLD: f64 = 0.52;
 const THRESHOLD_WORDS: f64 = 0.45;
 
+/// From it on a whole passage says that it holds an answer: no sentence of it has to be compared. Among the labelled
+/// questions, those with an answer and those without, there is none where its sentences would say otherwise.
+const THRESHOLD_PASSAGE: f64 = 0.55;
+
 /// What the best source has ahead of one that is far down the list.
 const RANK: f64 = 0.2;
 
@@ -85,8 +89,19 @@ pub struct Candidate {
 pub enum Depth {
     /// Which sentences answer best: for who quotes them.
     Order,
-    /// Whether one answers: for who lets a model write. Vectors are made until one does.
+    /// Whether one answers: for who lets a model write. Vectors are made until one does, and none where a passage as a whole
+    /// says so.
     Verdict,
+}
+
+/// A passage as a whole.
+#[derive(Debug, Clone, Copy)]
+pub struct Evidence {
+    /// Cosine of its vector and the question's.
+    similarity: f64,
+    /// Of the sentence with most of the question's words.
+    coverage: f64,
+    evidence: f64,
 }
 
 /// What was found out.
@@ -96,6 +111,8 @@ pub struct Grade {
     pub whole: bool,
     /// Best first.
     pub candidates: Vec<Candidate>,
+    /// The best passage, where that was enough for a verdict.
+    pub passage: Option<Evidence>,
     pub threshold: f64,
     /// Why vectors were not compared although the collection has a model.
     pub degraded: Option<String>,
@@ -113,9 +130,10 @@ pub struct GradeTrace {
 }
 
 impl Grade {
-    /// How much speaks for the best candidate.
+    /// How much speaks for the passage that was enough, or for the best candidate.
     pub fn evidence(&self) -> f64 {
-        self.candidates.first().map_or(0.0, |best| best.evidence)
+        let best = self.candidates.first().map_or(0.0, |best| best.evidence);
+        self.passage.map_or(best, |passage| passage.evidence)
     }
 
     /// Whether the sources hold an answer.
@@ -124,13 +142,17 @@ impl Grade {
     }
 
     pub fn trace(&self) -> GradeTrace {
-        let best = self.candidates.first();
+        let (similarity, coverage) = match (&self.passage, self.candidates.first()) {
+            (Some(passage), _) => (Some(passage.similarity), passage.coverage),
+            (None, Some(best)) => (best.similarity, best.coverage),
+            (None, None) => (None, 0.0),
+        };
         GradeTrace {
             answerable: self.answerable(),
             evidence: self.evidence(),
             threshold: self.threshold,
-            similarity: best.and_then(|best| best.similarity),
-            coverage: best.map_or(0.0, |best| best.coverage),
+            similarity,
+            coverage,
             sentences: self.candidates.len(),
         }
     }
@@ -151,10 +173,20 @@ pub fn grade(
     candidates.sort_by(|a, b| by_words(b).total_cmp(&by_words(a)));
     let mut grade = Grade {
         whole: true,
+        passage: None,
         candidates,
         threshold: THRESHOLD,
         degraded: None,
     };
+    if depth == Depth::Verdict && embedder.is_some() {
+        grade.passage = passage(sources, &grade.candidates);
+        if grade.passage.is_some() {
+            grade.whole = false;
+            score(sources, lang, true, &mut grade.candidates);
+            grade.candidates.sort_by(by_score);
+            return grade;
+        }
+    }
     let compared = embedder.map(|embedder| {
         Comparison::begin(question, sources, embedder, vectors, &mut grade.candidates)?
             .run(&mut grade, lang, depth)
@@ -182,14 +214,41 @@ fn by_score(a: &Candidate, b: &Candidate) -> Ordering {
         .then_with(|| place(a).cmp(&place(b)))
 }
 
+/// The passage that speaks most for itself, if that is enough. A vector search has compared it with the question already.
+fn passage(sources: &[Source], candidates: &[Candidate]) -> Option<Evidence> {
+    let mut coverage = vec![None; sources.len()];
+    for candidate in candidates {
+        let best = coverage[candidate.source].get_or_insert(0.0_f64);
+        *best = best.max(candidate.coverage);
+    }
+    let known = sources
+        .iter()
+        .zip(coverage)
+        .filter_map(|(source, coverage)| {
+            // Without a sentence there is nothing to quote.
+            let (coverage, similarity) = (coverage?, source.similarity()?);
+            Some(Evidence {
+                similarity,
+                coverage,
+                evidence: evidence(similarity, coverage),
+            })
+        });
+    known
+        .max_by(|a, b| a.evidence.total_cmp(&b.evidence))
+        .filter(|best| best.evidence >= THRESHOLD_PASSAGE)
+}
+
+/// How much speaks for a text that is this similar to the question and has this share of its words.
+fn evidence(similarity: f64, coverage: f64) -> f64 {
+    let spread = (similarity - SIMILARITY_LOW) / (SIMILARITY_HIGH - SIMILARITY_LOW);
+    SIMILARITY * spread.clamp(0.0, 1.0) + COVERAGE * coverage
+}
+
 /// Sets evidence and score of each candidate.
 fn score(sources: &[Source], lang: Lang, with_vectors: bool, candidates: &mut [Candidate]) {
     for candidate in candidates {
         candidate.evidence = match candidate.similarity {
-            Some(similarity) => {
-                let spread = (similarity - SIMILARITY_LOW) / (SIMILARITY_HIGH - SIMILARITY_LOW);
-                SIMILARITY * spread.clamp(0.0, 1.0) + COVERAGE * candidate.coverage
-            }
+            Some(similarity) => evidence(similarity, candidate.coverage),
             None if with_vectors => COVERAGE * candidate.coverage,
             None => candidate.coverage,
         };
@@ -562,7 +621,9 @@ impl SentenceVectors {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rag::retrieve::Found;
     use crate::rag::retrieve::tests::source;
+    use crate::retrieval::RankScore;
 
     fn sentences_of(question: &str, text: &str, title: &str) -> Vec<String> {
         let mut source = source("a", 1, text);
@@ -679,18 +740,25 @@ mod tests {
         let embedder = models.get(DEFAULT_EMBEDDER).expect("the model");
         let text = "A parcel may be returned within thirty days. The shop is open on Monday. Steam the fish. Boil the rice. \
                     Peel the carrots. Wash the pots. The train is late. Paint the door blue.";
-        let sources = [source("a", 1, text)];
-        let graded = |question: &str, depth: Depth| {
+        let found_with = |question: &str, depth: Depth, similarity: Option<f32>| {
             let vectors = SentenceVectors::default();
+            let mut source = source("a", 1, text);
+            source.found.push(Found {
+                query: 0,
+                rank: 1,
+                vector: similarity.map(|score| RankScore { rank: 1, score }),
+                keyword: None,
+            });
             super::grade(
                 question,
                 Lang::En,
-                &sources,
+                &[source],
                 Some(&*embedder),
                 &vectors,
                 depth,
             )
         };
+        let graded = |question: &str, depth: Depth| found_with(question, depth, None);
         let compared = |grade: &Grade| {
             grade
                 .candidates
@@ -711,5 +779,15 @@ mod tests {
             assert_eq!(verdict.whole, !answers);
             assert_eq!(compared(&verdict), if answers { FIRST_STEP } else { 8 });
         }
+        // The search has compared the passage already: where it is close enough no sentence is.
+        let question = "Within how many days may a parcel be returned?";
+        let close = found_with(question, Depth::Verdict, Some(0.9));
+        assert!(close.answerable() && !close.whole, "{close:?}");
+        assert_eq!(compared(&close), 0);
+        assert_eq!(close.trace().similarity, Some(f64::from(0.9_f32)));
+        let far = found_with(question, Depth::Verdict, Some(0.8));
+        assert_eq!(compared(&far), FIRST_STEP);
+        let order = found_with(question, Depth::Order, Some(0.9));
+        assert!(order.whole && order.passage.is_none());
     }
 }

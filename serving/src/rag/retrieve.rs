@@ -37,6 +37,15 @@ pub struct Source {
     pub reranked: Option<Place>,
 }
 
+impl Source {
+    /// Cosine of the question's vector and the passage's, where a search by vectors found it by the question.
+    pub fn similarity(&self) -> Option<f64> {
+        // The first query is the question; see `Rewritten`.
+        let found = self.found.iter().find(|found| found.query == 0)?;
+        Some(f64::from(found.vector?.score))
+    }
+}
+
 /// A source's place before it was re-ranked.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Place {
@@ -275,7 +284,7 @@ pub(crate) mod tests {
     }
 
     fn order(lists: &[(f64, &[&str])]) -> String {
-        let lists: Vec<(f64, Vec<Hit>)> = lists
+        let lists: Vec<(f64, Vec<Fused>)> = lists
             .iter()
             .map(|(weight, names)| {
                 let hits = names.iter().map(|name| hit(name, name));

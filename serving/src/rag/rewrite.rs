@@ -84,6 +84,7 @@ pub struct Rewritten {
     /// The question as it would be asked without the conversation.
     pub standalone: String,
     pub lang: Lang,
+    /// The first of them is the question itself.
     pub first: Vec<Query>,
     /// For a second round; may be empty.
     pub again: Vec<Query>,

@@ -285,3 +285,46 @@ async fn indexes_find_neighbours_and_follow_changes() {
         }
     }
 }
+
+/// A load in steps, each of which extends the index: partitions grow in number, not in size, so that a search reads as few
+/// vectors of the large table as of the small one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_grows_keeps_its_partitions() {
+    use lance::index::DatasetIndexExt;
+    let dir = temp();
+    let store = open_with(&dir, |options| {
+        options.index_rows_min = 400;
+        options.sync = false;
+    })
+    .await;
+    let help = collection("default", "help");
+    let mut random = Random(11);
+    let mut rows: u32 = 0;
+    for step in 0..9 {
+        let count = 400.max(rows / 4);
+        rows += count;
+        let chunks = sample(&help, &mut random, &format!("step {step}"), 1, count);
+        put(&store, &help, &chunks).await;
+        store.optimize(&help).await.expect("optimized");
+        let table = std::fs::read_dir(dir.path()).expect("a directory");
+        let mut tables = table.map(|entry| entry.expect("a table").path());
+        let path = tables
+            .find(|path| path.extension().is_some_and(|e| e == "lance"))
+            .expect("a table");
+        let dataset = lance::Dataset::open(path.to_str().expect("UTF-8"))
+            .await
+            .expect("a dataset");
+        let statistics = dataset
+            .index_statistics("vector_idx")
+            .await
+            .expect("an index");
+        let statistics: serde_json::Value = serde_json::from_str(&statistics).expect("JSON");
+        let partitions = statistics["indices"][0]["num_partitions"].as_u64();
+        let enough = f64::from(rows).sqrt() / 1.5;
+        assert!(
+            partitions.is_some_and(|n| n as f64 >= enough),
+            "{rows} rows in {partitions:?} partitions"
+        );
+        assert_eq!(statistics["num_unindexed_rows"], 0);
+    }
+}
