@@ -158,6 +158,14 @@ impl Router {
         self.group(asked).map(|group| group.name.as_str())
     }
 
+    /// The tokens that a request and its reply may have together: as many as the largest deployment takes. `None` where there
+    /// is no such model, or one of its deployments does not say.
+    pub fn context_tokens(&self, asked: &str) -> Option<u32> {
+        let group = self.group(self.model_name(asked)?)?;
+        let known: Option<Vec<u32>> = group.deployments.iter().map(|d| d.context_tokens).collect();
+        known?.into_iter().max()
+    }
+
     /// The model that a request is for, under one name for all its aliases, when the caller may ask for it.
     pub fn may_ask(&self, caller: &Caller, request: &ChatRequest) -> Result<String, LlmError> {
         let need = self.chat_need(request)?;

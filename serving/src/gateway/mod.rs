@@ -130,6 +130,11 @@ impl Gateway {
         self.router.default_model()
     }
 
+    /// The tokens that a request to a model and its reply may have together, where that is known.
+    pub fn context_tokens(&self, model: &str) -> Option<u32> {
+        self.router.context_tokens(model)
+    }
+
     /// The models that can be asked for, without those of this process that are not fetched.
     pub fn models(&self) -> Vec<ModelInfo> {
         let absent = self.local.absent_chats();

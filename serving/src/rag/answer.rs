@@ -71,6 +71,11 @@ pub trait Writer: Send + Sync {
         Depth::Order
     }
 
+    /// Tokens of the context at most, as the collection's model counts them; `None` where it does not matter or is not known.
+    fn context_tokens_max(&self) -> Option<usize> {
+        None
+    }
+
     /// Writes the answer to `task`. Called once, when the sources are there; `task.grade` tells whether they hold an
     /// answer. Must not outlive an error of the draft. Whatever is CPU-bound goes through `spawn_blocking`.
     async fn write(&self, task: &Task, draft: &mut Draft<'_>) -> Result<Written, WriteError>;

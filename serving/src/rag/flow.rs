@@ -216,6 +216,9 @@ async fn answer(
         } else {
             writer.depth()
         },
+        context_tokens: writer
+            .context_tokens_max()
+            .map_or(ask.context_tokens, |most| most.min(ask.context_tokens)),
     };
     let patience = if method(platform, ask).waits_for_a_model() {
         RETRIEVAL_MAX + (helper.time_max() + TURN_MAX) * ROUNDS_MAX

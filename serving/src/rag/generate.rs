@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::StreamExt;
-use va_chunk::sentences;
+use va_chunk::{Estimate, TokenCounter, sentences};
 use va_llm::{Caller, ChatRequest, Event, FinishReason, Message, Role, Usage};
 
 use super::answer::{Draft, Task, WriteError, Writer, Written};
@@ -20,6 +20,11 @@ use crate::gateway::Gateway;
 
 /// Tokens of an answer at most: about a page.
 const ANSWER_TOKENS_MAX: u32 = 1_000;
+
+/// The part of a small model's room that its answer gets at most, and the share of the rest that a context may fill: two
+/// models do not count the same tokens in a text.
+const ANSWER_PART: u32 = 3;
+const CONTEXT_SHARE: f64 = 0.85;
 
 /// A sentence that a model writes so often ends its answer: small models do not always find an end.
 const REPEATED_MAX: usize = 3;
@@ -38,6 +43,14 @@ pub struct Generated {
 }
 
 impl Generated {
+    /// Tokens of an answer, of a model with so much room.
+    fn answer_tokens(&self) -> u32 {
+        let room = self.gateway.context_tokens(&self.model);
+        room.map_or(ANSWER_TOKENS_MAX, |room| {
+            ANSWER_TOKENS_MAX.min(room / ANSWER_PART)
+        })
+    }
+
     fn request(&self, task: &Task) -> ChatRequest {
         let context = &task.context;
         let instructions = match &self.about {
@@ -58,7 +71,7 @@ impl Generated {
             messages,
             // The sources say what is true; there is nothing to be inventive about.
             temperature: Some(0.0),
-            max_tokens: Some(ANSWER_TOKENS_MAX),
+            max_tokens: Some(self.answer_tokens()),
             user: self.caller.user.clone(),
             stream: true,
             ..ChatRequest::default()
@@ -74,6 +87,16 @@ impl Writer for Generated {
 
     fn depth(&self) -> Depth {
         Depth::Verdict
+    }
+
+    fn context_tokens_max(&self) -> Option<usize> {
+        let room = self.gateway.context_tokens(&self.model)? - self.answer_tokens();
+        let about = self
+            .about
+            .as_deref()
+            .map_or(0, |about| Estimate.count(about));
+        let left = (f64::from(room) * CONTEXT_SHARE) as usize;
+        Some(left.saturating_sub(about))
     }
 
     async fn write(&self, task: &Task, draft: &mut Draft<'_>) -> Result<Written, WriteError> {

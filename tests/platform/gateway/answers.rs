@@ -13,11 +13,16 @@ const RETURNS: &str = "# Returns\n\nA parcel may be returned within thirty days.
 const ASKED: &str = "Within how many days may a parcel be returned?";
 
 fn world(dir: &std::path::Path, script: Vec<Act>) -> (Upstream, Server) {
+    world_of(dir, script, "")
+}
+
+/// `more` is told of the deployment besides.
+fn world_of(dir: &std::path::Path, script: Vec<Act>, more: &str) -> (Upstream, Server) {
     let upstream = Upstream::start(script);
     let llm = format!(
         "  default_model: chat
   providers: {{a: {{base_url: '{}'}}}}
-  models: {{chat: {{deployments: [{{provider: a, model: m}}]}}}}
+  models: {{chat: {{deployments: [{{provider: a, model: m{more}}}]}}}}
   routing: {{backoff_ms: 10}}",
         upstream.url()
     );
@@ -96,6 +101,41 @@ fn a_model_writes_and_what_it_makes_up_is_marked() {
         (&json!("extractive"), &json!(0))
     );
     assert_eq!(upstream.requests().len(), 1);
+}
+
+/// What a small model is given fits into it, with room for its answer, instead of being refused.
+#[test]
+fn a_context_is_no_larger_than_its_model() {
+    let Some(()) = need_model() else { return };
+    let filler =
+        "Steam the fish for eight minutes over high heat, then let it rest beside the rice. ";
+    for (more, room) in [("", None), (", context_tokens: 1200", Some(1_200))] {
+        let dir = tempdir().unwrap();
+        let script = vec![stream(
+            &["A parcel may be returned within thirty days [1]."],
+            1,
+            1,
+        )];
+        let (upstream, server) = world_of(dir.path(), script, more);
+        for number in 0..6 {
+            let text = format!(
+                "# Parcels {number}\n\nA parcel may be returned. {}",
+                filler.repeat(15)
+            );
+            server.upload("shop", &format!("{number}.md"), text.into_bytes());
+        }
+        let reply = ask(&server, json!({}));
+        assert_eq!(reply["mode"], "generated", "{reply}");
+        let used = reply["usage"]["context_tokens"].as_u64().unwrap();
+        let answer = upstream.requests()[0]["max_tokens"].as_u64().unwrap();
+        match room {
+            None => assert!(used > 1_200 && answer == 1_000, "{used} and {answer}"),
+            Some(room) => assert!(
+                used + answer <= room && used > room / 4,
+                "{used} and {answer}"
+            ),
+        }
+    }
 }
 
 #[test]

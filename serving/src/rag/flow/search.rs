@@ -47,6 +47,8 @@ pub struct Search<'a> {
     pub made: &'a Rewritten,
     pub grader: &'a Grader,
     pub depth: Depth,
+    /// Tokens of the context at most.
+    pub context_tokens: usize,
 }
 
 /// What grades the sources of a question.
@@ -249,7 +251,7 @@ impl Search<'_> {
         let started = Instant::now();
         let (grader, depth) = (self.grader.clone(), self.depth);
         let question = self.ask.question.clone();
-        let (history, tokens_max) = (self.ask.history.clone(), self.ask.context_tokens);
+        let (history, tokens_max) = (self.ask.history.clone(), self.context_tokens);
         let span = info_span!(target: TARGET, "rag.grade", rag.sources = sources.len() as i64);
         let (sources, context, grade, fault) = tokio::task::spawn_blocking(move || {
             let (embedder, fault) = match grader.embedder() {
