@@ -56,6 +56,8 @@ mod rag;
 mod robust;
 #[path = "platform/server.rs"]
 mod server;
+#[path = "../deploy/dev/server.rs"]
+mod servers;
 #[path = "platform/shared_indexes.rs"]
 mod shared_indexes;
 #[path = "platform/shuffle.rs"]

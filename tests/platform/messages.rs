@@ -51,7 +51,7 @@ fn done(server: &Server, pipeline: &str) {
 
 #[test]
 fn messages_are_read_and_written_once() {
-    check_messages(|data| Server::start(data));
+    check_messages(Server::start);
 }
 
 /// JSON in, Avro out and in again, JSON out; the platform is killed in between.
@@ -119,7 +119,7 @@ sinks:
 
 #[test]
 fn columns_come_and_go_while_pipelines_run() {
-    check_evolution(|data| Server::start(data));
+    check_evolution(Server::start);
 }
 
 /// A nullable column is added: readers of the old and of the new schema go on, with the rows of both. What would change a

@@ -11,8 +11,7 @@ use crate::messages::{check_evolution, check_messages};
 use crate::pipelines::{TOTALS, check_running_totals};
 use crate::server::{Server, Worker, good, need_model, run, skip, va};
 
-#[path = "../../deploy/dev/server.rs"]
-pub mod servers;
+pub(crate) use crate::servers;
 
 /// A database and a bucket, for one test; they end with it.
 pub struct Servers {

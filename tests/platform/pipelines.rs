@@ -184,7 +184,7 @@ fn a_running_pipeline_survives_the_process() {
 /// State and output change in one commit: after any number of `kill -9`, totals are those of all rows, each once.
 #[test]
 fn running_totals_are_exact_after_kills() {
-    check_running_totals(|data| Server::start(data));
+    check_running_totals(Server::start);
 }
 
 /// Running totals of orders by city.

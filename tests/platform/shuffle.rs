@@ -22,8 +22,7 @@ use va_pipelines::{PipelineStatus, Plan, Runtime, RuntimeConfig};
 use va_serving::platform::{Platform, now_ms};
 
 #[cfg(feature = "kafka")]
-#[path = "../../deploy/dev/server.rs"]
-mod servers;
+use crate::servers;
 
 /// Two aggregates behind each other, by different keys, so that rows are brought together twice.
 const TOTALS: &str = r#"pipeline: totals

@@ -243,7 +243,8 @@ impl TextSnapshot for SplitView {
 
     async fn chunk_keys(&self) -> Result<Vec<ChunkKey>, TextError> {
         let mut keys = Vec::new();
-        for texts in self.texts.iter().cloned() {
+        for texts in &self.texts {
+            let texts = texts.clone();
             keys.extend(tokio::task::spawn_blocking(move || texts.keys()).await??);
         }
         Ok(keys)

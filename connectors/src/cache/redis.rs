@@ -62,6 +62,7 @@ pub struct RedisCache {
     room: Semaphore,
 }
 
+#[expect(clippy::large_enum_variant, reason = "a process has one of it")]
 enum Server {
     One(Client),
     Cluster(ClusterClient),

@@ -12,6 +12,7 @@ use super::traces::Work;
 
 /// What a node tells the coordinator.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one a checkpoint and node")]
 pub enum Report {
     Ack {
         checkpoint: u64,

@@ -113,7 +113,7 @@ mod tests {
             let degraded: Vec<Degraded> = missing
                 .iter()
                 .map(|retriever| Degraded {
-                    retriever: *retriever,
+                    retriever,
                     reason: String::new(),
                 })
                 .collect();

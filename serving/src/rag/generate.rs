@@ -162,7 +162,6 @@ impl Writer for Generated {
 /// Whether the last sentence of the text has been said too often.
 fn repeats(text: &str) -> bool {
     let mut said: Vec<String> = sentences(text)
-        .into_iter()
         .map(|range| bare(&text[range]))
         .filter(|sentence| sentence.chars().count() >= REPEATED_LETTERS_MIN)
         .collect();

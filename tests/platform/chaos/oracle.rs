@@ -145,7 +145,7 @@ impl Oracle {
     fn change(&self, serve: &Server, collection: usize, at: usize, round: usize) {
         let path = format!("/api/v1/collections/{}/documents", COLLECTIONS[collection]);
         // Every fifth goes, now and then.
-        let removal = round % 3 == 2 && at % 5 == 0;
+        let removal = round % 3 == 2 && at.is_multiple_of(5);
         let (reply, becomes) = if removal {
             let listed = serve.get(&format!("{path}?limit=500")).send();
             let Some(id) = listed

@@ -7,8 +7,7 @@ use super::upstream::{Upstream, reply};
 use super::{chat, question, send, serve};
 use crate::server::{Server, skip};
 
-#[path = "../../../deploy/dev/server.rs"]
-pub mod real_server;
+pub(crate) use crate::servers as real_server;
 
 /// llama.cpp's server; `None` where it is not installed.
 pub fn llama() -> Option<real_server::Server> {

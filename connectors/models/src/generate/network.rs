@@ -362,8 +362,8 @@ impl Shape {
         let turned = gguf.size_if(&key("rope.dimension_count"));
         if shape.head == 0
             || shape.kv_heads == 0
-            || shape.head % 2 != 0
-            || shape.heads % shape.kv_heads != 0
+            || !shape.head.is_multiple_of(2)
+            || !shape.heads.is_multiple_of(shape.kv_heads)
             || turned.is_some_and(|turned| turned != shape.head)
         {
             return unsupported(&format!("heads of the shape {shape:?}"));

@@ -266,7 +266,7 @@ impl TransactionalProducer {
         let before = self.producer.in_flight_count();
         self.producer.poll(Duration::ZERO);
         if self.producer.in_flight_count() >= before {
-            std::thread::sleep(LOOK_AGAIN);
+            std::thread::park_timeout(LOOK_AGAIN);
         }
     }
 

@@ -23,6 +23,7 @@ pub(super) struct Worker {
     pub(super) totals: Vec<RecordBatch>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "one a checkpoint and node")]
 pub(super) enum Told {
     Wanted,
     Ack(u64, Ack),
