@@ -18,6 +18,49 @@ async fn make() -> (Arc<dyn Log>, TempDir) {
     (open(dir.path(), Durability::EveryCommit), dir)
 }
 
+/// As `offsets_never_come_before_their_rows`, with commits to so many partitions that readers of the last one are told late:
+/// who asks is not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_after_an_offset_sees_its_rows() {
+    const PARTITIONS: u32 = 256;
+    const COMMITS: u64 = 300;
+    let dir = tempfile::tempdir().unwrap();
+    let log: Arc<dyn Log> = open(dir.path(), super::INTERVAL);
+    let source = create(&log, "in", 1).await;
+    let out = create(&log, "out", PARTITIONS).await;
+    produce(&log, &source, 0, 0..COMMITS as i64).await;
+    let member = log
+        .join(&group("g"), std::slice::from_ref(&source))
+        .await
+        .unwrap();
+    assigned(&*member, 1).await;
+    let watcher = tokio::spawn({
+        let (log, place) = (log.clone(), part(&source, 0));
+        let out = part(&out, PARTITIONS - 1);
+        async move {
+            loop {
+                let committed = log.committed(&group("g"), &place).await.unwrap();
+                let committed = committed.unwrap_or(Offset(0));
+                let high = log.watermarks(&out).await.unwrap().high;
+                assert!(high >= committed, "{high} rows are there at {committed}");
+                if committed == Offset(COMMITS) {
+                    return;
+                }
+            }
+        }
+    });
+    for next in 1..=COMMITS {
+        let mut commit = member.begin();
+        for partition in 0..PARTITIONS {
+            commit.append(&out, Target::Partition(Partition(partition)), ints(0..1));
+        }
+        commit.consumed(&part(&source, 0), Offset(next));
+        commit.finish().await.unwrap();
+    }
+    let watched = tokio::time::timeout(PATIENCE, watcher).await;
+    watched.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn offsets_are_dense() {
     let (log, _dir) = make().await;
