@@ -399,14 +399,11 @@ async fn vector_side(
         .into_iter()
         .next()
         .ok_or("the model gave no vector")?;
-    let hits = match &view.vectors {
-        Ok(Some(vectors)) => vectors
-            .search(&vector, candidates, Metric::Cosine, filter)
-            .await
-            .map_err(|error| error.to_string())?,
-        Ok(None) => Vec::new(),
-        Err(error) => return Err(error.to_string()),
-    };
+    let hits = view
+        .nearest(&vector, candidates, Metric::Cosine, filter)
+        .await
+        .map_err(|error| error.to_string())?
+        .unwrap_or_default();
     Ok((
         hits.into_iter().map(|hit| (hit.chunk, hit.score)).collect(),
         started.elapsed().as_secs_f64() * 1_000.0,

@@ -9,12 +9,16 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::tempdir;
 
+use crate::gateway::serve;
+use crate::gateway::upstream::{Upstream, stream};
 use crate::server::{PATIENCE, Server, both, corpus, good, need_model, problem, run, va};
 
 const QUERY: &str = "/api/v1/rag/query";
 
 /// Share of the questions whose answer must be in a cited passage. Measured: see `docs/answers.md`.
 const IN_PASSAGE_MIN: f64 = 0.88;
+/// Share of the questions with an answer for which a model is asked.
+const ASKED_MIN: f64 = 0.95;
 /// Share of the questions without an answer in the collection that may be answered all the same.
 const WRONGLY_MAX: f64 = 0.15;
 
@@ -88,7 +92,10 @@ fn the_faq_answers_in_both_languages() {
     a_slow_reader_gets_everything(&server);
     a_client_that_goes_ends_its_question(&server);
     by_command_line(&data);
-    measured(&data, &questions.join("faq.test.jsonl"));
+    let labelled = questions.join("faq.test.jsonl");
+    measured(&data, &labelled);
+    drop(server);
+    a_model_is_asked_where_there_is_an_answer(&data, &labelled);
 }
 
 fn copy_pages(from: &Path, to: &Path) {
@@ -397,6 +404,39 @@ fn measured(data: &Path, questions: &Path) {
         .unwrap();
     assert_eq!(refused.status.code(), Some(2), "{}", both(&refused));
     assert!(both(&refused).contains(":2: "), "{}", both(&refused));
+}
+
+/// For a model that writes, passages as a whole say whether there is an answer. The extractive writer's questions, by sentences,
+/// are in [`measured`].
+fn a_model_is_asked_where_there_is_an_answer(data: &Path, questions: &Path) {
+    let upstream = Upstream::start(vec![stream(&["Yes [1]."], 9, 2)]);
+    let llm = format!(
+        "  default_model: chat
+  providers: {{a: {{base_url: '{}'}}}}
+  models: {{chat: {{deployments: [{{provider: a, model: m}}]}}}}",
+        upstream.url()
+    );
+    let server = serve(data, &llm);
+    // Right verdicts and questions, of those with an answer and those without.
+    let mut right = [(0, 0); 2];
+    for line in std::fs::read_to_string(questions).unwrap().lines() {
+        let label: Value = serde_json::from_str(line).unwrap();
+        let has_answer = !label["expected_documents"].as_array().unwrap().is_empty();
+        let ask = json!({"question": label["question"], "collection": "faq"});
+        let reply = good(server.post(QUERY).json(&ask));
+        let grade = &reply["trace"]["grade"];
+        assert_eq!(reply["answered"], grade["answerable"], "{reply}");
+        let (of, all) = &mut right[usize::from(has_answer)];
+        *all += 1;
+        *of += usize::from(reply["answered"] == has_answer);
+    }
+    println!("right verdicts, without and with an answer: {right:?}");
+    let share = |(right, all): (usize, usize)| right as f64 / all as f64;
+    assert!(share(right[0]) >= 1.0 - WRONGLY_MAX, "{right:?}");
+    assert!(share(right[1]) >= ASKED_MIN, "{right:?}");
+    // Nothing is paid where there is nothing to say.
+    let asked = right[1].0 + right[0].1 - right[0].0;
+    assert_eq!(upstream.requests().len(), asked);
 }
 
 const RETURNS: &str = "# Returns\n\nA parcel may be returned within thirty days. The refund is paid in five working days.\n\n\

@@ -13,13 +13,14 @@
 //!
 //! What goes into the indexes is the sinks' business, ranking is retrieval's.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
-use va_catalog::{CollectionRef, DocumentId};
+use va_catalog::{ChunkId, CollectionRef, DocumentId, Filter};
 use va_fulltext::{TextIndex, TextSnapshot};
 use va_splits::{SplitStore, SplitWriter};
-use va_vector::{VectorSnapshot, VectorStore};
+use va_vector::{Metric, VectorHit, VectorSnapshot, VectorStore};
 
 use crate::pair::Pair;
 
@@ -62,6 +63,48 @@ pub type Side<T> = Result<Option<Arc<T>>, IndexError>;
 pub struct View {
     pub vectors: Side<dyn VectorSnapshot>,
     pub texts: Side<dyn TextSnapshot>,
+}
+
+impl View {
+    /// The chunks nearest to `query`, as [`VectorSnapshot::search`] gives them; `None` when there are no vectors.
+    ///
+    /// The full-text side holds each chunk whole, in one place; the vector store would collect it from a column for each of
+    /// its fields. So chunks are read there, and from the vector store only what is missing there, or when that side cannot
+    /// be read.
+    pub async fn nearest(
+        &self,
+        query: &[f32],
+        k: usize,
+        metric: Metric,
+        filter: &Filter,
+    ) -> Result<Option<Vec<VectorHit>>, IndexError> {
+        let Some(vectors) = self.vectors.clone()? else {
+            return Ok(None);
+        };
+        let Ok(Some(texts)) = &self.texts else {
+            let hits = vectors.search(query, k, metric, filter).await;
+            return hits.map(Some).map_err(vector_error);
+        };
+        let near = vectors.nearest(query, k, metric, filter).await;
+        let near = near.map_err(vector_error)?;
+        let ids: Vec<ChunkId> = near.iter().map(|(id, _)| *id).collect();
+        let mut chunks = texts.find(&ids).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "chunks are read from the vector store instead");
+            HashMap::new()
+        });
+        let missing: Vec<ChunkId> = ids
+            .into_iter()
+            .filter(|id| !chunks.contains_key(id))
+            .collect();
+        if !missing.is_empty() {
+            chunks.extend(vectors.find(&missing).await.map_err(vector_error)?);
+        }
+        let hits = near.into_iter().filter_map(|(id, score)| {
+            let chunk = chunks.remove(&id)?;
+            Some(VectorHit { chunk, score })
+        });
+        Ok(Some(hits.collect()))
+    }
 }
 
 /// The two indexes. Shared by the sinks that write, the runtime that publishes and the searches that read.

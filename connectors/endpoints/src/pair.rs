@@ -277,9 +277,19 @@ mod tests {
             .expect("applied");
     }
 
-    /// The versions that a search finds in each index.
+    /// The versions that a search finds in each index. What the view finds near is what the vector store finds, wherever it is
+    /// read: from the index of texts, from the vector store where that one is behind, and without that one.
     async fn seen(indexes: &Pair) -> (Vec<u32>, Vec<u32>) {
         let view = indexes.view(&collection()).await;
+        let alone = View {
+            vectors: view.vectors.clone(),
+            texts: Ok(None),
+        };
+        let (metric, filter) = (Metric::Cosine, Filter::default());
+        let near = view.nearest(&VECTOR, 10, metric, &filter).await;
+        let near_alone = alone.nearest(&VECTOR, 10, metric, &filter).await;
+        let near = near.expect("hits").unwrap_or_default();
+        assert_eq!(near_alone.expect("hits").unwrap_or_default(), near);
         let vectors = match view.vectors.expect("a readable store") {
             Some(at) => at
                 .search(&VECTOR, 10, Metric::Cosine, &Filter::default())
@@ -294,6 +304,7 @@ mod tests {
                 .expect("hits"),
             None => vec![],
         };
+        assert_eq!(vectors, near);
         let of = |chunk: &ChunkRecord| chunk.document.version.0;
         (
             vectors.iter().map(|hit| of(&hit.chunk)).collect(),

@@ -7,6 +7,7 @@
 mod dictionary;
 mod directory;
 mod fold;
+mod lookup;
 mod query;
 mod schema;
 mod snapshot;

@@ -1,5 +1,6 @@
 //! The seam: what every full-text store must do, whichever engine is behind it.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use va_catalog::{ChunkKey, ChunkRecord, CollectionRef, DocumentId, Filter, InvalidName};
+use va_catalog::{ChunkId, ChunkKey, ChunkRecord, CollectionRef, DocumentId, Filter, InvalidName};
 
 /// A chunk that matched and how well. Scores compare within one reply only.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,6 +32,9 @@ pub trait TextSnapshot: Send + Sync {
         k: usize,
         filter: &Filter,
     ) -> Result<Vec<TextHit>, TextError>;
+
+    /// Those of the chunks that are here.
+    async fn find(&self, ids: &[ChunkId]) -> Result<HashMap<ChunkId, ChunkRecord>, TextError>;
 
     /// How many chunks there are.
     fn count(&self) -> u64;

@@ -3,12 +3,15 @@
 //! A tantivy searcher sees the segments of one commit and keeps them for as long as it lives. Everything blocks, so it
 //! runs on the blocking pool. Writing is the index's business.
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 use tantivy::collector::TopDocs;
 use tantivy::{Searcher, TantivyDocument};
-use va_catalog::{ChunkKey, Filter};
+use va_catalog::{ChunkId, ChunkKey, ChunkRecord, Filter};
 
 use crate::analysis::Analysis;
+use crate::lookup;
 use crate::query::{self, Ranking};
 use crate::schema::Fields;
 use crate::seam::{HITS_MAX, TextError, TextHit, TextSnapshot};
@@ -78,6 +81,23 @@ impl TextSnapshot for TantivySnapshot {
         let (query, filter) = (query::cut(query).to_owned(), filter.clone());
         self.blocking(move |snapshot| snapshot.hits(&query, k, &filter))
             .await
+    }
+
+    async fn find(&self, ids: &[ChunkId]) -> Result<HashMap<ChunkId, ChunkRecord>, TextError> {
+        let ids = ids.to_vec();
+        self.blocking(move |snapshot| {
+            let mut found = HashMap::with_capacity(ids.len());
+            let searcher = &snapshot.searcher;
+            lookup::find(
+                searcher,
+                searcher.segment_readers(),
+                &snapshot.fields,
+                &ids,
+                &mut found,
+            )?;
+            Ok(found)
+        })
+        .await
     }
 
     fn count(&self) -> u64 {

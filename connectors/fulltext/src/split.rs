@@ -26,9 +26,10 @@ use tantivy::{
     SegmentReader, TantivyDocument, TantivyError, Term,
 };
 use va_catalog::chunk::records;
-use va_catalog::{ChunkKey, DocumentId, Filter};
+use va_catalog::{ChunkId, ChunkKey, ChunkRecord, DocumentId, Filter};
 
 use crate::analysis::{Analysis, TantivyTokenizer};
+use crate::lookup;
 use crate::query::{self, Ranking};
 use crate::schema::{Fields, schema};
 use crate::seam::{HITS_MAX, TextError, TextHit};
@@ -232,6 +233,16 @@ impl LiveTexts {
             }
         }
         Ok(keys)
+    }
+
+    /// Adds those of the chunks that are here and alive. Blocks.
+    pub fn find(
+        &self,
+        ids: &[ChunkId],
+        found: &mut HashMap<ChunkId, ChunkRecord>,
+    ) -> Result<(), TextError> {
+        let split = &self.split;
+        lookup::find(&split.searcher, &self.readers, &split.fields, ids, found)
     }
 
     fn segments(&self) -> impl Iterator<Item = (&Segment, &SegmentReader)> {

@@ -575,3 +575,56 @@ async fn a_second_writer_is_told_so() {
     drop(first);
     second.commit(&help(), "2").await.expect("a commit");
 }
+
+#[tokio::test]
+async fn chunks_are_found_by_their_ids() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let index = open(dir.path());
+    let chunks_of = |uri: &str, version: u32| -> Vec<ChunkRecord> {
+        let text = |n: u32| {
+            chunk(
+                &help(),
+                uri,
+                version,
+                n,
+                &format!("{uri} 第{version}版 {n}"),
+            )
+        };
+        (0..3).map(text).collect()
+    };
+    let (a1, a2, b1) = (chunks_of("a", 1), chunks_of("a", 2), chunks_of("b", 1));
+    // Each commit is a segment of its own.
+    for (chunks, token) in [(&a1, "1"), (&b1, "2")] {
+        apply(&index, &help(), chunks).await;
+        index.commit(&help(), token).await.expect("a commit");
+    }
+    let ids = |chunks: &[ChunkRecord]| chunks.iter().map(|c| c.id).collect::<Vec<_>>();
+    let all = [ids(&a2), ids(&b1), ids(&a1)].concat();
+    let snapshot = async || index.snapshot(&help()).await.expect("read").expect("one");
+    let before = snapshot().await;
+    apply(&index, &help(), &a2).await;
+    index.commit(&help(), "3").await.expect("a commit");
+
+    let check = |found: std::collections::HashMap<ChunkId, ChunkRecord>,
+                 expected: &[&[ChunkRecord]]| {
+        let expected = expected.concat();
+        assert_eq!(found.len(), expected.len());
+        assert!(expected.iter().all(|chunk| found[&chunk.id] == *chunk));
+    };
+    let after = snapshot().await.find(&all).await.expect("chunks");
+    check(after, &[&a2, &b1]);
+    // A snapshot stays what it was.
+    check(before.find(&all).await.expect("chunks"), &[&a1, &b1]);
+    check(before.find(&[]).await.expect("chunks"), &[]);
+
+    index
+        .apply(
+            &help(),
+            &[DocumentId::of(&help(), "b")],
+            &batch_of(&help(), &[]).expect("rows"),
+        )
+        .await
+        .expect("removed");
+    index.commit(&help(), "4").await.expect("a commit");
+    check(snapshot().await.find(&all).await.expect("chunks"), &[&a2]);
+}

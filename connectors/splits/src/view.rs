@@ -162,10 +162,7 @@ impl SplitView {
 
     /// The chunks with these ids, in the order of `ids`.
     pub(crate) async fn chunks(&self, ids: &[ChunkId]) -> Result<Vec<ChunkRecord>, VectorError> {
-        let mut found = HashMap::with_capacity(ids.len());
-        for vectors in &self.vectors {
-            vectors.find(ids, &mut found).await?;
-        }
+        let found = VectorSnapshot::find(self, ids).await?;
         Ok(ids.iter().filter_map(|id| found.get(id).cloned()).collect())
     }
 
@@ -217,6 +214,24 @@ impl VectorSnapshot for SplitView {
         va_vector::search_splits(&self.vectors, query, k, metric, filter, self.at_once).await
     }
 
+    async fn nearest(
+        &self,
+        query: &[f32],
+        k: usize,
+        metric: Metric,
+        filter: &Filter,
+    ) -> Result<Vec<(ChunkId, f32)>, VectorError> {
+        va_vector::nearest_in_splits(&self.vectors, query, k, metric, filter, self.at_once).await
+    }
+
+    async fn find(&self, ids: &[ChunkId]) -> Result<HashMap<ChunkId, ChunkRecord>, VectorError> {
+        let mut found = HashMap::with_capacity(ids.len());
+        for vectors in &self.vectors {
+            vectors.find(ids, &mut found).await?;
+        }
+        Ok(found)
+    }
+
     async fn chunk_keys(&self) -> Result<Vec<ChunkKey>, VectorError> {
         let mut keys = Vec::new();
         for vectors in &self.vectors {
@@ -235,6 +250,18 @@ impl TextSnapshot for SplitView {
         filter: &Filter,
     ) -> Result<Vec<TextHit>, TextError> {
         va_fulltext::search_splits(&self.texts, query, k, filter, self.at_once).await
+    }
+
+    async fn find(&self, ids: &[ChunkId]) -> Result<HashMap<ChunkId, ChunkRecord>, TextError> {
+        let (texts, ids) = (self.texts.clone(), ids.to_vec());
+        let looked = tokio::task::spawn_blocking(move || {
+            let mut found = HashMap::with_capacity(ids.len());
+            for texts in &texts {
+                texts.find(&ids, &mut found)?;
+            }
+            Ok(found)
+        });
+        looked.await?
     }
 
     fn count(&self) -> u64 {

@@ -14,6 +14,7 @@ use lancedb::DistanceType;
 use tokio::sync::RwLock;
 use va_catalog::{ChunkId, ChunkRecord, CollectionRef, DocumentId};
 
+use crate::ids::KnownRows;
 use crate::names::{collection_in, collection_of, table_name};
 use crate::reader::Reader;
 use crate::rows::stored_schema;
@@ -93,6 +94,7 @@ pub struct LanceStore {
     connection: lancedb::Connection,
     options: Arc<LanceOptions>,
     tables: RwLock<HashMap<CollectionRef, Arc<OpenTable>>>,
+    known: KnownRows,
 }
 
 impl LanceStore {
@@ -134,6 +136,7 @@ impl LanceStore {
             connection,
             options: Arc::new(options),
             tables: RwLock::default(),
+            known: KnownRows::default(),
         })
     }
 
@@ -204,7 +207,12 @@ impl LanceStore {
             Err(error) => return Err(VectorError::storage(collection, "opening", error)),
         };
         let path = self.dir.join(format!("{}.lance", name.name));
-        let table = Arc::new(OpenTable::new(collection.clone(), path, table));
+        let table = Arc::new(OpenTable::new(
+            collection.clone(),
+            path,
+            table,
+            self.known.dataset(),
+        ));
         tables.insert(collection.clone(), table.clone());
         Ok(Some(table))
     }
@@ -217,6 +225,7 @@ impl LanceStore {
         Ok(Some(Reader {
             collection: collection.clone(),
             dataset: table.snapshot().await?,
+            ids: table.ids.clone(),
             options: self.options.clone(),
             mask: None,
         }))

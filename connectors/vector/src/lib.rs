@@ -17,7 +17,7 @@
 //! Limits: one process writes a directory at a time (readers in that process see every commit at once; another process
 //! would read, but see only what was there when it opened the table). All vectors of a collection have one length.
 //! At most [`K_MAX`] hits a search. The ids of all documents of a collection that is being written are kept in memory,
-//! about 20 bytes each. A scan that runs for longer than [`LanceOptions::keep_versions`] may fail, because the version
+//! about 20 bytes each, and those of the chunks that searches found last. A scan that runs for longer than [`LanceOptions::keep_versions`] may fail, because the version
 //! it reads is pruned.
 //!
 //! Left to others: embedding, the log (whoever calls [`VectorStore::apply`] replays after a crash), when to call
@@ -27,6 +27,7 @@ mod apply;
 mod embedded;
 mod error;
 mod filter;
+mod ids;
 mod names;
 mod reader;
 mod rows;
@@ -41,7 +42,7 @@ pub use embedded::{IndexKind, LanceOptions, LanceStore};
 pub use error::VectorError;
 pub use filter::{filter_sql, quoted};
 pub use rows::stored_schema;
-pub use split::{LiveVectors, VectorSplit, VectorSplits, search_splits};
+pub use split::{LiveVectors, VectorSplit, VectorSplits, nearest_in_splits, search_splits};
 pub use store::{
     ChunkStream, K_MAX, Metric, OptimizeReport, VectorHit, VectorSnapshot, VectorStore,
 };

@@ -2,6 +2,7 @@
 //!
 //! Tables and splits share it. What a version is, and how long it stays, is theirs to know.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,12 +13,13 @@ use futures::{StreamExt, TryStreamExt};
 use lance::Dataset;
 use lance::dataset::scanner::{RowAddrMask, Scanner};
 use lance::dataset::{ProjectionRequest, ROW_ID};
-use va_catalog::chunk::{column, records};
-use va_catalog::{ChunkId, ChunkKey, ChunkRecord, CollectionRef, Filter};
+use va_catalog::chunk::{column, records, strings};
+use va_catalog::{ChunkId, ChunkKey, ChunkRecord, CollectionRef, Filter, InvalidName};
 
 use crate::VectorError;
 use crate::embedded::{IndexKind, LanceOptions};
 use crate::filter::filter_sql;
+use crate::ids::RowIds;
 use crate::rows::{dims_of, slice_problem};
 use crate::store::{ChunkStream, K_MAX, Metric, VectorHit};
 
@@ -28,6 +30,8 @@ const IDS_PER_QUERY: usize = 1000;
 pub(crate) struct Reader {
     pub collection: CollectionRef,
     pub dataset: Arc<Dataset>,
+    /// What is known of its rows.
+    pub ids: RowIds,
     pub options: Arc<LanceOptions>,
     /// Rows that are not to be seen; `None` when all are.
     pub mask: Option<RowAddrMask>,
@@ -96,6 +100,65 @@ impl Reader {
             .await
             .map_err(|error| self.error("reading", error))?;
         records(&batch).map_err(|error| self.error("reading", error))
+    }
+
+    /// [`VectorSnapshot::nearest`](crate::VectorSnapshot::nearest).
+    pub async fn nearest_ids(
+        &self,
+        query: &[f32],
+        k: usize,
+        metric: Metric,
+        filter: &Filter,
+    ) -> Result<Vec<(ChunkId, f32)>, VectorError> {
+        let started = Instant::now();
+        let (scores, rows): (Vec<f32>, Vec<u64>) = self
+            .best(query, k, metric, filter)
+            .await?
+            .into_iter()
+            .unzip();
+        let mut hits: Vec<(ChunkId, f32)> =
+            self.ids(&rows).await?.into_iter().zip(scores).collect();
+        hits.sort_by(better);
+        metrics::histogram!("va_vector_search_seconds").record(started.elapsed().as_secs_f64());
+        Ok(hits)
+    }
+
+    /// The ids of the chunks in these rows, in their order.
+    pub async fn ids(&self, rows: &[u64]) -> Result<Vec<ChunkId>, VectorError> {
+        let mut ids: HashMap<u64, ChunkId> = HashMap::with_capacity(rows.len());
+        let mut unknown = Vec::new();
+        for row in rows {
+            match self.ids.get(*row) {
+                Some(id) => drop(ids.insert(*row, id)),
+                None => unknown.push(*row),
+            }
+        }
+        if !unknown.is_empty() {
+            let fail =
+                |error: Box<dyn std::error::Error + Send + Sync>| self.error("reading", error);
+            let columns = ProjectionRequest::from_columns(["id"], self.dataset.schema());
+            let batch = self
+                .dataset
+                .take_rows(&unknown, columns)
+                .await
+                .map_err(|error| fail(error.into()))?;
+            let read = strings(&batch, "id").map_err(|error| fail(error.into()))?;
+            for (row, id) in unknown.into_iter().zip(read.iter().flatten()) {
+                let id = id
+                    .parse()
+                    .map_err(|error: InvalidName| fail(error.into()))?;
+                self.ids.insert(row, id);
+                ids.insert(row, id);
+            }
+        }
+        let found: Vec<ChunkId> = rows
+            .iter()
+            .filter_map(|row| ids.get(row).copied())
+            .collect();
+        if found.len() != rows.len() {
+            return Err(self.error("reading", "a row that was found cannot be read"));
+        }
+        Ok(found)
     }
 
     /// A scan of the `k` nearest rows; `None` for none. Besides the columns it has the distance.
@@ -272,6 +335,11 @@ impl Reader {
     ) -> VectorError {
         VectorError::storage(&self.collection, action, error)
     }
+}
+
+/// The same order of chunks that are only named.
+pub(crate) fn better(a: &(ChunkId, f32), b: &(ChunkId, f32)) -> Ordering {
+    b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0))
 }
 
 /// Best first, equal scores in one order, so that a search can be repeated.

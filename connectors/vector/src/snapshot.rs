@@ -3,11 +3,12 @@
 //! A snapshot is one Lance version: later commits do not show in it. While one is alive, pruning
 //! leaves its version alone, so that it stays readable for as long as it is held. Writing is `apply`'s business.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use lance::Dataset;
-use va_catalog::{ChunkKey, Filter};
+use va_catalog::{ChunkId, ChunkKey, ChunkRecord, Filter};
 
 use crate::VectorError;
 use crate::embedded::LanceOptions;
@@ -28,6 +29,7 @@ impl LanceSnapshot {
             reader: Reader {
                 collection: table.collection.clone(),
                 dataset,
+                ids: table.ids.clone(),
                 options: options.clone(),
                 mask: None,
             },
@@ -49,6 +51,22 @@ impl VectorSnapshot for LanceSnapshot {
         filter: &Filter,
     ) -> Result<Vec<VectorHit>, VectorError> {
         self.reader.search(query, k, metric, filter).await
+    }
+
+    async fn nearest(
+        &self,
+        query: &[f32],
+        k: usize,
+        metric: Metric,
+        filter: &Filter,
+    ) -> Result<Vec<(ChunkId, f32)>, VectorError> {
+        self.reader.nearest_ids(query, k, metric, filter).await
+    }
+
+    async fn find(&self, ids: &[ChunkId]) -> Result<HashMap<ChunkId, ChunkRecord>, VectorError> {
+        let mut found = HashMap::with_capacity(ids.len());
+        self.reader.find(ids, &mut found).await?;
+        Ok(found)
     }
 
     async fn chunk_keys(&self) -> Result<Vec<ChunkKey>, VectorError> {

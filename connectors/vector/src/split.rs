@@ -28,7 +28,8 @@ use va_catalog::{ChunkId, ChunkKey, ChunkRecord, CollectionRef, DocumentId, Filt
 
 use crate::VectorError;
 use crate::embedded::LanceOptions;
-use crate::reader::{Reader, sort};
+use crate::ids::KnownRows;
+use crate::reader::{Reader, better, sort};
 use crate::rows::{prepare, stored_schema};
 use crate::store::{ChunkStream, K_MAX, Metric, VectorHit};
 use crate::upkeep::{INDEXED, create_index};
@@ -37,6 +38,7 @@ use crate::upkeep::{INDEXED, create_index};
 pub struct VectorSplits {
     options: Arc<LanceOptions>,
     session: Arc<Session>,
+    known: KnownRows,
 }
 
 /// An immutable dataset.
@@ -62,6 +64,7 @@ impl VectorSplits {
                 Arc::default(),
             )),
             options: Arc::new(options),
+            known: KnownRows::default(),
         }
     }
 
@@ -137,6 +140,7 @@ impl VectorSplits {
             reader: Reader {
                 collection: collection.clone(),
                 dataset: Arc::new(dataset),
+                ids: self.known.dataset(),
                 options: self.options.clone(),
                 mask: None,
             },
@@ -283,12 +287,57 @@ pub async fn search_splits(
     filter: &Filter,
     at_once: usize,
 ) -> Result<Vec<VectorHit>, VectorError> {
+    let started = Instant::now();
+    let best = best_of(splits, query, k, metric, filter, at_once).await?;
+    let reads = best.into_iter().map(|(split, scores, rows)| async move {
+        let chunks = split.reader.take(&rows).await?;
+        let hits = chunks.into_iter().zip(scores);
+        let hits = hits.map(|(chunk, score)| VectorHit { chunk, score });
+        Ok::<_, VectorError>(hits.collect::<Vec<_>>())
+    });
+    let reads = futures::stream::iter(reads).buffer_unordered(at_once.max(1));
+    let mut hits: Vec<VectorHit> = reads.try_concat().await?;
+    sort(&mut hits);
+    metrics::histogram!("va_vector_search_seconds").record(started.elapsed().as_secs_f64());
+    Ok(hits)
+}
+
+/// The same chunks by their ids, as [`VectorSnapshot::nearest`](crate::VectorSnapshot::nearest).
+pub async fn nearest_in_splits(
+    splits: &[LiveVectors],
+    query: &[f32],
+    k: usize,
+    metric: Metric,
+    filter: &Filter,
+    at_once: usize,
+) -> Result<Vec<(ChunkId, f32)>, VectorError> {
+    let started = Instant::now();
+    let best = best_of(splits, query, k, metric, filter, at_once).await?;
+    let reads = best.into_iter().map(|(split, scores, rows)| async move {
+        let ids = split.reader.ids(&rows).await?;
+        Ok::<_, VectorError>(ids.into_iter().zip(scores).collect::<Vec<_>>())
+    });
+    let reads = futures::stream::iter(reads).buffer_unordered(at_once.max(1));
+    let mut hits: Vec<(ChunkId, f32)> = reads.try_concat().await?;
+    hits.sort_by(better);
+    metrics::histogram!("va_vector_search_seconds").record(started.elapsed().as_secs_f64());
+    Ok(hits)
+}
+
+/// The splits that hold some of the `k` nearest rows, with the scores and numbers of those rows.
+async fn best_of(
+    splits: &[LiveVectors],
+    query: &[f32],
+    k: usize,
+    metric: Metric,
+    filter: &Filter,
+    at_once: usize,
+) -> Result<Vec<(LiveVectors, Vec<f32>, Vec<u64>)>, VectorError> {
     if k > K_MAX {
         return Err(VectorError::Invalid(format!(
             "k is {k}; a vector search returns at most {K_MAX} hits"
         )));
     }
-    let started = Instant::now();
     // Owned by each search: borrowed ones could not be seen to move between threads.
     let (vector, filter): (Arc<[f32]>, _) = (query.into(), Arc::new(filter.clone()));
     let searches = splits.iter().cloned().enumerate().map(|(at, split)| {
@@ -307,23 +356,15 @@ pub async fn search_splits(
             .then_with(|| (a.1, a.2).cmp(&(b.1, b.2)))
     });
     best.truncate(k);
-    // Only what is a hit among all is read as a whole.
+    // Only what is a hit among all is read.
     let mut by_split: Vec<(Vec<f32>, Vec<u64>)> = vec![Default::default(); splits.len()];
     for (score, at, row) in best {
         by_split[at].0.push(score);
         by_split[at].1.push(row);
     }
     let found = splits.iter().cloned().zip(by_split);
-    let found = found.filter(|(_, (_, rows))| !rows.is_empty());
-    let reads = found.map(|(split, (scores, rows))| async move {
-        let chunks = split.reader.take(&rows).await?;
-        let hits = chunks.into_iter().zip(scores);
-        let hits = hits.map(|(chunk, score)| VectorHit { chunk, score });
-        Ok::<_, VectorError>(hits.collect::<Vec<_>>())
-    });
-    let reads = futures::stream::iter(reads).buffer_unordered(at_once.max(1));
-    let mut hits: Vec<VectorHit> = reads.try_concat().await?;
-    sort(&mut hits);
-    metrics::histogram!("va_vector_search_seconds").record(started.elapsed().as_secs_f64());
-    Ok(hits)
+    Ok(found
+        .filter(|(_, (_, rows))| !rows.is_empty())
+        .map(|(split, (scores, rows))| (split, scores, rows))
+        .collect())
 }

@@ -1,5 +1,6 @@
 //! The seam: what any vector store must do.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -68,6 +69,19 @@ pub trait VectorSnapshot: Send + Sync {
         metric: Metric,
         filter: &Filter,
     ) -> Result<Vec<VectorHit>, VectorError>;
+
+    /// The chunks that [`VectorSnapshot::search`] would find, by their ids, with their scores, best first. Cheaper: nothing
+    /// else of them is read.
+    async fn nearest(
+        &self,
+        query: &[f32],
+        k: usize,
+        metric: Metric,
+        filter: &Filter,
+    ) -> Result<Vec<(ChunkId, f32)>, VectorError>;
+
+    /// Those of the chunks that are here.
+    async fn find(&self, ids: &[ChunkId]) -> Result<HashMap<ChunkId, ChunkRecord>, VectorError>;
 
     /// Every chunk, to compare with the other indexes. In no order.
     async fn chunk_keys(&self) -> Result<Vec<ChunkKey>, VectorError>;

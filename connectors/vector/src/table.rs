@@ -18,6 +18,7 @@ use va_catalog::chunk::strings;
 use va_catalog::{CollectionRef, DocumentId};
 
 use crate::VectorError;
+use crate::ids::RowIds;
 use crate::rows::dims_of;
 
 pub(crate) struct OpenTable {
@@ -25,6 +26,7 @@ pub(crate) struct OpenTable {
     /// The table's directory.
     pub path: PathBuf,
     pub table: lancedb::Table,
+    pub ids: RowIds,
     /// Held by the one writer.
     pub writer: Mutex<Writer>,
     /// Held by the one compaction, pruning or indexing.
@@ -77,11 +79,17 @@ pub(crate) struct Upkeep {
 }
 
 impl OpenTable {
-    pub fn new(collection: CollectionRef, path: PathBuf, table: lancedb::Table) -> Self {
+    pub fn new(
+        collection: CollectionRef,
+        path: PathBuf,
+        table: lancedb::Table,
+        ids: RowIds,
+    ) -> Self {
         Self {
             collection,
             path,
             table,
+            ids,
             writer: Mutex::default(),
             upkeep: Arc::default(),
             fragments_floor: AtomicUsize::new(0),

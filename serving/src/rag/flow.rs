@@ -211,10 +211,9 @@ async fn answer(
         made: &made,
         grader: &grader,
         // Who wants to see scores wants to see all of them.
-        depth: if ask.explain {
-            Depth::Order
-        } else {
-            writer.depth()
+        depth: match writer.depth() {
+            Depth::Verdict if ask.explain => Depth::Explained,
+            depth => depth,
         },
         context_tokens: writer
             .context_tokens_max()

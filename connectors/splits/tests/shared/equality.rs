@@ -93,6 +93,17 @@ async fn the_same_documents_are_found_alike(on: On) {
             for (k, metric) in [(K, Metric::Cosine), (7, Metric::Cosine), (7, Metric::L2)] {
                 let found = VectorSnapshot::search(&*view, &query, k, metric, filter).await;
                 let expected = vectors.search(help, &query, k, metric, filter).await;
+                let hits = found.as_ref().expect("hits").clone();
+                let near = view.nearest(&query, k, metric, filter).await;
+                let named: Vec<_> = hits.iter().map(|hit| (hit.chunk.id, hit.score)).collect();
+                assert_eq!(near.expect("ids"), named);
+                let ids: Vec<ChunkId> = named.iter().map(|(id, _)| *id).collect();
+                let by_vectors = VectorSnapshot::find(&*view, &ids).await.expect("chunks");
+                let by_texts = TextSnapshot::find(&*view, &ids).await.expect("chunks");
+                for hit in &hits {
+                    assert_eq!(by_vectors[&hit.chunk.id], hit.chunk);
+                    assert_eq!(by_texts[&hit.chunk.id], hit.chunk);
+                }
                 let list = |hits: Vec<va_vector::VectorHit>| -> Vec<_> {
                     hits.into_iter()
                         .map(|hit| (hit.chunk.id, hit.score))

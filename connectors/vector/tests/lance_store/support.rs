@@ -229,6 +229,19 @@ pub async fn check_order(
                 );
             }
             assert!(hits.windows(2).all(|pair| pair[0].score >= pair[1].score));
+
+            // By their ids alone the same: read, and then from memory.
+            let snapshot = store.snapshot(collection).await.expect("a table");
+            let snapshot = snapshot.expect("a table");
+            let named: Vec<_> = hits.iter().map(|hit| (hit.chunk.id, hit.score)).collect();
+            for _ in 0..2 {
+                let near = snapshot.nearest(&query, k, metric, &Filter::default());
+                assert_eq!(near.await.expect("ids"), named, "{metric:?} {k}");
+            }
+            let ids: Vec<_> = named.iter().map(|(id, _)| *id).collect();
+            let found = snapshot.find(&ids).await.expect("chunks");
+            assert_eq!(found.len(), hits.len());
+            assert!(hits.iter().all(|hit| found[&hit.chunk.id] == hit.chunk));
         }
     }
 }
