@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
 use tracing::{Instrument, info_span};
 use va_catalog::settings::FusionMethod;
 use va_catalog::store::CatalogError;
@@ -17,7 +18,7 @@ use va_catalog::{
 use va_connectors::trace::TARGET;
 use va_endpoints::View;
 use va_fulltext::{highlights, snippet};
-use va_models::Role;
+use va_models::{ModelError, Role};
 use va_vector::Metric;
 
 use crate::freshness::{AsOf, as_of};
@@ -236,6 +237,11 @@ pub async fn retrieve(
             collection.collection
         )));
     }
+    // Begins at once: it takes longer than all that can be found out meanwhile.
+    let model = config.model.as_deref();
+    let mut question = model
+        .filter(|_| request.mode != Mode::Keyword)
+        .map(|model| (model, embed(platform, model, request)));
     // Before the view is taken: what the answer says that it has seen, it has seen.
     let as_of = as_of(platform).await;
     // Both sides answer from the same checkpoint, whatever is written meanwhile.
@@ -250,17 +256,14 @@ pub async fn retrieve(
     let candidates = limits.candidates.max(k) as usize;
 
     let vector = async {
-        let model = config.model.as_deref()?;
-        if request.mode == Mode::Keyword {
-            return None;
-        }
+        let (model, question) = question.take()?;
         let span = info_span!(
             target: TARGET,
             "retrieval.vector",
             gen_ai.request.model = model,
             retrieval.candidates = candidates as i64,
         );
-        let side = vector_side(platform, &view, model, request, &filter, candidates);
+        let side = vector_side(&view, question, &filter, candidates);
         Some(side.instrument(span).await)
     };
     let keyword = async {
@@ -371,15 +374,14 @@ pub async fn retrieve(
     })
 }
 
-async fn vector_side(
-    platform: &Platform,
-    view: &View,
-    model: &str,
-    request: &SearchRequest,
-    filter: &Filter,
-    candidates: usize,
-) -> Side {
-    let started = Instant::now();
+/// A question's vector that is being made, and since when.
+struct Question {
+    began: Instant,
+    vector: JoinHandle<Result<Vec<Vec<f32>>, ModelError>>,
+}
+
+/// Begins to make the vector.
+fn embed(platform: &Platform, model: &str, request: &SearchRequest) -> Question {
     let embedders = platform.embedders.clone();
     let model = model.to_owned();
     let query = request.query.clone();
@@ -388,14 +390,19 @@ async fn vector_side(
     } else {
         Role::Query
     };
-    let vector = tokio::task::spawn_blocking(move || {
-        let embedder = embedders.get(&model)?;
-        embedder.embed(&[query.as_str()], role)
-    })
-    .await
-    .map_err(|error| error.to_string())?
-    .map_err(|error| error.to_string())?;
+    Question {
+        began: Instant::now(),
+        vector: tokio::task::spawn_blocking(move || {
+            let embedder = embedders.get(&model)?;
+            embedder.embed(&[query.as_str()], role)
+        }),
+    }
+}
+
+async fn vector_side(view: &View, question: Question, filter: &Filter, candidates: usize) -> Side {
+    let vector = question.vector.await.map_err(|error| error.to_string())?;
     let vector = vector
+        .map_err(|error| error.to_string())?
         .into_iter()
         .next()
         .ok_or("the model gave no vector")?;
@@ -406,7 +413,7 @@ async fn vector_side(
         .unwrap_or_default();
     Ok((
         hits.into_iter().map(|hit| (hit.chunk, hit.score)).collect(),
-        started.elapsed().as_secs_f64() * 1_000.0,
+        question.began.elapsed().as_secs_f64() * 1_000.0,
     ))
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::bert::e5s1::E5s1;
 use crate::bert::safetensors::BertFiles;
@@ -40,9 +40,16 @@ pub struct NativeEmbedder {
     max_tokens: usize,
     passage_tokens: usize,
     fingerprint: String,
-    /// The questions that were asked last: a search asks for the vector of a question, and so do those who compare what it
-    /// found.
-    asked: Mutex<VecDeque<(String, Vec<f32>)>>,
+    /// The questions that were asked last: a search asks for the vector of a question, and those who compare what it found for
+    /// that one or those of its tokens.
+    asked: Mutex<VecDeque<Arc<Asked>>>,
+}
+
+/// A question's vectors.
+struct Asked {
+    text: String,
+    whole: Vec<f32>,
+    tokens: TokenVectors,
 }
 
 impl std::fmt::Debug for NativeEmbedder {
@@ -120,8 +127,65 @@ impl NativeEmbedder {
         Ok(ids.into_iter().flatten().collect())
     }
 
-    fn asked(&self) -> MutexGuard<'_, VecDeque<(String, Vec<f32>)>> {
+    fn asked(&self) -> MutexGuard<'_, VecDeque<Arc<Asked>>> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The vectors of `texts`, if they are one question of a usual length: both kinds come from the same computation.
+    fn question(&self, texts: &[&str], role: Role) -> Result<Option<Arc<Asked>>, ModelError> {
+        let [text] = texts else { return Ok(None) };
+        if role != Role::Query || text.len() > ASKED_BYTES_MAX {
+            return Ok(None);
+        }
+        let known = self
+            .asked()
+            .iter()
+            .find(|asked| asked.text == *text)
+            .cloned();
+        if known.is_some() {
+            return Ok(known);
+        }
+        let workers = workers()?;
+        let ids = self.ids(workers, texts, role)?;
+        let made = spread(workers, &ids, role, |piece| {
+            let rows = self.bert.encode(piece)?;
+            let whole = self.bert.pool(&rows, piece, self.spec.pooling);
+            let tokens = self.tokens(&rows, piece, role)?;
+            Ok(whole.into_iter().zip(tokens).collect())
+        })?;
+        let Some((mut whole, tokens)) = made.into_iter().next() else {
+            return Ok(None);
+        };
+        normalize(&mut whole)?;
+        let made = Arc::new(Asked {
+            text: (*text).to_owned(),
+            whole,
+            tokens,
+        });
+        let mut asked = self.asked();
+        asked.truncate(ASKED - 1);
+        asked.push_front(made.clone());
+        Ok(Some(made))
+    }
+
+    /// The tokens of words among `rows`, which are those of `piece`.
+    fn tokens(
+        &self,
+        rows: &[f32],
+        piece: &[&[u32]],
+        role: Role,
+    ) -> Result<Vec<TokenVectors>, ModelError> {
+        let prefix = self.tokenizer.prefix(self.spec.prefix(role))?;
+        let dims = self.dims();
+        let mut rows = rows;
+        let mut out = Vec::with_capacity(piece.len());
+        for ids in piece {
+            let (tokens, rest) = rows.split_at(ids.len() * dims);
+            rows = rest;
+            let keep = self.tokenizer.words(ids, &prefix);
+            out.push(TokenVectors::of(tokens, dims, &keep)?);
+        }
+        Ok(out)
     }
 
     fn run(&self, pieces: &[&[u32]]) -> Result<Vec<Vec<f32>>, ModelError> {
@@ -159,44 +223,22 @@ impl Embedder for NativeEmbedder {
     }
 
     fn embed(&self, texts: &[&str], role: Role) -> Result<Vec<Vec<f32>>, ModelError> {
-        let question = match (role, texts) {
-            (Role::Query, [text]) if text.len() <= ASKED_BYTES_MAX => Some(*text),
-            _ => None,
-        };
-        if let Some(question) = question {
-            let asked = self.asked();
-            let known = asked.iter().find(|(text, _)| text == question);
-            if let Some((_, vector)) = known {
-                return Ok(vec![vector.clone()]);
-            }
+        if let Some(asked) = self.question(texts, role)? {
+            return Ok(vec![asked.whole.clone()]);
         }
         let workers = workers()?;
         let ids = self.ids(workers, texts, role)?;
-        let vectors = spread(workers, &ids, role, |piece| self.run(piece))?;
-        if let (Some(question), [vector]) = (question, vectors.as_slice()) {
-            let mut asked = self.asked();
-            asked.truncate(ASKED - 1);
-            asked.push_front((question.to_owned(), vector.clone()));
-        }
-        Ok(vectors)
+        spread(workers, &ids, role, |piece| self.run(piece))
     }
 
     fn token_vectors(&self, texts: &[&str], role: Role) -> Result<Vec<TokenVectors>, ModelError> {
+        if let Some(asked) = self.question(texts, role)? {
+            return Ok(vec![asked.tokens.clone()]);
+        }
         let workers = workers()?;
-        let prefix = self.tokenizer.prefix(self.spec.prefix(role))?;
         let ids = self.ids(workers, texts, role)?;
-        let dims = self.dims();
         spread(workers, &ids, role, |piece| {
-            let encoded = self.bert.encode(piece)?;
-            let mut rows = encoded.as_slice();
-            let mut out = Vec::with_capacity(piece.len());
-            for ids in piece {
-                let (tokens, rest) = rows.split_at(ids.len() * dims);
-                rows = rest;
-                let keep = self.tokenizer.words(ids, &prefix);
-                out.push(TokenVectors::of(tokens, dims, &keep)?);
-            }
-            Ok(out)
+            self.tokens(&self.bert.encode(piece)?, piece, role)
         })
     }
 }

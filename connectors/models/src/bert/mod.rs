@@ -176,16 +176,20 @@ impl Bert {
         sequences: &[&[u32]],
         pooling: Pooling,
     ) -> Result<Vec<Vec<f32>>, ModelError> {
+        Ok(self.pool(&self.encode(sequences)?, sequences, pooling))
+    }
+
+    /// The same from what [`encode`](Self::encode) gave for the sequences.
+    pub fn pool(&self, encoded: &[f32], sequences: &[&[u32]], pooling: Pooling) -> Vec<Vec<f32>> {
         let hidden = self.shape.hidden;
-        let encoded = self.encode(sequences)?;
-        let mut rows = encoded.as_slice();
+        let mut rows = encoded;
         let mut out = Vec::with_capacity(sequences.len());
         for sequence in sequences {
             let (tokens, rest) = rows.split_at(sequence.len() * hidden);
             rows = rest;
             out.push(pooling.pool(tokens, hidden));
         }
-        Ok(out)
+        out
     }
 
     /// The vector of each token, `hidden` wide and not normalised, of one sequence after the other.
