@@ -1,7 +1,7 @@
 //! Several queries at once, fused into one ranked list of sources.
 //!
-//! Each query is a whole hybrid search (a made-up passage one by vectors), with its own degradation; ranks are fused by reciprocal rank with the weight of the
-//! query. A chunk counts once, and so does a text that several documents share. [`fuse`] is a pure function.
+//! Each query is a whole hybrid search (synonyms one by keywords, a made-up passage one by vectors), with its own degradation;
+//! ranks are fused by reciprocal rank with the weight of the query. A chunk counts once, and so does a text that several documents share. [`fuse`] is a pure function.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
@@ -13,7 +13,7 @@ use va_catalog::{ChunkId, DocumentRef, TenantScope};
 use va_connectors::trace::TARGET;
 
 use super::request::Ask;
-use super::rewrite::{Query, Why};
+use super::rewrite::{By, Query, Why};
 use super::text::bare;
 use crate::freshness::AsOf;
 use crate::platform::Platform;
@@ -118,16 +118,15 @@ impl Retrieved {
                 query: query.text.clone(),
                 collection: ask.collection.clone(),
                 k: Some(HITS.max(ask.k as u32).min(platform.settings.search.k_max)),
-                // A passage that a model made up has words that nobody asked for.
-                mode: if query.passage {
-                    Mode::Vector
-                } else {
-                    Mode::Hybrid
+                mode: match query.by {
+                    By::Both => Mode::Hybrid,
+                    By::Keywords => Mode::Keyword,
+                    By::Passage => Mode::Vector,
                 },
                 filter: ask.filter.clone(),
                 explain: false,
                 keywords: Some(query.keywords.clone()),
-                passage: query.passage,
+                passage: query.by == By::Passage,
             };
             let span = info_span!(target: TARGET, "rag.retrieve", rag.round = i64::from(round));
             let reply = retrieve(platform, tenant, &ask.viewer, &request)

@@ -61,8 +61,18 @@ pub struct Query {
     pub keywords: String,
     pub why: Why,
     pub weight: f64,
-    /// Whether the text is like what is looked for, and not a question.
-    pub passage: bool,
+    pub by: By,
+}
+
+/// What finds the passages of a query.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// Vectors and keywords: a question.
+    Both,
+    /// Keywords alone: other words for the same, which a vector of the question is near to already.
+    Keywords,
+    /// Vectors alone: a text like what is looked for, with words that nobody asked for.
+    Passage,
 }
 
 impl Query {
@@ -73,7 +83,7 @@ impl Query {
             keywords: without_question_words(text),
             why,
             weight,
-            passage: false,
+            by: By::Both,
         }
     }
 }
@@ -209,7 +219,7 @@ fn with_synonyms(question: &str, lang: Lang, matches: &[Match<'_>]) -> Option<Qu
         keywords: format!("{} {added}", without_question_words(question)),
         why: Why::Synonyms,
         weight: VARIANT,
-        passage: false,
+        by: By::Keywords,
     })
 }
 
@@ -257,7 +267,7 @@ fn in_other_language(
             text,
             why: Why::OtherLanguage,
             weight: FIRST,
-            passage: false,
+            by: By::Both,
         }
     })
 }

@@ -94,7 +94,7 @@ async fn the_same_documents_are_found_alike(on: On) {
                 let found = VectorSnapshot::search(&*view, &query, k, metric, filter).await;
                 let expected = vectors.search(help, &query, k, metric, filter).await;
                 let hits = found.as_ref().expect("hits").clone();
-                let near = view.nearest(&query, k, metric, filter).await;
+                let near = VectorSnapshot::nearest(&*view, &query, k, metric, filter).await;
                 let named: Vec<_> = hits.iter().map(|hit| (hit.chunk.id, hit.score)).collect();
                 assert_eq!(near.expect("ids"), named);
                 let ids: Vec<ChunkId> = named.iter().map(|(id, _)| *id).collect();

@@ -235,8 +235,9 @@ pub async fn check_order(
             let snapshot = snapshot.expect("a table");
             let named: Vec<_> = hits.iter().map(|hit| (hit.chunk.id, hit.score)).collect();
             for _ in 0..2 {
-                let near = snapshot.nearest(&query, k, metric, &Filter::default());
-                assert_eq!(near.await.expect("ids"), named, "{metric:?} {k}");
+                let all = Filter::default();
+                let near = snapshot.nearest(&query, k, metric, &all).await;
+                assert_eq!(near.expect("ids"), named, "{metric:?} {k}");
             }
             let ids: Vec<_> = named.iter().map(|(id, _)| *id).collect();
             let found = snapshot.find(&ids).await.expect("chunks");

@@ -16,7 +16,7 @@ use super::super::helper::{Helper, Said};
 use super::super::request::{Ask, HistoryRole, Turn};
 use super::super::synonyms::Synonyms;
 use super::super::text::{Lang, bare, one_line};
-use super::{FIRST, Query, Rewritten, TURNS, VARIANT, Why, rewrite};
+use super::{By, FIRST, Query, Rewritten, TURNS, VARIANT, Why, rewrite};
 use crate::retrieval::Degraded;
 
 /// What is taken of a model's wording, in characters.
@@ -122,7 +122,7 @@ pub async fn widen(
                 keywords: String::new(),
                 why: Why::Hyde,
                 weight: VARIANT,
-                passage: true,
+                by: By::Passage,
             });
         }
         Some(Err(reason)) => widened.degraded.push(Degraded {
