@@ -287,18 +287,13 @@ pub async fn search_splits(
     filter: &Filter,
     at_once: usize,
 ) -> Result<Vec<VectorHit>, VectorError> {
-    let started = Instant::now();
-    let best = best_of(splits, query, k, metric, filter, at_once).await?;
-    let reads = best.into_iter().map(|(split, scores, rows)| async move {
-        let chunks = split.reader.take(&rows).await?;
-        let hits = chunks.into_iter().zip(scores);
-        let hits = hits.map(|(chunk, score)| VectorHit { chunk, score });
-        Ok::<_, VectorError>(hits.collect::<Vec<_>>())
-    });
-    let reads = futures::stream::iter(reads).buffer_unordered(at_once.max(1));
-    let mut hits: Vec<VectorHit> = reads.try_concat().await?;
+    let read = |split: LiveVectors, rows: Vec<u64>| async move { split.reader.take(&rows).await };
+    let found = nearest(splits, query, k, metric, filter, at_once, read).await?;
+    let hits = found.into_iter();
+    let mut hits: Vec<VectorHit> = hits
+        .map(|(chunk, score)| VectorHit { chunk, score })
+        .collect();
     sort(&mut hits);
-    metrics::histogram!("va_vector_search_seconds").record(started.elapsed().as_secs_f64());
     Ok(hits)
 }
 
@@ -311,15 +306,30 @@ pub async fn nearest_in_splits(
     filter: &Filter,
     at_once: usize,
 ) -> Result<Vec<(ChunkId, f32)>, VectorError> {
+    let read = |split: LiveVectors, rows: Vec<u64>| async move { split.reader.ids(&rows).await };
+    let mut hits = nearest(splits, query, k, metric, filter, at_once, read).await?;
+    hits.sort_by(better);
+    Ok(hits)
+}
+
+/// What `read` makes of the `k` nearest rows, split by split, with their scores. In no order.
+async fn nearest<T, F: Future<Output = Result<Vec<T>, VectorError>>>(
+    splits: &[LiveVectors],
+    query: &[f32],
+    k: usize,
+    metric: Metric,
+    filter: &Filter,
+    at_once: usize,
+    read: impl Fn(LiveVectors, Vec<u64>) -> F,
+) -> Result<Vec<(T, f32)>, VectorError> {
     let started = Instant::now();
     let best = best_of(splits, query, k, metric, filter, at_once).await?;
-    let reads = best.into_iter().map(|(split, scores, rows)| async move {
-        let ids = split.reader.ids(&rows).await?;
-        Ok::<_, VectorError>(ids.into_iter().zip(scores).collect::<Vec<_>>())
+    let reads = best.into_iter().map(|(split, scores, rows)| {
+        let read = read(split, rows);
+        async move { Ok::<_, VectorError>(read.await?.into_iter().zip(scores).collect::<Vec<_>>()) }
     });
     let reads = futures::stream::iter(reads).buffer_unordered(at_once.max(1));
-    let mut hits: Vec<(ChunkId, f32)> = reads.try_concat().await?;
-    hits.sort_by(better);
+    let hits = reads.try_concat().await?;
     metrics::histogram!("va_vector_search_seconds").record(started.elapsed().as_secs_f64());
     Ok(hits)
 }

@@ -173,19 +173,18 @@ pub fn grade(
     cover(&compared(question), &mut candidates);
     let by_words = |candidate: &Candidate| candidate.coverage + rank_share(candidate);
     candidates.sort_by(|a, b| by_words(b).total_cmp(&by_words(a)));
+    let passage = match (depth, embedder) {
+        (Depth::Order, _) | (_, None) => None,
+        (Depth::Verdict | Depth::Explained, Some(_)) => passage(sources, &candidates),
+    };
     let mut grade = Grade {
-        whole: true,
-        passage: None,
+        whole: depth != Depth::Verdict || passage.is_none(),
+        threshold: passage.map_or(THRESHOLD, |_| THRESHOLD_PASSAGE),
+        passage,
         candidates,
-        threshold: THRESHOLD,
         degraded: None,
     };
-    if depth != Depth::Order && embedder.is_some() {
-        grade.passage = passage(sources, &grade.candidates);
-    }
-    if depth == Depth::Verdict && grade.passage.is_some() {
-        grade.whole = false;
-        grade.threshold = THRESHOLD_PASSAGE;
+    if !grade.whole {
         score(sources, lang, true, &mut grade.candidates);
         grade.candidates.sort_by(by_score);
         return grade;
@@ -199,11 +198,10 @@ pub fn grade(
             .candidates
             .iter_mut()
             .for_each(|c| c.similarity = None);
-        grade.threshold = THRESHOLD_WORDS;
+        if grade.passage.is_none() {
+            grade.threshold = THRESHOLD_WORDS;
+        }
         grade.degraded = compared.and_then(|failed| Some(failed.err()?.to_string()));
-    }
-    if grade.passage.is_some() {
-        grade.threshold = THRESHOLD_PASSAGE;
     }
     score(sources, lang, with_vectors, &mut grade.candidates);
     grade.candidates.sort_by(by_score);

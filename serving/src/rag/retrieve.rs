@@ -1,7 +1,8 @@
 //! Several queries at once, fused into one ranked list of sources.
 //!
-//! Each query is a whole hybrid search (synonyms one by keywords, a made-up passage one by vectors), with its own degradation;
-//! ranks are fused by reciprocal rank with the weight of the query. A chunk counts once, and so does a text that several documents share. [`fuse`] is a pure function.
+//! Each query is a whole hybrid search (synonyms are one by keywords, a made-up passage is one by vectors), with its own
+//! degradation; ranks are fused by reciprocal rank with the weight of the query. A chunk counts once, and so does a text that
+//! several documents share. [`fuse`] is a pure function.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;

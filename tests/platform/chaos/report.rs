@@ -27,7 +27,12 @@ const MARKS: [&str; 2] = ["<!-- made by `make chaos` -->\n", "<!-- end -->\n"];
 impl Report {
     /// Puts the report between the marks of the file.
     pub fn write(&self, path: &Path) {
-        let text = std::fs::read_to_string(path).unwrap();
+        let text = std::fs::read_to_string(path).unwrap_or_else(|error| {
+            panic!(
+                "{}: {error}; a report goes into a page that is there",
+                path.display()
+            )
+        });
         let [begin, end] = MARKS.map(|mark| text.find(mark).expect("the file has the marks"));
         let made = format!("{}{}{self}{}", &text[..begin], MARKS[0], &text[end..]);
         std::fs::write(path, made).unwrap();
