@@ -253,16 +253,11 @@ fn behind(
 /// What the `index` pipeline has committed.
 async fn indexed(platform: &Platform) -> Result<Offsets, LogError> {
     let group = GroupId(PipelineName::new("index").map_err(name)?);
-    let mut offsets = Vec::new();
     let partitions = uploads(platform).await?;
-    for partition in &partitions {
-        let committed = platform.log.committed(&group, partition).await?;
-        offsets.push(match committed {
-            Some(next) => next,
-            None => platform.log.watermarks(partition).await?.low,
-        });
-    }
-    Ok(of_uploads(offsets, partitions))
+    let positions = platform.log.positions(&group, &partitions).await?;
+    let offsets = positions.into_iter();
+    let offsets = offsets.map(|(marks, committed)| committed.unwrap_or(marks.low));
+    Ok(of_uploads(offsets.collect(), partitions))
 }
 
 /// Where the log of uploads ends now.

@@ -13,7 +13,8 @@ use tracing::{Instrument, info_span};
 use va_catalog::settings::FusionMethod;
 use va_catalog::store::CatalogError;
 use va_catalog::{
-    ChunkId, ChunkRecord, CollectionName, DocumentId, DocumentRef, Filter, TenantScope, Viewer,
+    ChunkId, ChunkRecord, CollectionName, CollectionRef, DocumentId, DocumentRef, Filter,
+    TenantScope, Viewer,
 };
 use va_connectors::trace::TARGET;
 use va_endpoints::View;
@@ -166,6 +167,25 @@ pub enum SearchError {
     Unavailable(String),
 }
 
+/// A collection that is there.
+#[derive(Debug, Clone)]
+pub struct Within {
+    pub collection: CollectionRef,
+    /// What makes its vectors; `None` when it has none.
+    pub model: Option<String>,
+}
+
+impl Within {
+    /// Looks the collection up.
+    ///
+    /// # Errors
+    /// When it is not there or the catalog does not answer.
+    pub async fn of(platform: &Platform, collection: CollectionRef) -> Result<Self, CatalogError> {
+        let model = platform.catalog.collection(&collection).await?.config.model;
+        Ok(Self { collection, model })
+    }
+}
+
 type Side = Result<(Vec<(ChunkRecord, f32)>, f64), String>;
 
 /// Answers a search with what the viewer may read, with snippets and what to highlight.
@@ -179,7 +199,9 @@ pub async fn search(
     request: &SearchRequest,
 ) -> Result<SearchReply, SearchError> {
     let started = Instant::now();
-    let found = retrieve(platform, tenant, viewer, request).await?;
+    let collection = tenant.collection(request.collection.clone());
+    let within = Within::of(platform, collection).await?;
+    let found = retrieve(platform, &within, viewer, request, None).await?;
     let query = request.query.clone();
     // The segmenter is fast but not free; a thousand hits would hold up the executor.
     let hits = tokio::task::spawn_blocking(move || {
@@ -202,18 +224,20 @@ pub async fn search(
     })
 }
 
-/// Finds what the viewer may read.
+/// Finds what the viewer may read, within the collection that the request names.
 ///
 /// The condition on readers is part of both queries. Beyond that, candidates are left out that the catalog says were
-/// withdrawn from the viewer a moment ago, while the indexes do not know yet.
+/// withdrawn from the viewer a moment ago, while the indexes do not know yet. `begun` is the query's vector where that is
+/// being made already.
 ///
 /// # Errors
 /// When the request makes no sense, the catalog does not answer, or neither retriever does.
 pub async fn retrieve(
     platform: &Platform,
-    tenant: &TenantScope,
+    within: &Within,
     viewer: &Viewer,
     request: &SearchRequest,
+    begun: Option<Question>,
 ) -> Result<Retrieved, SearchError> {
     let started = Instant::now();
     let limits = &platform.settings.search;
@@ -229,26 +253,33 @@ pub async fn retrieve(
     }
     let unfit = |reason: String| SearchError::Invalid(format!("`filter`: {reason}"));
     request.filter.check().map_err(unfit)?;
-    let collection = tenant.collection(request.collection.clone());
-    let config = platform.catalog.collection(&collection).await?.config;
-    if config.model.is_none() && request.mode == Mode::Vector {
+    let Within { collection, model } = within;
+    let model = model.as_deref();
+    if model.is_none() && request.mode == Mode::Vector {
         return Err(SearchError::Invalid(format!(
             "collection `{}` is for keyword search only, it has no vectors: use the mode `keyword` or `hybrid`",
             collection.collection
         )));
     }
     // Begins at once: it takes longer than all that can be found out meanwhile.
-    let model = config.model.as_deref();
     let mut question = model
         .filter(|_| request.mode != Mode::Keyword)
-        .map(|model| (model, embed(platform, model, request)));
+        .map(|model| {
+            let role = if request.passage {
+                Role::Passage
+            } else {
+                Role::Query
+            };
+            let begin = || Question::begin(platform, model, &request.query, role);
+            (model, begun.unwrap_or_else(begin))
+        });
     // Before the view is taken: what the answer says that it has seen, it has seen.
     let as_of = as_of(platform).await;
     // Both sides answer from the same checkpoint, whatever is written meanwhile.
-    let view = platform.indexes.view(&collection).await;
+    let view = platform.indexes.view(collection).await;
     // After the view: what is in it for some only was noted before. A collection where nothing ever was needs no condition.
     let restricted =
-        *viewer != Viewer::Everything && platform.catalog.is_restricted(&collection).await?;
+        *viewer != Viewer::Everything && platform.catalog.is_restricted(collection).await?;
     let filter = match restricted {
         true => request.filter.clone().seen_by(viewer.clone()),
         false => request.filter.clone(),
@@ -335,7 +366,7 @@ pub async fn retrieve(
             fusion,
             vector: side(&vector),
             keyword: side(&keyword),
-            model: config.model.clone(),
+            model: model.map(str::to_owned),
         }
     });
     let mut vector = vector.map(|(found, _)| found).unwrap_or_default();
@@ -347,7 +378,7 @@ pub async fn retrieve(
             .map(|(chunk, _)| chunk.document.id)
             .collect();
         let ids: Vec<DocumentId> = ids.into_iter().collect();
-        let withdrawn = platform.catalog.hidden_among(viewer, &collection, &ids);
+        let withdrawn = platform.catalog.hidden_among(viewer, collection, &ids);
         let withdrawn = withdrawn.await?;
         for found in [&mut vector, &mut keyword] {
             found.retain(|(chunk, _)| !withdrawn.contains(&chunk.document.id));
@@ -375,27 +406,30 @@ pub async fn retrieve(
 }
 
 /// A question's vector that is being made, and since when.
-struct Question {
+pub struct Question {
+    text: String,
     began: Instant,
     vector: JoinHandle<Result<Vec<Vec<f32>>, ModelError>>,
 }
 
-/// Begins to make the vector.
-fn embed(platform: &Platform, model: &str, request: &SearchRequest) -> Question {
-    let embedders = platform.embedders.clone();
-    let model = model.to_owned();
-    let query = request.query.clone();
-    let role = if request.passage {
-        Role::Passage
-    } else {
-        Role::Query
-    };
-    Question {
-        began: Instant::now(),
-        vector: tokio::task::spawn_blocking(move || {
-            let embedder = embedders.get(&model)?;
-            embedder.embed(&[query.as_str()], role)
-        }),
+impl Question {
+    /// Begins to make the vector of a text, by the collection's model.
+    pub fn begin(platform: &Platform, model: &str, text: &str, role: Role) -> Self {
+        let embedders = platform.embedders.clone();
+        let (model, query) = (model.to_owned(), text.to_owned());
+        Self {
+            text: text.to_owned(),
+            began: Instant::now(),
+            vector: tokio::task::spawn_blocking(move || {
+                let embedder = embedders.get(&model)?;
+                embedder.embed(&[query.as_str()], role)
+            }),
+        }
+    }
+
+    /// Whether it is the vector of this text.
+    pub fn is_of(&self, text: &str) -> bool {
+        self.text == text
     }
 }
 
@@ -607,7 +641,7 @@ fn hit(rank: u32, fused: Fused, query: &str) -> Hit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use va_catalog::{CollectionRef, TenantId, Version};
+    use va_catalog::{TenantId, Version};
 
     const FUSION: Fusion = Fusion {
         method: FusionMethod::Rrf,

@@ -178,6 +178,21 @@ pub trait Log: Send + Sync + 'static {
         partition: &TopicPartition,
     ) -> Result<Option<Offset>, LogError>;
 
+    /// Watermarks and committed offsets of a group, in the order of `partitions`; of each the watermarks are read first, so
+    /// that what is committed meanwhile may be beyond them, never the other way round. A log that blocks answers in one go.
+    async fn positions(
+        &self,
+        group: &GroupId,
+        partitions: &[TopicPartition],
+    ) -> Result<Vec<(Watermarks, Option<Offset>)>, LogError> {
+        let mut positions = Vec::with_capacity(partitions.len());
+        for partition in partitions {
+            let marks = self.watermarks(partition).await?;
+            positions.push((marks, self.committed(group, partition).await?));
+        }
+        Ok(positions)
+    }
+
     /// Groups that have committed an offset; on Kafka those that the brokers remember.
     async fn groups(&self) -> Result<Vec<GroupId>, LogError>;
 

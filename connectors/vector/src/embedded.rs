@@ -16,6 +16,7 @@ use va_catalog::{ChunkId, ChunkRecord, CollectionRef, DocumentId};
 
 use crate::ids::KnownRows;
 use crate::names::{collection_in, collection_of, table_name};
+use crate::parts::Parts;
 use crate::reader::Reader;
 use crate::rows::stored_schema;
 use crate::snapshot::LanceSnapshot;
@@ -49,7 +50,8 @@ pub struct LanceOptions {
     /// Partitions of the index that a search reads at least. More finds more of the true neighbours and takes longer.
     /// `None` leaves it to LanceDB.
     pub nprobes: Option<usize>,
-    /// Memory for metadata and index parts that are kept between searches, in bytes.
+    /// Memory for metadata and index parts that are kept between searches, in bytes; half of it for vectors, which take two
+    /// bytes a number.
     pub cache_bytes: usize,
     /// Whether a commit reaches the disk before `apply` returns. Without, it survives a crash of the process, but not a
     /// power cut.
@@ -95,6 +97,7 @@ pub struct LanceStore {
     options: Arc<LanceOptions>,
     tables: RwLock<HashMap<CollectionRef, Arc<OpenTable>>>,
     known: KnownRows,
+    parts: Arc<Parts>,
 }
 
 impl LanceStore {
@@ -122,10 +125,11 @@ impl LanceStore {
             .to_str()
             .ok_or_else(|| fail("naming the directory", "the path is not UTF-8".into()))?;
         let session = lancedb::Session::new(
-            options.cache_bytes / 4 * 3,
+            options.cache_bytes / 4,
             options.cache_bytes / 4,
             Arc::default(),
         );
+        let parts = Arc::new(Parts::new(&options));
         let connection = lancedb::connect(uri)
             .session(Arc::new(session))
             .execute()
@@ -137,6 +141,7 @@ impl LanceStore {
             options: Arc::new(options),
             tables: RwLock::default(),
             known: KnownRows::default(),
+            parts,
         })
     }
 
@@ -212,6 +217,7 @@ impl LanceStore {
             path,
             table,
             self.known.dataset(),
+            self.parts.clone(),
         ));
         tables.insert(collection.clone(), table.clone());
         Ok(Some(table))
@@ -226,6 +232,7 @@ impl LanceStore {
             collection: collection.clone(),
             dataset: table.snapshot().await?,
             ids: table.ids.clone(),
+            parts: table.parts.clone(),
             options: self.options.clone(),
             mask: None,
         }))

@@ -24,11 +24,13 @@
 //! [`VectorStore::optimize`].
 
 mod apply;
+mod codes;
 mod embedded;
 mod error;
 mod filter;
 mod ids;
 mod names;
+mod parts;
 mod reader;
 mod rows;
 mod snapshot;

@@ -13,6 +13,7 @@ use futures::{StreamExt, TryStreamExt};
 use lance::Dataset;
 use lance::dataset::scanner::{RowAddrMask, Scanner};
 use lance::dataset::{ProjectionRequest, ROW_ID};
+use lance::table::format::Fragment;
 use va_catalog::chunk::{column, records, strings};
 use va_catalog::{ChunkId, ChunkKey, ChunkRecord, CollectionRef, Filter, InvalidName};
 
@@ -20,6 +21,7 @@ use crate::VectorError;
 use crate::embedded::{IndexKind, LanceOptions};
 use crate::filter::filter_sql;
 use crate::ids::RowIds;
+use crate::parts::Parts;
 use crate::rows::{dims_of, slice_problem};
 use crate::store::{ChunkStream, K_MAX, Metric, VectorHit};
 
@@ -32,6 +34,8 @@ pub(crate) struct Reader {
     pub dataset: Arc<Dataset>,
     /// What is known of its rows.
     pub ids: RowIds,
+    /// What is kept of its indexes.
+    pub parts: Arc<Parts>,
     pub options: Arc<LanceOptions>,
     /// Rows that are not to be seen; `None` when all are.
     pub mask: Option<RowAddrMask>,
@@ -76,9 +80,37 @@ impl Reader {
         metric: Metric,
         filter: &Filter,
     ) -> Result<Vec<(f32, u64)>, VectorError> {
-        let Some(mut scanner) = self.nearest(&[], query, k, metric, filter)? else {
+        let Some(scanner) = self.nearest(&[], query, k, metric, filter)? else {
             return Ok(Vec::new());
         };
+        if filter.is_empty()
+            && let Some(best) = self.parts.best(self, query, k, metric).await?
+        {
+            return Ok(best);
+        }
+        self.run(scanner, metric).await
+    }
+
+    /// The same among the rows of some files, without an index.
+    pub async fn best_in(
+        &self,
+        fragments: Vec<Fragment>,
+        query: &[f32],
+        k: usize,
+        metric: Metric,
+    ) -> Result<Vec<(f32, u64)>, VectorError> {
+        let Some(mut scanner) = self.nearest(&[], query, k, metric, &Filter::default())? else {
+            return Ok(Vec::new());
+        };
+        scanner.with_fragments(fragments).use_index(false);
+        self.run(scanner, metric).await
+    }
+
+    async fn run(
+        &self,
+        mut scanner: Scanner,
+        metric: Metric,
+    ) -> Result<Vec<(f32, u64)>, VectorError> {
         scanner.with_row_id();
         let batch = scanner
             .try_into_batch()
@@ -328,7 +360,7 @@ impl Reader {
         }
     }
 
-    fn error(
+    pub fn error(
         &self,
         action: &'static str,
         error: impl Into<Box<dyn std::error::Error + Send + Sync>>,

@@ -30,6 +30,7 @@ impl LanceSnapshot {
                 collection: table.collection.clone(),
                 dataset,
                 ids: table.ids.clone(),
+                parts: table.parts.clone(),
                 options: options.clone(),
                 mask: None,
             },

@@ -29,6 +29,7 @@ use va_catalog::{ChunkId, ChunkKey, ChunkRecord, CollectionRef, DocumentId, Filt
 use crate::VectorError;
 use crate::embedded::LanceOptions;
 use crate::ids::KnownRows;
+use crate::parts::Parts;
 use crate::reader::{Reader, better, sort};
 use crate::rows::{prepare, stored_schema};
 use crate::store::{ChunkStream, K_MAX, Metric, VectorHit};
@@ -39,6 +40,7 @@ pub struct VectorSplits {
     options: Arc<LanceOptions>,
     session: Arc<Session>,
     known: KnownRows,
+    parts: Arc<Parts>,
 }
 
 /// An immutable dataset.
@@ -59,10 +61,11 @@ impl VectorSplits {
     pub fn new(options: LanceOptions) -> Self {
         Self {
             session: Arc::new(Session::new(
-                options.cache_bytes / 4 * 3,
+                options.cache_bytes / 4,
                 options.cache_bytes / 4,
                 Arc::default(),
             )),
+            parts: Arc::new(Parts::new(&options)),
             options: Arc::new(options),
             known: KnownRows::default(),
         }
@@ -141,6 +144,7 @@ impl VectorSplits {
                 collection: collection.clone(),
                 dataset: Arc::new(dataset),
                 ids: self.known.dataset(),
+                parts: self.parts.clone(),
                 options: self.options.clone(),
                 mask: None,
             },

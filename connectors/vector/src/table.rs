@@ -19,6 +19,7 @@ use va_catalog::{CollectionRef, DocumentId};
 
 use crate::VectorError;
 use crate::ids::RowIds;
+use crate::parts::Parts;
 use crate::rows::dims_of;
 
 pub(crate) struct OpenTable {
@@ -27,6 +28,7 @@ pub(crate) struct OpenTable {
     pub path: PathBuf,
     pub table: lancedb::Table,
     pub ids: RowIds,
+    pub parts: Arc<Parts>,
     /// Held by the one writer.
     pub writer: Mutex<Writer>,
     /// Held by the one compaction, pruning or indexing.
@@ -84,12 +86,14 @@ impl OpenTable {
         path: PathBuf,
         table: lancedb::Table,
         ids: RowIds,
+        parts: Arc<Parts>,
     ) -> Self {
         Self {
             collection,
             path,
             table,
             ids,
+            parts,
             writer: Mutex::default(),
             upkeep: Arc::default(),
             fragments_floor: AtomicUsize::new(0),

@@ -277,7 +277,7 @@ async fn index(options: &LanceOptions, table: &OpenTable) -> Result<Vec<String>,
 /// Columns that a large dataset gets an index of.
 pub(crate) const INDEXED: [&str; 3] = ["vector", "document_id", "id"];
 
-fn index_name(column: &str) -> String {
+pub(crate) fn index_name(column: &str) -> String {
     format!("{column}_idx")
 }
 

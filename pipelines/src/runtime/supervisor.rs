@@ -400,21 +400,19 @@ async fn topic_lag(
     topic: &TopicName,
     partitions: u32,
 ) -> Result<Vec<(TopicPartition, u64)>, LogError> {
-    let mut lag = Vec::with_capacity(partitions as usize);
-    for partition in (0..partitions).map(Partition) {
-        let partition = TopicPartition {
-            topic: topic.clone(),
-            partition,
-        };
-        let marks = log.watermarks(&partition).await?;
-        let next = log
-            .committed(group, &partition)
-            .await?
-            .unwrap_or(marks.low)
-            .max(marks.low);
-        lag.push((partition, log.distance(next, marks.high)));
-    }
-    Ok(lag)
+    let partition = |partition| TopicPartition {
+        topic: topic.clone(),
+        partition: Partition(partition),
+    };
+    let partitions: Vec<TopicPartition> = (0..partitions).map(partition).collect();
+    let positions = log.positions(group, &partitions).await?;
+    let lag = partitions.into_iter().zip(positions);
+    Ok(lag
+        .map(|(partition, (marks, committed))| {
+            let next = committed.unwrap_or(marks.low).max(marks.low);
+            (partition, log.distance(next, marks.high))
+        })
+        .collect())
 }
 
 /// Keeps one task running until it is stopped or beyond help.

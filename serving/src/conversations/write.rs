@@ -15,7 +15,7 @@ use va_llm::{Caller, ChatRequest, FinishReason, LlmError, Message, Role, Usage};
 use super::{ANSWER_TIME_MAX, Live, Mode, Understood, lock};
 use crate::http::Problem;
 use crate::platform::Platform;
-use crate::rag::{Ask, Event, HistoryRole, Turn, Writer, run};
+use crate::rag::{Asked, Event, HistoryRole, Turn, Writer, run};
 
 /// Events between the writer and the task that keeps them.
 const EVENTS: usize = 16;
@@ -43,7 +43,7 @@ pub enum Work {
     /// From documents.
     Rag {
         caller: Box<Caller>,
-        ask: Box<Ask>,
+        asked: Box<Asked>,
         writer: Box<dyn Writer>,
     },
 }
@@ -308,12 +308,12 @@ fn working(platform: Arc<Platform>, work: Work, events: mpsc::Sender<Event>) -> 
     match work {
         Work::Rag {
             caller,
-            ask,
+            asked,
             writer,
         } => Box::pin(async move {
             // Dropped with this future's end, so that the receiver ends when it is empty.
             let events = events;
-            run(&platform, &caller, &ask, &*writer, &events)
+            run(&platform, &caller, *asked, &*writer, &events)
                 .await
                 .map_err(Problem::from)?;
             Ok::<_, Problem>(None)

@@ -26,7 +26,7 @@ use crate::conversations::{Profile, about};
 use crate::freshness::NotFresh;
 use crate::platform::Platform;
 use crate::rag::{
-    Ask, Event, Extractive, Generated, Lang, Mode, RagError, RagRequest, Writer, check, run,
+    Ask, Asked, Event, Extractive, Generated, Lang, Mode, RagError, RagRequest, Writer, check, run,
 };
 
 /// A question with its history; longer bodies are refused.
@@ -51,25 +51,25 @@ pub async fn query(
         .is_some_and(|value| value.contains("text/event-stream"));
     let request: RagRequest = read(request).await?;
     let streamed = request.stream || accepts;
-    let mut ask = request
+    let ask = request
         .check(principal.viewer())
         .map_err(Problem::invalid)?;
-    check(&app.platform, &principal.tenant, &ask).await?;
+    let mut asked = check(&app.platform, &principal.tenant, ask).await?;
     let (profile, trouble) = Profile::of(&app.platform, &principal).await;
     if let Some(trouble) = trouble {
         // It costs the preference, not the answer.
         tracing::warn!(%trouble, "an answer without its user's preferences");
     }
-    ask.language = profile.lang();
-    let about = about(Lang::of(&ask.question), None, &profile, None);
-    let writer = writer(&app, &principal, &id, &ask, about)?;
+    asked.ask.language = profile.lang();
+    let about = about(Lang::of(&asked.ask.question), None, &profile, None);
+    let writer = writer(&app, &principal, &id, &asked.ask, about)?;
     let caller = app.platform.gateway.caller(&principal, &id.0);
     if streamed {
-        let events = events(app.platform, caller, ask, writer);
+        let events = events(app.platform, caller, asked, writer);
         let beat = KeepAlive::new().interval(HEARTBEAT).text("heartbeat");
         return Ok(Sse::new(events).keep_alive(beat).into_response());
     }
-    Ok(Json(whole(&app, &caller, &ask, &*writer).await?).into_response())
+    Ok(Json(whole(&app, &caller, asked, &*writer).await?).into_response())
 }
 
 /// Who writes the answer: what was asked for, or else a model where there is one, which is told `about` besides.
@@ -140,14 +140,14 @@ async fn read(request: Request) -> Result<RagRequest, Problem> {
 async fn whole(
     app: &App,
     caller: &Caller,
-    ask: &Ask,
+    asked: Asked,
     writer: &dyn Writer,
 ) -> Result<Value, Problem> {
     let (events_tx, mut events) = mpsc::channel(EVENTS);
     let work = async {
         // Dropped at the end, so that the collecting ends too.
         let events_tx = events_tx;
-        run(&app.platform, caller, ask, writer, &events_tx).await
+        run(&app.platform, caller, asked, writer, &events_tx).await
     };
     let collect = async {
         let mut reply = json!({"answer": "", "citations": []});
@@ -180,7 +180,7 @@ async fn whole(
 fn events(
     platform: Arc<Platform>,
     caller: Caller,
-    ask: Ask,
+    asked: Asked,
     writer: Box<dyn Writer>,
 ) -> impl Stream<Item = Result<sse::Event, Infallible>> + Send {
     let (events_tx, events) = mpsc::channel::<Event>(EVENTS);
@@ -189,7 +189,7 @@ fn events(
         // Dropped with this future's end, so that the receiver ends when it is empty.
         let events_tx = events_tx;
         tokio::select! {
-            done = run(&platform, &caller, &ask, &*writer, &events_tx) => done.map_err(Problem::from),
+            done = run(&platform, &caller, asked, &*writer, &events_tx) => done.map_err(Problem::from),
             () = stopping.cancelled() => Err(Problem::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "stopping",

@@ -17,11 +17,12 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tracing::{Instrument, info_span};
+use va_catalog::TenantScope;
 use va_catalog::settings::rag::RewriteMethod;
 use va_catalog::store::CatalogError;
-use va_catalog::{CollectionRef, TenantScope};
 use va_connectors::trace::TARGET;
 use va_llm::Caller;
+use va_models::Role;
 
 use super::alerts::{Part, of_search};
 use super::answer::{Draft, Gone, Task, WriteError, Writer};
@@ -31,10 +32,10 @@ use super::helper::Helper;
 use super::request::Ask;
 use super::rerank::method;
 use super::rewrite::model::{Wanted, Widened, widen};
-use super::rewrite::rewrite;
+use super::rewrite::{Rewritten, rewrite};
 use crate::freshness::{NotFresh, wait};
 use crate::platform::Platform;
-use crate::retrieval::{Degraded, SearchError};
+use crate::retrieval::{Degraded, Question, SearchError, Within};
 pub use search::Grader;
 use search::Search;
 pub use told::Event;
@@ -110,33 +111,52 @@ impl Drop for Running {
     }
 }
 
-/// Refuses what needs no stream to be refused: a collection that does not exist.
+/// A question, and the collection that it is asked of, which is there.
+pub struct Asked {
+    pub ask: Ask,
+    within: Within,
+    rules: Rewritten,
+    /// The vector of the first query, where it is being made.
+    begun: Option<Question>,
+}
+
+/// Refuses what needs no stream to be refused: a collection that does not exist. What takes longest, the vector of the
+/// question, is begun here when no other question waits for the processor, so that it is made while the caller does the rest.
 ///
 /// # Errors
 /// When the collection is not there or the catalog does not answer.
-pub async fn check(platform: &Platform, tenant: &TenantScope, ask: &Ask) -> Result<(), RagError> {
-    platform.catalog.collection(&scope(tenant, ask)).await?;
-    Ok(())
+pub async fn check(platform: &Platform, tenant: &TenantScope, ask: Ask) -> Result<Asked, RagError> {
+    let within = Within::of(platform, tenant.collection(ask.collection.clone())).await?;
+    let rules = rewrite(&ask.question, &ask.history, &platform.answers.synonyms);
+    let idle = platform.answers.turns.available_permits() > 0;
+    let begun = match (&within.model, rules.first.first()) {
+        (Some(model), Some(query)) if idle && !wanted(platform, &ask, true).rewrite => {
+            Some(Question::begin(platform, model, &query.text, Role::Query))
+        }
+        _ => None,
+    };
+    Ok(Asked {
+        ask,
+        within,
+        rules,
+        begun,
+    })
 }
 
-fn scope(tenant: &TenantScope, ask: &Ask) -> CollectionRef {
-    tenant.collection(ask.collection.clone())
-}
-
-/// Answers a question of the caller's tenant, on the caller's behalf; what there is to tell goes to `events`.
+/// Answers a question on behalf of the caller, of whose tenant it is; what there is to tell goes to `events`.
 ///
 /// # Errors
 /// When there is no answer, or no whole one; the events that were sent before stay true.
 pub async fn run(
     platform: &Arc<Platform>,
     caller: &Caller,
-    ask: &Ask,
+    asked: Asked,
     writer: &dyn Writer,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), RagError> {
     let mut running = Running::begin();
     let _answering = platform.answers.learner.answering();
-    let outcome = answer(platform, caller, ask, writer, events).await;
+    let outcome = answer(platform, caller, asked, writer, events).await;
     running.finished = !matches!(outcome, Err(RagError::Gone));
     let word = match &outcome {
         Ok(true) => "answered",
@@ -151,17 +171,21 @@ pub async fn run(
 async fn answer(
     platform: &Arc<Platform>,
     caller: &Caller,
-    ask: &Ask,
+    asked: Asked,
     writer: &dyn Writer,
     events: &mpsc::Sender<Event>,
 ) -> Result<bool, RagError> {
     let started = Instant::now();
     let mut took = Took::default();
-    let collection = scope(&caller.tenant, ask);
-    let model = platform.catalog.collection(&collection).await?.config.model;
+    let Asked {
+        ask,
+        within,
+        rules,
+        begun,
+    } = asked;
+    let (ask, Within { collection, model }) = (&ask, &within);
     let helper = Helper::new(platform, caller, ask);
     let synonyms = &platform.answers.synonyms;
-    let rules = rewrite(&ask.question, &ask.history, synonyms);
     // By the rules' words, which are the same each time.
     let key = Key::of(&caller.tenant, ask, &rules.standalone);
     let wanted = wanted(platform, ask, model.is_some());
@@ -203,11 +227,12 @@ async fn answer(
         took.freshness = ms(waiting);
     }
 
-    let grader = Grader::new(platform, model, made.standalone.as_str(), made.lang);
+    let grader = Grader::new(platform, model.clone(), made.standalone.as_str(), made.lang);
     let search = Search {
         platform,
         helper: &helper,
         ask,
+        within: &within,
         made: &made,
         grader: &grader,
         // Who wants to see scores wants to see all of them.
@@ -227,7 +252,7 @@ async fn answer(
     let mut turn = Turn::wait(&platform.answers.turns).await?;
     took.queue = turn.waited_ms;
     let searching = Instant::now();
-    let found = tokio::time::timeout(patience, search.run(key, &mut turn, &mut degraded))
+    let found = tokio::time::timeout(patience, search.run(key, begun, &mut turn, &mut degraded))
         .await
         .map_err(|_| RagError::TimedOut(patience.as_secs()))??;
     (took.grade, took.rerank) = (found.grade_ms, found.rerank_ms);
@@ -237,7 +262,7 @@ async fn answer(
     drop(turn);
     let alerts = &platform.answers.alerts;
     for (part, faults) in of_search(&degraded) {
-        alerts.look(platform, &collection, part, &faults);
+        alerts.look(platform, collection, part, &faults);
     }
 
     let task = Task {
@@ -280,7 +305,7 @@ async fn answer(
     });
     // Whether a model works is known only where one was to write.
     if trouble.is_some() || written.completion_tokens > 0 {
-        alerts.look(platform, &collection, Part::Model, trouble.as_slice());
+        alerts.look(platform, collection, Part::Model, trouble.as_slice());
     }
     degraded.extend(trouble);
     took.write = ms(writing);

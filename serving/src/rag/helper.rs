@@ -47,11 +47,6 @@ impl<'a> Helper<'a> {
         }
     }
 
-    /// Who asks.
-    pub fn caller(&self) -> &Caller {
-        self.caller
-    }
-
     /// How long one call may take.
     pub fn time_max(&self) -> Duration {
         self.time_max

@@ -44,7 +44,7 @@ pub use cite::{Checker, Citation, Finding, Unsupported};
 pub use context::Context;
 pub(crate) use earlier::{Key, RememberedHits};
 pub use extract::Extractive;
-pub use flow::{Event, RagError, check, run};
+pub use flow::{Asked, Event, RagError, check, run};
 pub use generate::Generated;
 pub use request::{Ask, HistoryRole, Mode, RagRequest, Turn};
 pub use retrieve::Source;

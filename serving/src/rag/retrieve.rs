@@ -10,7 +10,7 @@ use std::time::Instant;
 use futures::future::join_all;
 use serde::Serialize;
 use tracing::{Instrument, info_span};
-use va_catalog::{ChunkId, DocumentRef, TenantScope};
+use va_catalog::{ChunkId, DocumentRef};
 use va_connectors::trace::TARGET;
 
 use super::request::Ask;
@@ -18,7 +18,9 @@ use super::rewrite::{By, Query, Why};
 use super::text::bare;
 use crate::freshness::AsOf;
 use crate::platform::Platform;
-use crate::retrieval::{Degraded, Fused, Mode, RankScore, SearchError, SearchRequest, retrieve};
+use crate::retrieval::{
+    Degraded, Fused, Mode, Question, RankScore, SearchError, SearchRequest, Within, retrieve,
+};
 
 /// Hits of each query that take part in the fusion.
 const HITS: u32 = 20;
@@ -101,19 +103,24 @@ pub struct Retrieved {
 }
 
 impl Retrieved {
-    /// Searches for all `queries` and adds what they find.
+    /// Searches for all `queries` and adds what they find. `begun` may be the vector of one of them.
     ///
     /// # Errors
     /// When not one of them could be answered.
     pub async fn add(
         &mut self,
         platform: &Platform,
-        tenant: &TenantScope,
+        within: &Within,
         ask: &Ask,
         queries: &[Query],
+        mut begun: Option<Question>,
         round: u32,
     ) -> Result<(), SearchError> {
-        let searches = queries.iter().map(|query| async move {
+        let searches = queries.iter().map(|query| {
+            let begun = begun.take_if(|begun| query.by == By::Both && begun.is_of(&query.text));
+            (query, begun)
+        });
+        let searches = searches.map(|(query, begun)| async move {
             let started = Instant::now();
             let request = SearchRequest {
                 query: query.text.clone(),
@@ -130,7 +137,7 @@ impl Retrieved {
                 passage: query.by == By::Passage,
             };
             let span = info_span!(target: TARGET, "rag.retrieve", rag.round = i64::from(round));
-            let reply = retrieve(platform, tenant, &ask.viewer, &request)
+            let reply = retrieve(platform, within, &ask.viewer, &request, begun)
                 .instrument(span)
                 .await;
             (reply, started.elapsed().as_secs_f64() * 1_000.0)

@@ -124,6 +124,23 @@ impl Log for EmbeddedLog {
             .await
     }
 
+    async fn positions(
+        &self,
+        group: &GroupId,
+        partitions: &[TopicPartition],
+    ) -> Result<Vec<(Watermarks, Option<Offset>)>, LogError> {
+        let (group, partitions) = (group.clone(), partitions.to_vec());
+        self.shared
+            .blocking(move |shared| {
+                let position = |partition: &TopicPartition| {
+                    let marks = shared.watermarks(partition)?;
+                    Ok((marks, shared.committed(&group, partition)?))
+                };
+                partitions.iter().map(position).collect()
+            })
+            .await
+    }
+
     async fn groups(&self) -> Result<Vec<GroupId>, LogError> {
         self.shared.blocking(|shared| shared.groups()).await
     }

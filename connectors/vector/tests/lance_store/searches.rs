@@ -1,12 +1,14 @@
 //! What is found: filters, order, scans, indexes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use futures::TryStreamExt;
 use va_catalog::{ChunkId, DocumentId, Filter, Version, Viewer};
-use va_vector::{IndexKind, Metric, VectorStore, stored_schema};
+use va_vector::{
+    IndexKind, LanceOptions, LanceStore, Metric, VectorSnapshot, VectorStore, stored_schema,
+};
 
 use crate::support::*;
 
@@ -283,6 +285,127 @@ async fn indexes_find_neighbours_and_follow_changes() {
             assert_eq!(chunks.iter().map(|chunk| chunk.id).collect::<Vec<_>>(), ids);
             store.optimize(&help).await.expect("optimized");
         }
+    }
+}
+
+/// What a search by ids finds in an index part by part is what comparing with every vector finds, whatever has happened to
+/// the rows since the index was made, and however little of it fits into memory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parts_of_an_index_follow_changes() {
+    const K: usize = 40;
+    // Of eight numbers, in 16 bits each.
+    const CLOSE: f32 = 3e-5;
+    for cache_bytes in [LanceOptions::default().cache_bytes, 1 << 12] {
+        let dir = temp();
+        let options = |options: &mut LanceOptions| {
+            options.index_rows_min = 1000;
+            options.sync = false;
+            options.cache_bytes = cache_bytes;
+            // More than there are: nothing may be missed.
+            options.nprobes = Some(1000);
+        };
+        let mut store = open_with(&dir, options).await;
+        let help = collection("default", "help");
+        let mut random = Random(9);
+        let mut vectors = HashMap::new();
+        let check = async |snapshot: &dyn VectorSnapshot,
+                           vectors: &HashMap<ChunkId, Vec<f32>>,
+                           random: &mut Random,
+                           round: &str| {
+            for _ in 0..10 {
+                let query: Vec<f32> = random.vector(DIMS).iter().map(|x| x * 9.0).collect();
+                let mut expected: Vec<(ChunkId, f32)> = vectors
+                    .iter()
+                    .map(|(id, vector)| (*id, cosine(&query, vector)))
+                    .collect();
+                expected.sort_by(|a, b| b.1.total_cmp(&a.1));
+                expected.truncate(K);
+                let all = Filter::default();
+                let found = snapshot.nearest(&query, K, Metric::Cosine, &all).await;
+                let found = found.expect("ids");
+                assert_eq!(found.len(), expected.len(), "{round}");
+                for ((id, score), (_, expected)) in found.iter().zip(&expected) {
+                    let own = cosine(&query, &vectors[id]);
+                    assert!((score - own).abs() < CLOSE, "{round}: {score} {own}");
+                    assert!(
+                        (score - expected).abs() < CLOSE,
+                        "{round}: {score} {expected}"
+                    );
+                }
+            }
+        };
+        let newest = async |store: &LanceStore| {
+            let snapshot = store.snapshot(&help).await.expect("a table");
+            snapshot.expect("a table")
+        };
+        for name in ["a", "b", "c"] {
+            let chunks = sample(&help, &mut random, name, 1, 500);
+            put(&store, &help, &chunks).await;
+            vectors.extend(chunks.into_iter().map(|(record, v)| (record.id, v)));
+        }
+        store.optimize(&help).await.expect("optimized");
+        let (before, then) = (newest(&store).await, vectors.clone());
+        check(&*before, &vectors, &mut random, "indexed").await;
+
+        // One document gets another version, one goes, one comes.
+        let remove = |vectors: &mut HashMap<ChunkId, Vec<f32>>, name: &str| {
+            vectors.retain(|id, _| (0..500).all(|i| *id != chunk(&help, name, 1, i, 500, &[]).id));
+        };
+        remove(&mut vectors, "b");
+        remove(&mut vectors, "c");
+        let changed = sample(&help, &mut random, "b", 2, 300);
+        put(&store, &help, &changed).await;
+        let gone = sample(&help, &mut random, "c", 1, 1);
+        let gone = with_op(&rows(&help, &gone, DIMS), "delete");
+        let name = document(&help, "c");
+        store.apply(&help, &[name], &gone).await.expect("removed");
+        let added = sample(&help, &mut random, "d", 1, 70);
+        put(&store, &help, &added).await;
+        vectors.extend(
+            changed
+                .into_iter()
+                .chain(added)
+                .map(|(record, v)| (record.id, v)),
+        );
+        check(
+            &*newest(&store).await,
+            &vectors,
+            &mut random,
+            "beside the index",
+        )
+        .await;
+        check(&*before, &then, &mut random, "as it was before").await;
+        for round in ["in the index", "compacted"] {
+            store.optimize(&help).await.expect("optimized");
+            check(&*newest(&store).await, &vectors, &mut random, round).await;
+        }
+        check(&*before, &then, &mut random, "as it was long before").await;
+        drop(before);
+
+        // Almost all are gone, so that the nearest partitions hold too few.
+        let left: HashSet<ChunkId> = vectors.keys().take(K + 3).copied().collect();
+        for (document, chunks) in [("a", 500), ("b", 300), ("d", 70)] {
+            let version = if document == "b" { 2 } else { 1 };
+            let kept: Vec<_> = (0..chunks)
+                .map(|i| chunk(&help, document, version, i, chunks, &[]))
+                .filter(|chunk| left.contains(&chunk.id))
+                .map(|chunk| (chunk.clone(), vectors[&chunk.id].clone()))
+                .collect();
+            put(&store, &help, &kept).await;
+        }
+        vectors.retain(|id, _| left.contains(id));
+        store = open_with(&dir, |changed| {
+            options(changed);
+            changed.nprobes = Some(1);
+        })
+        .await;
+        let hits = newest(&store)
+            .await
+            .nearest(&random.vector(DIMS), K, Metric::Cosine, &Filter::default())
+            .await
+            .expect("ids");
+        assert_eq!(hits.len(), K);
+        assert!(hits.iter().all(|(id, _)| left.contains(id)));
     }
 }
 

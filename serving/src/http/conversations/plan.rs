@@ -172,11 +172,11 @@ async fn from_documents(
         .check(principal.viewer())
         .map_err(Problem::invalid)?;
     ask.language = told.language;
-    check(&app.platform, &principal.tenant, &ask).await?;
-    let writer = writer(app, principal, id, &ask, told.about)?;
+    let asked = check(&app.platform, &principal.tenant, ask).await?;
+    let writer = writer(app, principal, id, &asked.ask, told.about)?;
     Ok(Work::Rag {
         caller: Box::new(app.platform.gateway.caller(principal, &id.0)),
-        ask: Box::new(ask),
+        asked: Box::new(asked),
         writer,
     })
 }

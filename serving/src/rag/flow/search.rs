@@ -19,10 +19,10 @@ use super::super::retrieve::{QueryTrace, Retrieved, Source};
 use super::super::rewrite::Rewritten;
 use super::super::text::Lang;
 use super::turn::Turn;
-use super::{RagError, ms, scope};
+use super::{RagError, ms};
 use crate::freshness::AsOf;
 use crate::platform::{Platform, now_ms};
-use crate::retrieval::{Degraded, SearchError};
+use crate::retrieval::{Degraded, Question, SearchError, Within};
 
 /// What searching brought.
 pub struct Looked {
@@ -44,6 +44,7 @@ pub struct Search<'a> {
     pub platform: &'a Arc<Platform>,
     pub helper: &'a Helper<'a>,
     pub ask: &'a Ask,
+    pub within: &'a Within,
     pub made: &'a Rewritten,
     pub grader: &'a Grader,
     pub depth: Depth,
@@ -126,7 +127,7 @@ struct Spent {
 
 impl Search<'_> {
     /// Searches, and once more with other queries when no sentence answers. When nothing can be searched, takes what was
-    /// found for the same question, named by `key`, before. What is missing is added to `degraded`. Gives `turn` back while
+    /// found for the same question, named by `key`, before. `begun` may be the vector of one of the first queries. What is missing is added to `degraded`. Gives `turn` back while
     /// a model works.
     ///
     /// # Errors
@@ -134,14 +135,18 @@ impl Search<'_> {
     pub async fn run(
         &self,
         key: Key,
+        begun: Option<Question>,
         turn: &mut Turn<'_>,
         degraded: &mut Vec<Degraded>,
     ) -> Result<Looked, RagError> {
         let (platform, ask, made) = (self.platform, self.ask, self.made);
-        let tenant = &self.helper.caller().tenant;
+        let within = self.within;
         let mut spent = Spent::default();
         let mut retrieved = Retrieved::default();
-        if let Err(error) = retrieved.add(platform, tenant, ask, &made.first, 1).await {
+        if let Err(error) = retrieved
+            .add(platform, within, ask, &made.first, begun, 1)
+            .await
+        {
             let SearchError::Unavailable(reason) = error else {
                 return Err(error.into());
             };
@@ -152,7 +157,10 @@ impl Search<'_> {
         if !judged.grade.answerable() && !made.again.is_empty() {
             rounds = 2;
             // What the first round found stays; failing here is no reason to have no answer.
-            if let Err(error) = retrieved.add(platform, tenant, ask, &made.again, 2).await {
+            if let Err(error) = retrieved
+                .add(platform, within, ask, &made.again, None, 2)
+                .await
+            {
                 tracing::warn!(%error, "the second round of searches failed");
             }
             let again = self.judge(&retrieved, turn, &mut spent).await?;
@@ -184,22 +192,21 @@ impl Search<'_> {
         degraded: &mut Vec<Degraded>,
     ) -> Result<Looked, RagError> {
         let (platform, ask) = (self.platform, self.ask);
+        let collection = &self.within.collection;
         let Some(mut before) = platform.answers.earlier.recall(key) else {
             let failed = [Degraded {
                 retriever: "all",
                 reason: reason.clone(),
             }];
-            let collection = scope(&self.helper.caller().tenant, ask);
             let alerts = &platform.answers.alerts;
-            alerts.look(platform, &collection, Part::Retrieval, &failed);
+            alerts.look(platform, collection, Part::Retrieval, &failed);
             return Err(RagError::Unavailable(reason));
         };
         // Who may read it may have changed since.
         let ids: Vec<_> = before.sources.iter().map(|s| s.document.id).collect();
-        let collection = scope(&self.helper.caller().tenant, ask);
         let withdrawn = platform
             .catalog
-            .hidden_among(&ask.viewer, &collection, &ids)
+            .hidden_among(&ask.viewer, collection, &ids)
             .await?;
         before
             .sources
