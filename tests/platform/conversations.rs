@@ -67,6 +67,37 @@ fn each_message_is_on_the_log_once(server: &Server, conversation: &str) {
     until_sql(server, &query, &json!(expected));
 }
 
+/// The work on an answer begins while its rows are written down; a model is asked when they are there.
+#[test]
+fn no_model_is_asked_for_a_conversation_without_room() {
+    let upstream = Upstream::start(vec![stream(&["first"], 5, 2), stream(&["second"], 5, 2)]);
+    let data = tempdir().unwrap();
+    let server = with_model(data.path(), &upstream);
+    let limits = json!({"conversations": 1});
+    let quotas = "/api/v1/tenants/default/quotas";
+    good(call(&server, "PATCH", quotas, Some(&server.key)).json(&limits));
+    let first = ask(&server, json!({"message": "hello"}));
+    for _ in 0..5 {
+        let (status, said) = problem(
+            server
+                .post("/api/v1/chat")
+                .json(&json!({"message": "more"})),
+        );
+        assert_eq!(
+            (status, &said["code"]),
+            (403, &json!("quota_exceeded")),
+            "{said}"
+        );
+    }
+    let conversation = &first["conversation_id"];
+    let second = ask(
+        &server,
+        json!({"message": "again", "conversation": conversation}),
+    );
+    assert_eq!(second["answer"], json!("second"), "{second}");
+    assert_eq!(upstream.requests().len(), 2);
+}
+
 #[test]
 fn a_conversation_is_remembered_searched_and_judged() {
     let upstream = Upstream::start(vec![

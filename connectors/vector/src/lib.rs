@@ -17,8 +17,9 @@
 //! Limits: one process writes a directory at a time (readers in that process see every commit at once; another process
 //! would read, but see only what was there when it opened the table). All vectors of a collection have one length.
 //! At most [`K_MAX`] hits a search. The ids of all documents of a collection that is being written are kept in memory,
-//! about 20 bytes each, and those of the chunks that searches found last. A scan that runs for longer than [`LanceOptions::keep_versions`] may fail, because the version
-//! it reads is pruned.
+//! about 20 bytes each, those of the chunks that searches found last, and within [`LanceOptions::cache_bytes`] the
+//! partitions of indexes that searches read (see `parts`). A scan that runs for longer than
+//! [`LanceOptions::keep_versions`] may fail, because the version it reads is pruned.
 //!
 //! Left to others: embedding, the log (whoever calls [`VectorStore::apply`] replays after a crash), when to call
 //! [`VectorStore::optimize`].

@@ -42,7 +42,7 @@ pub use profile::Profile;
 pub use prompt::about;
 pub use remembered::{Context, Wanted, forget, recall};
 pub use withheld::withhold;
-pub use write::{Beginning, Begun, Work, begin};
+pub use write::{Beginning, Begun, Place, Work, begin};
 
 /// Answers that may be written at once by one process.
 const ANSWERS_MAX: usize = 256;

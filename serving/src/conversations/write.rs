@@ -7,8 +7,9 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use futures::StreamExt;
 use serde_json::{Value, json};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tracing::Instrument;
+use va_catalog::CollectionName;
 use va_catalog::store::{CatalogError, FinishedAnswer, Owner, StoredMessage};
 use va_llm::{Caller, ChatRequest, FinishReason, LlmError, Message, Role, Usage};
 
@@ -48,10 +49,20 @@ pub enum Work {
     },
 }
 
+/// The conversation that an answer is part of.
+pub enum Place {
+    Known(String),
+    New {
+        title: String,
+        collection: Option<CollectionName>,
+        instructions: Option<String>,
+    },
+}
+
 /// An answer that is to be begun.
 pub struct Beginning {
     pub owner: Owner,
-    pub conversation: String,
+    pub conversation: Place,
     /// The question, where it is a new one.
     pub question: Option<String>,
     /// What the question was taken for.
@@ -59,17 +70,18 @@ pub struct Beginning {
     pub mode: Mode,
     /// Why it is not quite what was asked for.
     pub degraded: Vec<Value>,
-    pub work: Work,
 }
 
 /// An answer that has begun.
 pub struct Begun {
+    pub conversation: String,
     pub question: Option<StoredMessage>,
     pub answer: StoredMessage,
     pub live: Arc<Live>,
 }
 
-/// Writes down the question, where it is new, and begins the answer.
+/// Writes down the conversation and the question, where they are new, and begins the answer. Documents are searched
+/// meanwhile; no model is asked before both are there.
 ///
 /// # Errors
 /// When the conversation is gone or the catalog does not answer; then nothing has begun.
@@ -77,21 +89,27 @@ pub async fn begin(
     platform: &Arc<Platform>,
     room: OwnedSemaphorePermit,
     beginning: Beginning,
+    work: Work,
 ) -> Result<Begun, CatalogError> {
     let platform = platform.clone();
     // In a task: a client that goes in between must not leave an answer behind that nobody writes.
     let begin = async move {
-        let question = beginning.question.as_deref();
-        let rows = platform
-            .catalog
-            .begin_answer(
-                &beginning.owner,
-                &beginning.conversation,
-                question.map(|text| beginning.understood.question(text)),
-                beginning.mode.as_str(),
-            )
-            .await?;
-        Ok::<_, CatalogError>(spawn(platform, room, beginning, rows))
+        let (stored, is_stored) = oneshot::channel();
+        let mut working = Working::begin(platform.clone(), work, is_stored);
+        let rows = {
+            let rows = rows(&platform, &beginning);
+            tokio::pin!(rows);
+            loop {
+                tokio::select! {
+                    biased;
+                    rows = &mut rows => break rows?,
+                    done = &mut working.future, if working.outcome.is_none() => working.outcome = Some(done),
+                }
+            }
+        };
+        // Work that has ended already listens no more.
+        let _ = stored.send(());
+        Ok::<_, CatalogError>(spawn(platform, room, beginning, working, rows))
     };
     let begun = tokio::spawn(begin.in_current_span());
     begun.await.map_err(|error| CatalogError::Storage {
@@ -100,20 +118,49 @@ pub async fn begin(
     })?
 }
 
-/// Begins to write an answer whose rows are there.
+/// Writes down what is new; returns the conversation, the question if it is new, and the answer.
+async fn rows(
+    platform: &Platform,
+    beginning: &Beginning,
+) -> Result<(String, Option<StoredMessage>, StoredMessage), CatalogError> {
+    let catalog = &platform.catalog;
+    let owner = &beginning.owner;
+    let conversation = match &beginning.conversation {
+        Place::Known(id) => id.clone(),
+        Place::New {
+            title,
+            collection,
+            instructions,
+        } => {
+            let instructions = instructions.as_deref();
+            let made = catalog.create_conversation(owner, title, collection.as_ref(), instructions);
+            made.await?.id
+        }
+    };
+    let question = beginning.question.as_deref();
+    let question = question.map(|text| beginning.understood.question(text));
+    let mode = beginning.mode.as_str();
+    let (question, answer) = catalog
+        .begin_answer(owner, &conversation, question, mode)
+        .await?;
+    Ok((conversation, question, answer))
+}
+
+/// Goes on with an answer whose rows are there.
 fn spawn(
     platform: Arc<Platform>,
     room: OwnedSemaphorePermit,
     beginning: Beginning,
-    (question, answer): (Option<StoredMessage>, StoredMessage),
+    working: Working,
+    (conversation, question, answer): (String, Option<StoredMessage>, StoredMessage),
 ) -> Begun {
     platform.conversations.tell();
-    let live = Arc::new(Live::new(beginning.owner.clone(), &beginning.conversation));
+    let live = Arc::new(Live::new(beginning.owner.clone(), &conversation));
     lock(&platform.conversations.running).insert(answer.id.clone(), live.clone());
     let task = Answer {
         platform,
         owner: beginning.owner,
-        conversation: beginning.conversation,
+        conversation: conversation.clone(),
         question: question.as_ref().map(|message| message.id.clone()),
         message: answer.id.clone(),
         understood: beginning.understood,
@@ -126,8 +173,9 @@ fn spawn(
         degraded: beginning.degraded,
         _room: room,
     };
-    tokio::spawn(task.run(beginning.work).in_current_span());
+    tokio::spawn(task.run(working).in_current_span());
     Begun {
+        conversation,
         question,
         answer,
         live,
@@ -161,19 +209,30 @@ impl Drop for Answer {
     }
 }
 
-type Working = Pin<Box<dyn Future<Output = Result<Option<String>, Problem>> + Send>>;
+/// Why an answer is not whole, if it is not.
+type Outcome = Result<Option<String>, Problem>;
+
+/// Work and what it tells.
+struct Working {
+    future: Pin<Box<dyn Future<Output = Outcome> + Send>>,
+    events: mpsc::Receiver<Event>,
+    /// Once it has ended.
+    outcome: Option<Outcome>,
+}
 
 impl Answer {
-    async fn run(mut self, work: Work) {
-        let (events_tx, mut events) = mpsc::channel(EVENTS);
-        let mut working = working(self.platform.clone(), work, events_tx);
+    async fn run(mut self, working: Working) {
+        let Working {
+            future: mut working,
+            mut events,
+            mut outcome,
+        } = working;
         let (stopping, stop) = (self.platform.stopping().clone(), self.live.stop.clone());
         let deadline = tokio::time::sleep(ANSWER_TIME_MAX);
         tokio::pin!(deadline);
         let mut saves = tokio::time::interval(SAVE_INTERVAL);
         saves.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut saved = 0;
-        let mut outcome: Option<Result<Option<String>, Problem>> = None;
         let broken_off = loop {
             tokio::select! {
                 biased;
@@ -303,31 +362,42 @@ impl Answer {
     }
 }
 
-/// The work as a future that owns all it needs. What it gives is why the answer is not whole, if it is not.
-fn working(platform: Arc<Platform>, work: Work, events: mpsc::Sender<Event>) -> Working {
-    match work {
-        Work::Rag {
-            caller,
-            asked,
-            writer,
-        } => Box::pin(async move {
-            // Dropped with this future's end, so that the receiver ends when it is empty.
-            let events = events;
-            run(&platform, &caller, *asked, &*writer, &events)
-                .await
-                .map_err(Problem::from)?;
-            Ok::<_, Problem>(None)
-        }),
-        Work::Chat {
-            caller,
-            model,
-            about,
-            history,
-            question,
-        } => Box::pin(async move {
-            let events = events;
-            chat(&platform, &caller, model, about, history, question, &events).await
-        }),
+impl Working {
+    /// The work as a future that owns all it needs. No model is asked before it is told that the rows are `stored`.
+    fn begin(platform: Arc<Platform>, work: Work, stored: oneshot::Receiver<()>) -> Self {
+        // The sender is dropped with the future's end, so that the receiver ends when it is empty.
+        let (tell, events) = mpsc::channel(EVENTS);
+        let future: Pin<Box<dyn Future<Output = Outcome> + Send>> = match work {
+            Work::Rag {
+                caller,
+                asked,
+                writer,
+            } => Box::pin(async move {
+                let (asked, tell) = (asked.after(stored), tell);
+                run(&platform, &caller, asked, &*writer, &tell)
+                    .await
+                    .map_err(Problem::from)?;
+                Ok(None)
+            }),
+            Work::Chat {
+                caller,
+                model,
+                about,
+                history,
+                question,
+            } => Box::pin(async move {
+                let tell = tell;
+                if stored.await.is_err() {
+                    return Ok(Some("it was not begun".to_owned()));
+                }
+                chat(&platform, &caller, model, about, history, question, &tell).await
+            }),
+        };
+        Self {
+            future,
+            events,
+            outcome: None,
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{Instrument, info_span};
 use va_catalog::TenantScope;
 use va_catalog::settings::rag::RewriteMethod;
@@ -118,6 +118,25 @@ pub struct Asked {
     rules: Rewritten,
     /// The vector of the first query, where it is being made.
     begun: Option<Question>,
+    /// What has to happen before a model is asked.
+    first: Option<oneshot::Receiver<()>>,
+}
+
+impl Asked {
+    /// Asks no model before `first` is told; when that is dropped, nobody waits for an answer any more.
+    #[must_use]
+    pub fn after(mut self, first: oneshot::Receiver<()>) -> Self {
+        self.first = Some(first);
+        self
+    }
+}
+
+/// Waits for it, once.
+async fn happened(first: &mut Option<oneshot::Receiver<()>>) -> Result<(), RagError> {
+    match first.take() {
+        Some(first) => first.await.map_err(|_| RagError::Gone),
+        None => Ok(()),
+    }
 }
 
 /// Refuses what needs no stream to be refused: a collection that does not exist. What takes longest, the vector of the
@@ -140,6 +159,7 @@ pub async fn check(platform: &Platform, tenant: &TenantScope, ask: Ask) -> Resul
         within,
         rules,
         begun,
+        first: None,
     })
 }
 
@@ -182,6 +202,7 @@ async fn answer(
         within,
         rules,
         begun,
+        mut first,
     } = asked;
     let (ask, Within { collection, model }) = (&ask, &within);
     let helper = Helper::new(platform, caller, ask);
@@ -189,6 +210,9 @@ async fn answer(
     // By the rules' words, which are the same each time.
     let key = Key::of(&caller.tenant, ask, &rules.standalone);
     let wanted = wanted(platform, ask, model.is_some());
+    if wanted.rewrite || wanted.hyde || method(platform, ask).waits_for_a_model() {
+        happened(&mut first).await?;
+    }
     let Widened {
         made,
         mut degraded,
@@ -284,6 +308,7 @@ async fn answer(
     });
     send(events, Event::Retrieval(retrieval)).await?;
 
+    happened(&mut first).await?;
     let writing = Instant::now();
     let mut draft = Draft::new(&task, events);
     let span = info_span!(

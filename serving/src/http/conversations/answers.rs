@@ -20,7 +20,7 @@ use va_catalog::store::{Conversation, MessageRole, MessageState, Owner, Principa
 
 use super::plan::{How, Plan, plan};
 use crate::conversations::{
-    Beginning, Begun, ContextStrategy, Live, Mode, begin, title_of, understand,
+    Beginning, Begun, ContextStrategy, Live, Mode, Place, begin, title_of, understand,
 };
 use crate::http::problem::Body;
 use crate::http::withheld::withhold;
@@ -96,38 +96,23 @@ pub async fn chat(
         degraded,
     } = plan(&app, &principal, &id, &how, &question, &understood, told).await?;
     let conversation = match known {
-        Some(known) => known.id,
-        None => {
-            let title = title_of(&question);
-            catalog
-                .create_conversation(
-                    &owner,
-                    &title,
-                    collection.as_ref(),
-                    chat.instructions.as_deref(),
-                )
-                .await?
-                .id
-        }
+        Some(known) => Place::Known(known.id),
+        None => Place::New {
+            title: title_of(&question),
+            collection,
+            instructions: chat.instructions,
+        },
     };
     let beginning = Beginning {
         owner: owner.clone(),
-        conversation: conversation.clone(),
+        conversation,
         question: Some(question),
         understood,
         mode,
         degraded,
-        work,
     };
-    let begun = begin(&app.platform, room, beginning).await?;
-    reply(
-        &app,
-        &owner,
-        &conversation,
-        begun,
-        chat.stream || wants_stream(&headers),
-    )
-    .await
+    let begun = begin(&app.platform, room, beginning, work).await?;
+    reply(&app, &owner, begun, chat.stream || wants_stream(&headers)).await
 }
 
 #[derive(Deserialize)]
@@ -184,22 +169,14 @@ pub async fn regenerate(
     } = plan(&app, &principal, &id, &how, &question, &understood, told).await?;
     let beginning = Beginning {
         owner: owner.clone(),
-        conversation: known.id.clone(),
+        conversation: Place::Known(known.id),
         question: None,
         understood,
         mode,
         degraded,
-        work,
     };
-    let begun = begin(&app.platform, room, beginning).await?;
-    reply(
-        &app,
-        &owner,
-        &known.id,
-        begun,
-        again.stream || wants_stream(&headers),
-    )
-    .await
+    let begun = begin(&app.platform, room, beginning, work).await?;
+    reply(&app, &owner, begun, again.stream || wants_stream(&headers)).await
 }
 
 /// The events of an answer behind `Last-Event-ID`; of one that has ended, its text as one event.
@@ -328,18 +305,12 @@ fn wants_stream(headers: &HeaderMap) -> bool {
 }
 
 /// The answer as events, or when it has ended as one object.
-async fn reply(
-    app: &App,
-    owner: &Owner,
-    conversation: &str,
-    begun: Begun,
-    stream: bool,
-) -> Result<Response, Problem> {
+async fn reply(app: &App, owner: &Owner, begun: Begun, stream: bool) -> Result<Response, Problem> {
     if stream {
         return Ok(streamed(begun.live, 0));
     }
     let mut reply = json!({
-        "conversation_id": conversation,
+        "conversation_id": begun.conversation,
         "message_id": begun.answer.id,
         "question_id": begun.question.map(|question| question.id),
     });
@@ -358,7 +329,7 @@ async fn reply(
     }
     let catalog = &app.platform.catalog;
     let saved = catalog
-        .message(owner, conversation, &begun.answer.id)
+        .message(owner, &begun.conversation, &begun.answer.id)
         .await?;
     reply["answer"] = json!(saved.content);
     reply["citations"] = saved.citations;
