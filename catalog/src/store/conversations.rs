@@ -56,6 +56,52 @@ pub struct ConversationChange<'a> {
     pub instructions: Option<&'a str>,
 }
 
+/// A conversation that is to be begun.
+#[derive(Debug, Clone, Copy)]
+pub struct NewConversation<'a> {
+    pub title: &'a str,
+    pub collection: Option<&'a CollectionName>,
+    pub instructions: Option<&'a str>,
+}
+
+impl NewConversation<'_> {
+    /// Writes it down with its event, if the tenant has room for it.
+    pub(super) async fn insert(
+        &self,
+        transaction: &mut Transaction,
+        owner: &Owner,
+        now: i64,
+    ) -> Result<Conversation, CatalogError> {
+        let conversation = Conversation {
+            id: format!("conv_{}", Uuid::now_v7().simple()),
+            title: checked_title(self.title)?,
+            collection: self.collection.map(ToString::to_string),
+            instructions: checked_instructions(self.instructions.unwrap_or_default())?,
+            last_seq: 0,
+            created_at: now,
+            updated_at: now,
+        };
+        room_for(transaction, &owner.tenant, Quota::Conversations, now).await?;
+        query(
+            "INSERT INTO conversations (tenant_id, id, owner, title, folded, collection, created_at, updated_at, \
+             instructions) VALUES ($1, $2, $3, $4, $5, $6, $7, $7, $8)",
+        )
+        .bind(owner.tenant.as_str())
+        .bind(&conversation.id)
+        .bind(&owner.id)
+        .bind(&conversation.title)
+        .bind(fold(&conversation.title))
+        .bind(&conversation.collection)
+        .bind(now)
+        .bind(&conversation.instructions)
+        .execute(&mut *transaction)
+        .await?;
+        let event = ConversationEvent::of(EventKind::Created, &conversation.id);
+        outbox::put(transaction, owner, &event, now).await?;
+        Ok(conversation)
+    }
+}
+
 const TITLE_CHARS_MAX: usize = 200;
 const INSTRUCTIONS_CHARS_MAX: usize = 4_000;
 /// Longest text to search for.
@@ -71,38 +117,15 @@ impl Catalog {
         collection: Option<&CollectionName>,
         instructions: Option<&str>,
     ) -> Result<Conversation, CatalogError> {
-        let title = checked_title(title)?;
-        let instructions = checked_instructions(instructions.unwrap_or_default())?;
-        let now = self.now_ms();
-        let conversation = Conversation {
-            id: format!("conv_{}", Uuid::now_v7().simple()),
+        let new = NewConversation {
             title,
-            collection: collection.map(ToString::to_string),
+            collection,
             instructions,
-            last_seq: 0,
-            created_at: now,
-            updated_at: now,
         };
         let mut transaction = self.begin(Part::Tenant(&owner.tenant)).await?;
-        room_for(&mut transaction, &owner.tenant, Quota::Conversations, now).await?;
-        query(
-            "INSERT INTO conversations (tenant_id, id, owner, title, folded, collection, created_at, updated_at, \
-             instructions) VALUES ($1, $2, $3, $4, $5, $6, $7, $7, $8)",
-        )
-        .bind(owner.tenant.as_str())
-        .bind(&conversation.id)
-        .bind(&owner.id)
-        .bind(&conversation.title)
-        .bind(fold(&conversation.title))
-        .bind(&conversation.collection)
-        .bind(now)
-        .bind(&conversation.instructions)
-        .execute(&mut transaction)
-        .await?;
-        let event = ConversationEvent::of(EventKind::Created, &conversation.id);
-        outbox::put(&mut transaction, owner, &event, now).await?;
+        let made = new.insert(&mut transaction, owner, self.now_ms()).await?;
         transaction.commit().await?;
-        Ok(conversation)
+        Ok(made)
     }
 
     /// The owner's conversation of that id.

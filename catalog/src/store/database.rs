@@ -17,13 +17,13 @@
 //! - The states of a shared index are made one after the other, and each is whole (`publish_split`, `merge_splits`,
 //!   `drop_splits`, `forget_splits`).
 //! - Nobody has more than the quotas of the tenant permit (`begin_versions`, `create_collection`, `create_user`,
-//!   `create_key`, `create_conversation`; `quotas.rs` says how).
+//!   `create_key`, `create_conversation`, `begin_conversation`; `quotas.rs` says how).
 //! - A change of readers begins from the newest content (`change_readers`).
 //! - A data directory has one admin key (`ensure_admin_key`).
 //! - A tenant that has an owner keeps one (`update_user`, `delete_user`); an invite is taken once (`create_user`), a refresh
 //!   token is exchanged once (`refresh_session`), and one key signs at a time (`signing_key`).
 //! - Messages of a conversation are numbered without a gap, each number is given once also when the message is gone, and each
-//!   is written with its event (`begin_answer`, `finish_answer`); an answer ends once.
+//!   is written with its event (`begin_answer`, `begin_conversation`, `finish_answer`); an answer ends once.
 //! - Months of messages are made once and go once (`keep_message_months_all_tenants`).
 //!
 //! Each spans several rows or several statements, so its writers take turns: [`Catalog::begin`] waits for the lock of the

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::conversations::{Owner, fold, must_be_there};
+use super::conversations::{NewConversation, Owner, fold, must_be_there};
 use super::database::{Catalog, Part};
 use super::error::CatalogError;
 use super::outbox::{self, ConversationEvent, EventKind};
@@ -166,13 +166,43 @@ impl Catalog {
         mode: &str,
     ) -> Result<(Option<StoredMessage>, StoredMessage), CatalogError> {
         let mut transaction = self.begin(Part::Tenant(&owner.tenant)).await?;
+        let begun = self.begin_answer_in(&mut transaction, owner, conversation, question, mode);
+        let begun = begun.await?;
+        transaction.commit().await?;
+        Ok(begun)
+    }
+
+    /// The same in a new conversation, all of it or nothing; returns its id, too.
+    pub async fn begin_conversation(
+        &self,
+        owner: &Owner,
+        new: &NewConversation<'_>,
+        question: Option<NewQuestion<'_>>,
+        mode: &str,
+    ) -> Result<(String, Option<StoredMessage>, StoredMessage), CatalogError> {
+        let mut transaction = self.begin(Part::Tenant(&owner.tenant)).await?;
+        let made = new.insert(&mut transaction, owner, self.now_ms()).await?;
+        let begun = self.begin_answer_in(&mut transaction, owner, &made.id, question, mode);
+        let (asked, answer) = begun.await?;
+        transaction.commit().await?;
+        Ok((made.id, asked, answer))
+    }
+
+    async fn begin_answer_in(
+        &self,
+        transaction: &mut Transaction,
+        owner: &Owner,
+        conversation: &str,
+        question: Option<NewQuestion<'_>>,
+        mode: &str,
+    ) -> Result<(Option<StoredMessage>, StoredMessage), CatalogError> {
         let row = query(
             "SELECT last_seq, created_at FROM conversations WHERE tenant_id = $1 AND owner = $2 AND id = $3",
         )
         .bind(owner.tenant.as_str())
         .bind(&owner.id)
         .bind(conversation)
-        .fetch_optional(&mut transaction)
+        .fetch_optional(&mut *transaction)
         .await?
         .ok_or_else(|| CatalogError::not_found("conversation", conversation))?;
         let mut seq: i64 = row.try_get("last_seq")?;
@@ -208,10 +238,10 @@ impl Catalog {
             ..message(MessageRole::Assistant, "", MessageState::Writing)
         };
         if let (Some(asked), Some(question)) = (&asked, &question) {
-            insert(&mut transaction, owner, conversation, asked, question).await?;
+            insert(transaction, owner, conversation, asked, question).await?;
         }
         let nothing = NewQuestion::default();
-        insert(&mut transaction, owner, conversation, &answer, &nothing).await?;
+        insert(transaction, owner, conversation, &answer, &nothing).await?;
         query(
             "UPDATE conversations SET last_seq = $3, updated_at = $4 WHERE tenant_id = $1 AND id = $2",
         )
@@ -219,9 +249,8 @@ impl Catalog {
         .bind(conversation)
         .bind(answer.seq)
         .bind(now)
-        .execute(&mut transaction)
+        .execute(&mut *transaction)
         .await?;
-        transaction.commit().await?;
         Ok((asked, answer))
     }
 

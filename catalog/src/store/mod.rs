@@ -45,7 +45,7 @@ mod versions;
 
 pub use audit::{AuditEvent, NewAuditEvent};
 pub use collections::{Collection, CollectionConfig, CollectionCounts};
-pub use conversations::{Conversation, ConversationChange, Owner};
+pub use conversations::{Conversation, ConversationChange, NewConversation, Owner};
 pub use database::{Catalog, Clock};
 pub use documents::{
     DocumentFilter, DocumentInfo, ExpectedInIndex, LiveContent, Unchanged, VersionInfo,

@@ -6,6 +6,7 @@ use crate::*;
 
 on_both!(
     a_conversation_is_its_owners_alone,
+    a_conversation_begins_with_its_question_or_not_at_all,
     an_answer_is_begun_saved_and_finished_once,
     whatever_is_written_waits_in_the_outbox,
     titles_and_messages_are_searched,
@@ -93,6 +94,46 @@ async fn a_conversation_is_its_owners_alone(on: On) {
     catalog.delete_conversation(&ann, id).await.expect("gone");
     is_not_found(catalog.conversation(&ann, id).await);
     is_not_found(catalog.delete_conversation(&ann, id).await);
+}
+
+async fn a_conversation_begins_with_its_question_or_not_at_all(on: On) {
+    let bench = Bench::new(on).await;
+    let catalog = &bench.catalog;
+    let ann = owner("default", "usr_ann");
+    let new = NewConversation {
+        title: " 冻结行 ",
+        collection: None,
+        instructions: Some("be brief"),
+    };
+    let (id, question, answer) = catalog
+        .begin_conversation(&ann, &new, Some("如何?".into()), "rag")
+        .await
+        .expect("begun");
+    let made = catalog.conversation(&ann, &id).await.expect("it is there");
+    assert_eq!(
+        (made.title.as_str(), made.instructions.as_deref()),
+        ("冻结行", Some("be brief"))
+    );
+    assert_eq!(made.last_seq, 2);
+    let question = question.expect("a question");
+    assert_eq!((question.seq, answer.seq), (1, 2));
+    let messages = catalog.messages(&ann, &id, &Page::default()).await;
+    let messages = messages.expect("messages").items;
+    let ids: Vec<&str> = messages.iter().map(|message| message.id.as_str()).collect();
+    assert_eq!(ids, [question.id.as_str(), answer.id.as_str()]);
+
+    let long = "字".repeat(4_001);
+    let bad = NewConversation {
+        instructions: Some(&long),
+        ..new
+    };
+    let refused = catalog
+        .begin_conversation(&ann, &bad, Some("x".into()), "rag")
+        .await
+        .expect_err("too long");
+    assert!(matches!(refused, CatalogError::Invalid(_)), "{refused}");
+    let listed = catalog.conversations(&ann, None, &Page::default()).await;
+    assert_eq!(listed.expect("a list").items.len(), 1);
 }
 
 async fn an_answer_is_begun_saved_and_finished_once(on: On) {

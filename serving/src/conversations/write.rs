@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tracing::Instrument;
 use va_catalog::CollectionName;
-use va_catalog::store::{CatalogError, FinishedAnswer, Owner, StoredMessage};
+use va_catalog::store::{CatalogError, FinishedAnswer, NewConversation, Owner, StoredMessage};
 use va_llm::{Caller, ChatRequest, FinishReason, LlmError, Message, Role, Usage};
 
 use super::{ANSWER_TIME_MAX, Live, Mode, Understood, lock};
@@ -125,25 +125,29 @@ async fn rows(
 ) -> Result<(String, Option<StoredMessage>, StoredMessage), CatalogError> {
     let catalog = &platform.catalog;
     let owner = &beginning.owner;
-    let conversation = match &beginning.conversation {
-        Place::Known(id) => id.clone(),
+    let question = beginning.question.as_deref();
+    let question = question.map(|text| beginning.understood.question(text));
+    let mode = beginning.mode.as_str();
+    match &beginning.conversation {
+        Place::Known(id) => {
+            let (question, answer) = catalog.begin_answer(owner, id, question, mode).await?;
+            Ok((id.clone(), question, answer))
+        }
         Place::New {
             title,
             collection,
             instructions,
         } => {
-            let instructions = instructions.as_deref();
-            let made = catalog.create_conversation(owner, title, collection.as_ref(), instructions);
-            made.await?.id
+            let new = NewConversation {
+                title,
+                collection: collection.as_ref(),
+                instructions: instructions.as_deref(),
+            };
+            catalog
+                .begin_conversation(owner, &new, question, mode)
+                .await
         }
-    };
-    let question = beginning.question.as_deref();
-    let question = question.map(|text| beginning.understood.question(text));
-    let mode = beginning.mode.as_str();
-    let (question, answer) = catalog
-        .begin_answer(owner, &conversation, question, mode)
-        .await?;
-    Ok((conversation, question, answer))
+    }
 }
 
 /// Goes on with an answer whose rows are there.

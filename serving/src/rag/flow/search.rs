@@ -127,8 +127,8 @@ struct Spent {
 
 impl Search<'_> {
     /// Searches, and once more with other queries when no sentence answers. When nothing can be searched, takes what was
-    /// found for the same question, named by `key`, before. `begun` may be the vector of one of the first queries. What is missing is added to `degraded`. Gives `turn` back while
-    /// a model works.
+    /// found for the same question, named by `key`, before. `begun` may be the vector of one of the first queries. What is
+    /// missing is added to `degraded`. Gives `turn` back while a model works.
     ///
     /// # Errors
     /// When nothing could be searched and nothing is remembered, the request makes no sense, or no other turn came.
