@@ -50,8 +50,8 @@ pub struct LanceOptions {
     /// Partitions of the index that a search reads at least. More finds more of the true neighbours and takes longer.
     /// `None` leaves it to LanceDB.
     pub nprobes: Option<usize>,
-    /// Memory for metadata and index parts that are kept between searches, in bytes; half of it for vectors, which take two
-    /// bytes a number.
+    /// Memory for metadata and index parts that Lance keeps between searches, in bytes, and as much again for the vectors that
+    /// searches without conditions read, at two bytes a number.
     pub cache_bytes: usize,
     /// Whether a commit reaches the disk before `apply` returns. Without, it survives a crash of the process, but not a
     /// power cut.
@@ -125,7 +125,7 @@ impl LanceStore {
             .to_str()
             .ok_or_else(|| fail("naming the directory", "the path is not UTF-8".into()))?;
         let session = lancedb::Session::new(
-            options.cache_bytes / 4,
+            options.cache_bytes / 4 * 3,
             options.cache_bytes / 4,
             Arc::default(),
         );

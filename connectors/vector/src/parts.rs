@@ -24,6 +24,8 @@ use lance_index::vector::v3::subindex::SubIndexType;
 use lance_linalg::distance::{DistanceType, l2_distance_batch_into};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
+use tokio::sync::OnceCell;
+use uuid::Uuid;
 use va_catalog::chunk::column;
 
 use crate::VectorError;
@@ -33,18 +35,22 @@ use crate::reader::Reader;
 use crate::store::Metric;
 use crate::upkeep::index_name;
 
-/// Indexes that are open at most, and versions of which it is known what is still there.
-const OPEN_MAX: usize = 256;
+/// Versions at most of which it is known what is still there.
+const VERSIONS_MAX: usize = 256;
 /// Partitions that are read at the same time.
 const READS: usize = 8;
+/// Partitions that are searched in addition, as often as there are too few rows in those before.
+const FARTHER: usize = 64;
 /// Rows that are worth another thread.
 const ROWS_OF_A_THREAD: usize = 8 << 10;
 /// Threads of one search at most: searches run beside each other, too.
 const THREADS_MAX: usize = 4;
 
 /// What is kept of the indexes of one store. Every index has a name that no other has, and never changes.
+///
+/// Nothing of it keeps a file open: the files of an index that nobody needs any more give their space back when they go.
 pub(crate) struct Parts {
-    indexes: Cache<u128, Arc<Index>>,
+    indexes: Cache<u128, Arc<Index>, Bytes>,
     codes: Cache<(u128, u32), Arc<Codes>, Bytes>,
     /// The rows of an index that are still there, by the dataset's version.
     visible: Cache<(u128, u64), Arc<RowAddrMask>>,
@@ -59,10 +65,15 @@ impl Weighter<(u128, u32), Arc<Codes>> for Bytes {
     }
 }
 
-/// An open index.
+impl Weighter<u128, Arc<Index>> for Bytes {
+    fn weight(&self, _: &u128, index: &Arc<Index>) -> u64 {
+        (size_of::<Index>() + size_of_val(&index.centroids[..])) as u64
+    }
+}
+
+/// What is known of an index.
 struct Index {
-    name: u128,
-    lance: Arc<dyn VectorIndex>,
+    name: Uuid,
     dims: usize,
     /// Of the partitions, one after the other; none for an index that is not searched here.
     centroids: Vec<f32>,
@@ -70,12 +81,12 @@ struct Index {
 
 impl Parts {
     pub fn new(options: &LanceOptions) -> Self {
-        let bytes = options.cache_bytes / 2;
+        let bytes = options.cache_bytes;
         Self {
-            indexes: Cache::new(OPEN_MAX),
+            indexes: Cache::with_weighter(64, (bytes / 8) as u64, Bytes),
             // A partition has about as many rows as there are partitions: a few hundred, of a kilobyte each.
             codes: Cache::with_weighter((bytes >> 18).max(16), bytes as u64, Bytes),
-            visible: Cache::new(OPEN_MAX),
+            visible: Cache::new(VERSIONS_MAX),
         }
     }
 
@@ -116,7 +127,7 @@ impl Parts {
         let name = segment.uuid.as_u128();
         let index = self
             .indexes
-            .get_or_insert_async(&name, Index::open(reader, name, &segment.uuid))
+            .get_or_insert_async(&name, Index::of(reader, segment.uuid))
             .await?;
         if index.centroids.is_empty() || index.dims != query.len() {
             return Ok(None);
@@ -177,7 +188,7 @@ impl Parts {
                 found.extend(hits);
             }
             top(&mut found, k);
-            (searched, next) = (next, (2 * next).min(near.len()));
+            (searched, next) = (next, (next + FARTHER).min(near.len()));
         }
         Ok(found)
     }
@@ -190,10 +201,13 @@ impl Parts {
         partitions: &[(f32, u32)],
     ) -> Result<Vec<Arc<Codes>>, VectorError> {
         let mut codes = Vec::with_capacity(partitions.len());
+        let name = index.name.as_u128();
+        // Opened for what is missing, which mostly nothing is.
+        let lance = OnceCell::new();
         for partitions in partitions.chunks(READS) {
             let mut reads = Vec::with_capacity(READS);
             for (_, partition) in partitions {
-                let (key, read) = ((index.name, *partition), index.read(reader, *partition));
+                let (key, read) = ((name, *partition), index.read(reader, &lance, *partition));
                 reads.push(async move { self.codes.get_or_insert_async(&key, read).await });
             }
             codes.extend(try_join_all(reads).await?);
@@ -203,16 +217,8 @@ impl Parts {
 }
 
 impl Index {
-    async fn open(
-        reader: &Reader,
-        name: u128,
-        uuid: &uuid::Uuid,
-    ) -> Result<Arc<Self>, VectorError> {
-        let lance = reader
-            .dataset
-            .open_vector_index("vector", uuid, &NoOpMetricsCollector)
-            .await
-            .map_err(|error| reader.error("opening an index", error))?;
+    async fn of(reader: &Reader, name: Uuid) -> Result<Arc<Self>, VectorError> {
+        let lance = open(reader, &name).await?;
         let ours = lance.metric_type() == DistanceType::Cosine
             && matches!(
                 lance.sub_index_type(),
@@ -227,7 +233,6 @@ impl Index {
             name,
             dims,
             centroids: centroids.unwrap_or_default(),
-            lance,
         }))
     }
 
@@ -240,10 +245,16 @@ impl Index {
         near
     }
 
-    async fn read(&self, reader: &Reader, partition: u32) -> Result<Arc<Codes>, VectorError> {
+    async fn read(
+        &self,
+        reader: &Reader,
+        lance: &OnceCell<Arc<dyn VectorIndex>>,
+        partition: u32,
+    ) -> Result<Arc<Codes>, VectorError> {
         let fail = |error: lance::Error| reader.error("reading an index", error);
-        let batches: Vec<_> = self
-            .lance
+        let batches: Vec<_> = lance
+            .get_or_try_init(|| open(reader, &self.name))
+            .await?
             .partition_reader(partition as usize, true, &NoOpMetricsCollector)
             .await
             .map_err(fail)?
@@ -267,6 +278,14 @@ impl Index {
         }
         Ok(Arc::new(Codes::new(self.dims, &rows, &vectors)))
     }
+}
+
+async fn open(reader: &Reader, name: &Uuid) -> Result<Arc<dyn VectorIndex>, VectorError> {
+    reader
+        .dataset
+        .open_vector_index("vector", name, &NoOpMetricsCollector)
+        .await
+        .map_err(|error| reader.error("opening an index", error))
 }
 
 /// How many partitions are searched, of these by distance: those that are hardly farther than the nearest, but at least

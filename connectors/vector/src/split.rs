@@ -61,7 +61,7 @@ impl VectorSplits {
     pub fn new(options: LanceOptions) -> Self {
         Self {
             session: Arc::new(Session::new(
-                options.cache_bytes / 4,
+                options.cache_bytes / 4 * 3,
                 options.cache_bytes / 4,
                 Arc::default(),
             )),
