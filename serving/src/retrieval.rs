@@ -167,12 +167,11 @@ pub enum SearchError {
     Unavailable(String),
 }
 
-/// A collection that is there.
+/// A collection of a tenant's that is there. Nobody but its tenant's scope can name it.
 #[derive(Debug, Clone)]
 pub struct Within {
-    pub collection: CollectionRef,
-    /// What makes its vectors; `None` when it has none.
-    pub model: Option<String>,
+    collection: CollectionRef,
+    model: Option<String>,
 }
 
 impl Within {
@@ -180,9 +179,23 @@ impl Within {
     ///
     /// # Errors
     /// When it is not there or the catalog does not answer.
-    pub async fn of(platform: &Platform, collection: CollectionRef) -> Result<Self, CatalogError> {
+    pub async fn of(
+        platform: &Platform,
+        tenant: &TenantScope,
+        name: &CollectionName,
+    ) -> Result<Self, CatalogError> {
+        let collection = tenant.collection(name.clone());
         let model = platform.catalog.collection(&collection).await?.config.model;
         Ok(Self { collection, model })
+    }
+
+    pub fn collection(&self) -> &CollectionRef {
+        &self.collection
+    }
+
+    /// What makes its vectors; `None` when it has none.
+    pub fn model(&self) -> Option<&str> {
+        self.model.as_deref()
     }
 }
 
@@ -199,8 +212,7 @@ pub async fn search(
     request: &SearchRequest,
 ) -> Result<SearchReply, SearchError> {
     let started = Instant::now();
-    let collection = tenant.collection(request.collection.clone());
-    let within = Within::of(platform, collection).await?;
+    let within = Within::of(platform, tenant, &request.collection).await?;
     let found = retrieve(platform, &within, viewer, request, None).await?;
     let query = request.query.clone();
     // The segmenter is fast but not free; a thousand hits would hold up the executor.
@@ -224,7 +236,7 @@ pub async fn search(
     })
 }
 
-/// Finds what the viewer may read, within the collection that the request names.
+/// Finds what the viewer may read within a collection, whatever the request names.
 ///
 /// The condition on readers is part of both queries. Beyond that, candidates are left out that the catalog says were
 /// withdrawn from the viewer a moment ago, while the indexes do not know yet. `begun` is the query's vector where that is

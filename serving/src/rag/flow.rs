@@ -145,10 +145,10 @@ async fn happened(first: &mut Option<oneshot::Receiver<()>>) -> Result<(), RagEr
 /// # Errors
 /// When the collection is not there or the catalog does not answer.
 pub async fn check(platform: &Platform, tenant: &TenantScope, ask: Ask) -> Result<Asked, RagError> {
-    let within = Within::of(platform, tenant.collection(ask.collection.clone())).await?;
+    let within = Within::of(platform, tenant, &ask.collection).await?;
     let rules = rewrite(&ask.question, &ask.history, &platform.answers.synonyms);
     let idle = platform.answers.turns.available_permits() > 0;
-    let begun = match (&within.model, rules.first.first()) {
+    let begun = match (within.model(), rules.first.first()) {
         (Some(model), Some(query)) if idle && !wanted(platform, &ask, true).rewrite => {
             Some(Question::begin(platform, model, &query.text, Role::Query))
         }
@@ -204,7 +204,7 @@ async fn answer(
         begun,
         mut first,
     } = asked;
-    let (ask, Within { collection, model }) = (&ask, &within);
+    let (ask, collection, model) = (&ask, within.collection(), within.model());
     let helper = Helper::new(platform, caller, ask);
     let synonyms = &platform.answers.synonyms;
     // By the rules' words, which are the same each time.
@@ -251,7 +251,12 @@ async fn answer(
         took.freshness = ms(waiting);
     }
 
-    let grader = Grader::new(platform, model.clone(), made.standalone.as_str(), made.lang);
+    let grader = Grader::new(
+        platform,
+        model.map(str::to_owned),
+        made.standalone.as_str(),
+        made.lang,
+    );
     let search = Search {
         platform,
         helper: &helper,

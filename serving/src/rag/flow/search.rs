@@ -192,7 +192,7 @@ impl Search<'_> {
         degraded: &mut Vec<Degraded>,
     ) -> Result<Looked, RagError> {
         let (platform, ask) = (self.platform, self.ask);
-        let collection = &self.within.collection;
+        let collection = self.within.collection();
         let Some(mut before) = platform.answers.earlier.recall(key) else {
             let failed = [Degraded {
                 retriever: "all",
