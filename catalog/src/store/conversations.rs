@@ -65,11 +65,12 @@ pub struct NewConversation<'a> {
 }
 
 impl NewConversation<'_> {
-    /// Writes it down with its event, if the tenant has room for it.
+    /// Writes it down, without its event, if the tenant has room for it. `last_seq` messages follow in the same transaction.
     pub(super) async fn insert(
         &self,
         transaction: &mut Transaction,
         owner: &Owner,
+        last_seq: i64,
         now: i64,
     ) -> Result<Conversation, CatalogError> {
         let conversation = Conversation {
@@ -77,14 +78,14 @@ impl NewConversation<'_> {
             title: checked_title(self.title)?,
             collection: self.collection.map(ToString::to_string),
             instructions: checked_instructions(self.instructions.unwrap_or_default())?,
-            last_seq: 0,
+            last_seq,
             created_at: now,
             updated_at: now,
         };
         room_for(transaction, &owner.tenant, Quota::Conversations, now).await?;
         query(
             "INSERT INTO conversations (tenant_id, id, owner, title, folded, collection, created_at, updated_at, \
-             instructions) VALUES ($1, $2, $3, $4, $5, $6, $7, $7, $8)",
+             instructions, last_seq) VALUES ($1, $2, $3, $4, $5, $6, $7, $7, $8, $9)",
         )
         .bind(owner.tenant.as_str())
         .bind(&conversation.id)
@@ -94,10 +95,9 @@ impl NewConversation<'_> {
         .bind(&conversation.collection)
         .bind(now)
         .bind(&conversation.instructions)
+        .bind(conversation.last_seq)
         .execute(&mut *transaction)
         .await?;
-        let event = ConversationEvent::of(EventKind::Created, &conversation.id);
-        outbox::put(transaction, owner, &event, now).await?;
         Ok(conversation)
     }
 }
@@ -123,7 +123,10 @@ impl Catalog {
             instructions,
         };
         let mut transaction = self.begin(Part::Tenant(&owner.tenant)).await?;
-        let made = new.insert(&mut transaction, owner, self.now_ms()).await?;
+        let now = self.now_ms();
+        let made = new.insert(&mut transaction, owner, 0, now).await?;
+        let event = ConversationEvent::of(EventKind::Created, &made.id);
+        outbox::put(&mut transaction, owner, &[event], now).await?;
         transaction.commit().await?;
         Ok(made)
     }
@@ -228,7 +231,7 @@ impl Catalog {
                 .await?;
         }
         let event = ConversationEvent::of(EventKind::Deleted, id);
-        outbox::put(&mut transaction, owner, &event, now).await?;
+        outbox::put(&mut transaction, owner, &[event], now).await?;
         transaction.commit().await
     }
 }

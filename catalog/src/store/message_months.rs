@@ -335,7 +335,7 @@ impl Catalog {
                 continue;
             }
             let event = ConversationEvent::of(EventKind::Deleted, &id);
-            outbox::put(&mut transaction, &owner, &event, self.now_ms()).await?;
+            outbox::put(&mut transaction, &owner, &[event], self.now_ms()).await?;
             transaction.commit().await?;
             done.conversations_removed += 1;
         }

@@ -13,7 +13,7 @@ use super::database::{Catalog, Part};
 use super::error::CatalogError;
 use super::outbox::{self, ConversationEvent, EventKind};
 use super::page::{Listing, Page};
-use super::query::{Row, Transaction, Why, query};
+use super::query::{Row, Transaction, Why, places, query};
 use crate::ids::TenantId;
 use crate::scope::{Internal, TenantScope};
 
@@ -165,11 +165,29 @@ impl Catalog {
         question: Option<NewQuestion<'_>>,
         mode: &str,
     ) -> Result<(Option<StoredMessage>, StoredMessage), CatalogError> {
+        let mut turn = NewTurn::of(question, mode);
         let mut transaction = self.begin(Part::Tenant(&owner.tenant)).await?;
-        let begun = self.begin_answer_in(&mut transaction, owner, conversation, question, mode);
-        let begun = begun.await?;
+        // Clocks differ between processes; months before the conversation's are not looked into.
+        let row = query(
+            "UPDATE conversations SET last_seq = last_seq + $4, \
+             updated_at = CASE WHEN created_at > $5 THEN created_at ELSE $5 END \
+             WHERE tenant_id = $1 AND owner = $2 AND id = $3 RETURNING last_seq, updated_at",
+        )
+        .bind(owner.tenant.as_str())
+        .bind(&owner.id)
+        .bind(conversation)
+        .bind(turn.len())
+        .bind(self.now_ms())
+        .fetch_optional(&mut transaction)
+        .await?
+        .ok_or_else(|| CatalogError::not_found("conversation", conversation))?;
+        let (last_seq, now): (i64, i64) = (row.try_get("last_seq")?, row.try_get("updated_at")?);
+        turn.place(last_seq - turn.len(), now);
+        turn.insert(&mut transaction, owner, conversation).await?;
+        let events = turn.events(conversation);
+        outbox::put(&mut transaction, owner, &events, now).await?;
         transaction.commit().await?;
-        Ok(begun)
+        Ok((turn.asked, turn.answer))
     }
 
     /// The same in a new conversation, all of it or nothing; returns its id, too.
@@ -180,78 +198,17 @@ impl Catalog {
         question: Option<NewQuestion<'_>>,
         mode: &str,
     ) -> Result<(String, Option<StoredMessage>, StoredMessage), CatalogError> {
+        let now = self.now_ms();
+        let mut turn = NewTurn::of(question, mode);
+        turn.place(0, now);
         let mut transaction = self.begin(Part::Tenant(&owner.tenant)).await?;
-        let made = new.insert(&mut transaction, owner, self.now_ms()).await?;
-        let begun = self.begin_answer_in(&mut transaction, owner, &made.id, question, mode);
-        let (asked, answer) = begun.await?;
+        let made = new.insert(&mut transaction, owner, turn.len(), now).await?;
+        turn.insert(&mut transaction, owner, &made.id).await?;
+        let mut events = vec![ConversationEvent::of(EventKind::Created, &made.id)];
+        events.extend(turn.events(&made.id));
+        outbox::put(&mut transaction, owner, &events, now).await?;
         transaction.commit().await?;
-        Ok((made.id, asked, answer))
-    }
-
-    async fn begin_answer_in(
-        &self,
-        transaction: &mut Transaction,
-        owner: &Owner,
-        conversation: &str,
-        question: Option<NewQuestion<'_>>,
-        mode: &str,
-    ) -> Result<(Option<StoredMessage>, StoredMessage), CatalogError> {
-        let row = query(
-            "SELECT last_seq, created_at FROM conversations WHERE tenant_id = $1 AND owner = $2 AND id = $3",
-        )
-        .bind(owner.tenant.as_str())
-        .bind(&owner.id)
-        .bind(conversation)
-        .fetch_optional(&mut *transaction)
-        .await?
-        .ok_or_else(|| CatalogError::not_found("conversation", conversation))?;
-        let mut seq: i64 = row.try_get("last_seq")?;
-        let begun: i64 = row.try_get("created_at")?;
-        // Clocks differ between processes; months before the conversation's are not looked into.
-        let now = self.now_ms().max(begun);
-        let mut message = |role, content: &str, state| {
-            seq += 1;
-            StoredMessage {
-                id: format!("msg_{}", Uuid::now_v7().simple()),
-                seq,
-                role,
-                content: content.to_owned(),
-                state,
-                reason: None,
-                mode: None,
-                citations: Value::Array(Vec::new()),
-                usage: Value::Null,
-                feedback: None,
-                feedback_comment: None,
-                intent: None,
-                sentiment: None,
-                created_at: now,
-            }
-        };
-        let asked = question.map(|question| StoredMessage {
-            intent: question.intent.map(ToOwned::to_owned),
-            sentiment: question.sentiment.map(ToOwned::to_owned),
-            ..message(MessageRole::User, question.content, MessageState::Complete)
-        });
-        let answer = StoredMessage {
-            mode: Some(mode.to_owned()),
-            ..message(MessageRole::Assistant, "", MessageState::Writing)
-        };
-        if let (Some(asked), Some(question)) = (&asked, &question) {
-            insert(transaction, owner, conversation, asked, question).await?;
-        }
-        let nothing = NewQuestion::default();
-        insert(transaction, owner, conversation, &answer, &nothing).await?;
-        query(
-            "UPDATE conversations SET last_seq = $3, updated_at = $4 WHERE tenant_id = $1 AND id = $2",
-        )
-        .bind(owner.tenant.as_str())
-        .bind(conversation)
-        .bind(answer.seq)
-        .bind(now)
-        .execute(&mut *transaction)
-        .await?;
-        Ok((asked, answer))
+        Ok((made.id, turn.asked, turn.answer))
     }
 
     /// Keeps what has been written of an answer so far, so that little is lost when the process dies.
@@ -315,7 +272,7 @@ impl Catalog {
             chars: Some(finished.content.chars().count() as u64),
             ..ConversationEvent::of(EventKind::Finished, conversation)
         };
-        outbox::put(&mut transaction, owner, &event, now).await?;
+        outbox::put(&mut transaction, owner, &[event], now).await?;
         transaction.commit().await
     }
 
@@ -500,50 +457,121 @@ impl Catalog {
             feedback: Some(feedback.as_str().to_owned()),
             ..ConversationEvent::of(EventKind::Feedback, conversation)
         };
-        outbox::put(&mut transaction, owner, &event, now).await?;
+        outbox::put(&mut transaction, owner, &[event], now).await?;
         transaction.commit().await?;
         self.message(owner, conversation, id).await
     }
 }
 
 /// Writes a new message and its event; `question` tells the event what is not in the row.
-async fn insert(
-    transaction: &mut Transaction,
-    owner: &Owner,
-    conversation: &str,
-    message: &StoredMessage,
-    question: &NewQuestion<'_>,
-) -> Result<(), CatalogError> {
-    query(
-        "INSERT INTO messages (tenant_id, conversation_id, seq, id, role, content, folded, state, mode, citations, \
-         created_at, intent, sentiment) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, '[]', $10, $11, $12)",
-    )
-    .bind(owner.tenant.as_str())
-    .bind(conversation)
-    .bind(message.seq)
-    .bind(&message.id)
-    .bind(message.role.as_str())
-    .bind(&message.content)
-    .bind(fold(&message.content))
-    .bind(message.state.as_str())
-    .bind(&message.mode)
-    .bind(message.created_at)
-    .bind(&message.intent)
-    .bind(&message.sentiment)
-    .execute(&mut *transaction)
-    .await?;
-    let event = ConversationEvent {
-        message_id: Some(message.id.clone()),
-        role: Some(message.role.as_str().to_owned()),
-        state: Some(message.state.as_str().to_owned()),
-        chars: Some(message.content.chars().count() as u64),
-        intent: message.intent.clone(),
-        sentiment: message.sentiment.clone(),
-        sentiment_score: question.sentiment_score,
-        handover_requested: question.handover_requested,
-        ..ConversationEvent::of(EventKind::Created, conversation)
-    };
-    outbox::put(transaction, owner, &event, message.created_at).await
+/// A question, where there is a new one, and the answer to be written: what is new in a conversation.
+struct NewTurn<'a> {
+    question: NewQuestion<'a>,
+    asked: Option<StoredMessage>,
+    answer: StoredMessage,
+}
+
+impl<'a> NewTurn<'a> {
+    fn of(question: Option<NewQuestion<'a>>, mode: &str) -> Self {
+        let message = |role, content: &str, state| StoredMessage {
+            id: format!("msg_{}", Uuid::now_v7().simple()),
+            seq: 0,
+            role,
+            content: content.to_owned(),
+            state,
+            reason: None,
+            mode: None,
+            citations: Value::Array(Vec::new()),
+            usage: Value::Null,
+            feedback: None,
+            feedback_comment: None,
+            intent: None,
+            sentiment: None,
+            created_at: 0,
+        };
+        Self {
+            question: question.unwrap_or_default(),
+            asked: question.map(|question| StoredMessage {
+                intent: question.intent.map(ToOwned::to_owned),
+                sentiment: question.sentiment.map(ToOwned::to_owned),
+                ..message(MessageRole::User, question.content, MessageState::Complete)
+            }),
+            answer: StoredMessage {
+                mode: Some(mode.to_owned()),
+                ..message(MessageRole::Assistant, "", MessageState::Writing)
+            },
+        }
+    }
+
+    fn messages(&self) -> impl Iterator<Item = &StoredMessage> {
+        self.asked.iter().chain([&self.answer])
+    }
+
+    /// How many messages it is.
+    fn len(&self) -> i64 {
+        1 + i64::from(self.asked.is_some())
+    }
+
+    /// Numbers its messages, which follow the number `after`.
+    fn place(&mut self, after: i64, now: i64) {
+        let messages = self.asked.iter_mut().chain([&mut self.answer]);
+        for (message, seq) in messages.zip(after + 1..) {
+            message.seq = seq;
+            message.created_at = now;
+        }
+    }
+
+    /// Writes its messages down, without their events.
+    async fn insert(
+        &self,
+        transaction: &mut Transaction,
+        owner: &Owner,
+        conversation: &str,
+    ) -> Result<(), CatalogError> {
+        let text = format!(
+            "INSERT INTO messages (tenant_id, conversation_id, seq, id, role, content, folded, state, mode, citations, \
+             created_at, intent, sentiment) VALUES {}",
+            places(self.messages().count(), 13)
+        );
+        let mut statement = query(&text);
+        for message in self.messages() {
+            statement = statement
+                .bind(owner.tenant.as_str())
+                .bind(conversation)
+                .bind(message.seq)
+                .bind(&message.id)
+                .bind(message.role.as_str())
+                .bind(&message.content)
+                .bind(fold(&message.content))
+                .bind(message.state.as_str())
+                .bind(&message.mode)
+                .bind(message.citations.to_string())
+                .bind(message.created_at)
+                .bind(&message.intent)
+                .bind(&message.sentiment);
+        }
+        statement.execute(transaction).await.map(drop)
+    }
+
+    /// What tells of its messages.
+    fn events(&self, conversation: &str) -> Vec<ConversationEvent> {
+        let event = |message: &StoredMessage| {
+            // Of the question alone something is known.
+            let asked = matches!(message.role, MessageRole::User).then_some(&self.question);
+            ConversationEvent {
+                message_id: Some(message.id.clone()),
+                role: Some(message.role.as_str().to_owned()),
+                state: Some(message.state.as_str().to_owned()),
+                chars: Some(message.content.chars().count() as u64),
+                intent: message.intent.clone(),
+                sentiment: message.sentiment.clone(),
+                sentiment_score: asked.and_then(|question| question.sentiment_score),
+                handover_requested: asked.and_then(|question| question.handover_requested),
+                ..ConversationEvent::of(EventKind::Created, conversation)
+            }
+        };
+        self.messages().map(event).collect()
+    }
 }
 
 fn read_message(row: &Row) -> Result<StoredMessage, CatalogError> {

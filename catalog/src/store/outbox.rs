@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::conversations::Owner;
 use super::database::Catalog;
 use super::error::CatalogError;
-use super::query::{Row, Transaction, Why, query};
+use super::query::{Row, Transaction, Why, places, query};
 use crate::event::CONVERSATION_EVENTS;
 
 /// What became of a conversation or a message.
@@ -85,27 +85,30 @@ pub struct OutboxEvent {
     pub at: i64,
 }
 
-/// Adds an event to a transaction.
+/// Adds events, in this order, to a transaction.
 pub(super) async fn put(
     transaction: &mut Transaction,
     owner: &Owner,
-    event: &ConversationEvent,
+    events: &[ConversationEvent],
     now: i64,
 ) -> Result<(), CatalogError> {
-    let text = serde_json::to_string(event)
-        .map_err(|error| CatalogError::storage("write an event", error))?;
-    query(
-        "INSERT INTO outbox (id, tenant_id, owner, topic, event, created_at) VALUES ($1, $2, $3, $4, $5, $6)",
-    )
-    .bind(format!("evt_{}", Uuid::now_v7().simple()))
-    .bind(owner.tenant.as_str())
-    .bind(&owner.id)
-    .bind(CONVERSATION_EVENTS)
-    .bind(text)
-    .bind(now)
-    .execute(&mut *transaction)
-    .await
-    .map(drop)
+    let text = format!(
+        "INSERT INTO outbox (id, tenant_id, owner, topic, event, created_at) VALUES {}",
+        places(events.len(), 6)
+    );
+    let mut statement = query(&text);
+    for event in events {
+        let event = serde_json::to_string(event)
+            .map_err(|error| CatalogError::storage("write an event", error))?;
+        statement = statement
+            .bind(format!("evt_{}", Uuid::now_v7().simple()))
+            .bind(owner.tenant.as_str())
+            .bind(&owner.id)
+            .bind(CONVERSATION_EVENTS)
+            .bind(event)
+            .bind(now);
+    }
+    statement.execute(transaction).await.map(drop)
 }
 
 impl Catalog {
@@ -124,8 +127,7 @@ impl Catalog {
     /// Forgets events that the log has; those that are not there are passed over.
     pub async fn sent_all_tenants(&self, ids: &[String]) -> Result<(), CatalogError> {
         for some in ids.chunks(IDS_AT_ONCE) {
-            let places: Vec<String> = (1..=some.len()).map(|at| format!("${at}")).collect();
-            let text = format!("DELETE FROM outbox WHERE id IN ({})", places.join(", "));
+            let text = format!("DELETE FROM outbox WHERE id IN {}", places(1, some.len()));
             let mut statement = query(&text);
             for id in some {
                 statement = statement.bind(id);

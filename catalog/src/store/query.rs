@@ -213,6 +213,17 @@ pub(crate) fn query(statement: &str) -> Query<'_> {
     }
 }
 
+/// The places of the parameters of so many rows: `($1, $2), ($3, $4)`.
+pub(crate) fn places(rows: usize, columns: usize) -> String {
+    let row = |row: usize| {
+        let places: Vec<String> = (1..=columns)
+            .map(|column| format!("${}", row * columns + column))
+            .collect();
+        format!("({})", places.join(", "))
+    };
+    (0..rows).map(row).collect::<Vec<_>>().join(", ")
+}
+
 /// What a query gives. Boxed, so that the futures of callers, who move them between threads, know nothing of the drivers'
 /// connections: whether those are `Send` for every lifetime is more than the compiler can see through several layers.
 type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, CatalogError>> + Send + 'a>>;

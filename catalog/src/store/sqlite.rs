@@ -28,6 +28,8 @@ pub(super) async fn open(location: &Path) -> Result<(SqlitePool, SqlitePool), Ca
     let opening = || format!("open the catalog `{path}`");
     let write = SqlitePoolOptions::new()
         .max_connections(1)
+        // A file does not go away as a server does: asking it first would be one more way to another thread and back.
+        .test_before_acquire(false)
         // A closed idle connection would have to be set up again, and gains nothing here.
         .idle_timeout(None)
         .max_lifetime(None)
@@ -46,6 +48,7 @@ pub(super) async fn open(location: &Path) -> Result<(SqlitePool, SqlitePool), Ca
     }
     let read = SqlitePoolOptions::new()
         .max_connections(READERS)
+        .test_before_acquire(false)
         .idle_timeout(None)
         .max_lifetime(None)
         .connect_with(options.read_only(true))

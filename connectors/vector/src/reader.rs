@@ -182,6 +182,7 @@ impl Reader {
                 self.ids.insert(row, id);
                 ids.insert(row, id);
             }
+            self.read_ahead();
         }
         let found: Vec<ChunkId> = rows
             .iter()
@@ -191,6 +192,48 @@ impl Reader {
             return Err(self.error("reading", "a row that was found cannot be read"));
         }
         Ok(found)
+    }
+
+    /// Has the ids of all rows read in the background, where they are few enough to be kept. A search that finds a row for the
+    /// first time need not look it up then.
+    fn read_ahead(&self) {
+        let fragments = self.ids.begin(self.dataset.fragments());
+        if fragments.is_empty() {
+            return;
+        }
+        let reader = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = reader.read_ids(fragments).await {
+                // Searches look up what they find, as before.
+                tracing::warn!(collection = %reader.collection, %error, "the ids of rows were not read ahead");
+            }
+        });
+    }
+
+    async fn read_ids(&self, fragments: Vec<Fragment>) -> Result<(), VectorError> {
+        let fail = |error: Box<dyn std::error::Error + Send + Sync>| {
+            VectorError::storage(&self.collection, "reading ids", error)
+        };
+        let mut scanner = self.scanner(&["id"])?;
+        scanner.with_fragments(fragments).with_row_id();
+        let stream = scanner.try_into_stream().await;
+        let mut batches = stream.map_err(|error| fail(error.into()))?;
+        while let Some(batch) = batches
+            .try_next()
+            .await
+            .map_err(|error| fail(error.into()))?
+        {
+            let rows = self.numbers::<UInt64Type>(&batch, ROW_ID)?;
+            let read = strings(&batch, "id").map_err(|error| fail(error.into()))?;
+            for (row, id) in rows.iter().zip(read.iter().flatten()) {
+                let id = id.parse();
+                let id = id.map_err(|error: InvalidName| fail(error.into()))?;
+                self.ids.insert(*row, id);
+            }
+            // A batch is some thousand ids; others may have something to do.
+            tokio::task::yield_now().await;
+        }
+        Ok(())
     }
 
     /// A scan of the `k` nearest rows; `None` for none. Besides the columns it has the distance.

@@ -26,6 +26,9 @@ use crate::platform::Platform;
 const BATCH: u32 = 500;
 /// How often is looked for events that nobody told of: those of other processes.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Whoever asks one question after the other waits for answers, not for events: those of several are moved at once, when no
+/// answer was made for so long, or after [`INTERVAL`].
+const QUIET: Duration = Duration::from_millis(50);
 /// The pause after something failed.
 const PAUSE: Duration = Duration::from_secs(2);
 /// Whose state in the log it is.
@@ -67,8 +70,12 @@ pub async fn run(platform: Arc<Platform>) {
                 }
             }
         }
+        let told = async {
+            platform.conversations.news().await;
+            platform.answers.quiet.wait(QUIET).await;
+        };
         tokio::select! {
-            () = platform.conversations.news() => {}
+            () = told => {}
             () = tokio::time::sleep(pause) => {}
             () = platform.stopping().cancelled() => return,
         }

@@ -2,7 +2,8 @@
 //!
 //! Documents are data. Each stands between fences that are longer than any in it, its label is one line that we write, and
 //! the instructions say that nothing between fences is an instruction. A source that does not fit is left out; only the
-//! first is cut, so that there is one. Tokens are counted as the collection's own model counts them.
+//! first is cut, so that there is one. Tokens are counted as the collection's own model counts them; a chunk's text was counted
+//! when it was cut, so only what stands around it is counted here.
 
 use serde::Serialize;
 use va_chunk::{Estimate, TokenCounter, sentences};
@@ -82,23 +83,28 @@ pub fn build(
         .sum::<usize>();
 
     let fence = fence(sources);
+    let fences = 2 * count(&fence);
+    let around = |source: &Source| count(&label(source, lang)) + fences;
     let mut kept: Vec<Source> = Vec::new();
     let mut parts: Vec<String> = Vec::new();
     for source in sources {
-        let part = fenced(source, lang, &fence);
-        let cost = count(&part);
+        let text = match source.chunk.tokens as usize {
+            // Whoever wrote the chunk has not counted it.
+            0 => count(&source.chunk.text),
+            tokens => tokens,
+        };
+        let cost = around(source) + text;
         if tokens + cost <= tokens_max {
             tokens += cost;
-            parts.push(part);
+            parts.push(fenced(source, lang, &fence));
             kept.push(source.clone());
         }
     }
     if let (true, Some(first)) = (kept.is_empty(), sources.first()) {
-        let room = tokens_max.saturating_sub(tokens + count(&fenced(&empty(first), lang, &fence)));
-        if let Some(cut) = beginning(first, room, count) {
-            let part = fenced(&cut, lang, &fence);
-            tokens += count(&part);
-            parts.push(part);
+        let without = tokens + around(first);
+        if let Some(cut) = beginning(first, tokens_max.saturating_sub(without), count) {
+            tokens = without + cut.chunk.tokens as usize;
+            parts.push(fenced(&cut, lang, &fence));
             kept.push(cut);
         }
     }
@@ -140,8 +146,14 @@ pub(super) fn fence_around<'a>(texts: impl Iterator<Item = &'a str>) -> String {
     "~".repeat(longest.max(2) + 1)
 }
 
-/// `来源[n]：name › title, page`, then the text between fences.
+/// The label, then the text between fences.
 pub(super) fn fenced(source: &Source, lang: Lang, fence: &str) -> String {
+    let label = label(source, lang);
+    format!("{label}\n{fence}\n{}\n{fence}", source.chunk.text)
+}
+
+/// `来源[n]：name › title, page`.
+fn label(source: &Source, lang: Lang) -> String {
     let document = &source.document;
     let mut place = vec![
         document
@@ -151,13 +163,12 @@ pub(super) fn fenced(source: &Source, lang: Lang, fence: &str) -> String {
     ];
     place.extend(source.chunk.title_path.iter().cloned());
     let place = one_line(&place.join(" › "), LABEL_CHARS_MAX);
-    let label = match (lang, source.chunk.page) {
+    match (lang, source.chunk.page) {
         (Lang::Zh, Some(page)) => format!("来源[{}]：{place}，第 {page} 页", source.n),
         (Lang::Zh, None) => format!("来源[{}]：{place}", source.n),
         (Lang::En, Some(page)) => format!("Source[{}]: {place}, page {page}", source.n),
         (Lang::En, None) => format!("Source[{}]: {place}", source.n),
-    };
-    format!("{label}\n{fence}\n{}\n{fence}", source.chunk.text)
+    }
 }
 
 /// The longest run of `~` in a text.
@@ -168,22 +179,16 @@ fn longest_fence(text: &str) -> usize {
         .unwrap_or(0)
 }
 
-fn empty(source: &Source) -> Source {
-    let mut empty = source.clone();
-    empty.chunk.text.clear();
-    empty
-}
-
 /// The sentences at the beginning of a source that fit into `tokens_max`.
 fn beginning(source: &Source, tokens_max: usize, count: &dyn Fn(&str) -> usize) -> Option<Source> {
     let text = &source.chunk.text;
-    let fits = |end: &usize| count(&text[..*end]) <= tokens_max;
-    let end = sentences(text)
-        .map(|range| range.end)
-        .take_while(fits)
+    let (end, tokens) = sentences(text)
+        .map(|range| (range.end, count(&text[..range.end])))
+        .take_while(|(_, tokens)| *tokens <= tokens_max)
         .last()?;
     let mut cut = source.clone();
     cut.chunk.text.truncate(end);
+    cut.chunk.tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
     Some(cut)
 }
 
@@ -236,6 +241,11 @@ mod tests {
         let kept: Vec<u32> = built.sources.iter().map(|s| s.n).collect();
         assert_eq!(kept, [2], "what fits is kept under its number");
         assert!(built.tokens <= fixed + 20);
+        // What the chunk says of itself counts; 4 words stand around it.
+        let mut counted = source("b", 2, "short text here.");
+        counted.chunk.tokens = 15;
+        let built = build("q", Lang::En, &[], &[counted], fixed + 19, &words);
+        assert_eq!(built.tokens, fixed + 19);
         // Nothing fits whole: the first is cut after a sentence.
         let built = build("q", Lang::En, &[], &sources[..1], fixed + 16, &words);
         assert_eq!(

@@ -175,7 +175,7 @@ pub async fn run(
     events: &mpsc::Sender<Event>,
 ) -> Result<(), RagError> {
     let mut running = Running::begin();
-    let _answering = platform.answers.learner.answering();
+    let _answering = platform.answers.quiet.answering();
     let outcome = answer(platform, caller, asked, writer, events).await;
     running.finished = !matches!(outcome, Err(RagError::Gone));
     let word = match &outcome {

@@ -13,6 +13,7 @@
 //! - `helper` is the model that `rewrite` and `rerank` may ask; what fails there costs the improvement, not the answer
 //! - `context` numbers and fences the sources, `grade` scores their sentences against the question
 //! - `answer` is the seam for writers: `extract` quotes, `generate` lets a model write; `cite` checks what they write
+//! - `quiet` knows when nobody waits for an answer, for what is better done then
 //! - `flow` runs all of it for one question and emits [`Event`]s; the HTTP layer makes JSON or SSE of them
 //!
 //! Nothing here writes an answer of its own: without a source that holds it, the reply says that nothing was found.
@@ -27,6 +28,7 @@ mod flow;
 mod generate;
 mod grade;
 mod helper;
+mod quiet;
 mod request;
 mod rerank;
 mod retrieve;
@@ -63,6 +65,7 @@ pub struct Answers {
     pub(crate) sentences: grade::SentenceVectors,
     pub(crate) tokens: rerank::TokenCache,
     pub(crate) learner: rerank::Learner,
+    pub(crate) quiet: quiet::Quiet,
     /// Of questions that are searched for at a time.
     pub(crate) turns: Semaphore,
 }
@@ -82,6 +85,7 @@ impl Answers {
             sentences: grade::SentenceVectors::default(),
             tokens: rerank::TokenCache::default(),
             learner: rerank::Learner::default(),
+            quiet: quiet::Quiet::default(),
             turns: Semaphore::new(TURNS * cores),
         })
     }

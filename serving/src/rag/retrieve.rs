@@ -68,6 +68,9 @@ pub struct Passage {
     /// Character offsets in the document's text.
     pub start: u64,
     pub end: u64,
+    /// Of the text, as the collection's model counts; 0 where nobody counted.
+    #[serde(skip)]
+    pub tokens: u32,
 }
 
 /// A rank that a query gave.
@@ -202,6 +205,7 @@ fn fuse(lists: &[(f64, Vec<Fused>)], rrf_k: u32, k: usize) -> Vec<Source> {
                     page: hit.chunk.page,
                     start: hit.chunk.start,
                     end: hit.chunk.end,
+                    tokens: hit.chunk.tokens,
                 },
                 found: Vec::new(),
                 reranked: None,
@@ -284,6 +288,7 @@ pub(crate) mod tests {
                 page: None,
                 start: 0,
                 end: text.chars().count() as u64,
+                tokens: 0,
             },
             found: Vec::new(),
             reranked: None,

@@ -6,11 +6,9 @@
 //! next question that finds them. What is lost with the process is only time.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::sync::Notify;
 use va_catalog::ChunkId;
 use va_models::ModelError;
 
@@ -37,15 +35,10 @@ impl Lesson {
     }
 }
 
-/// Passages that are still to be known, and whether somebody waits for an answer meanwhile.
+/// Passages that are still to be known.
 #[derive(Default)]
 pub struct Learner {
     queue: Mutex<Queue>,
-    answers: AtomicUsize,
-    /// When the last answer ended.
-    ended_at: Mutex<Option<Instant>>,
-    /// Told when the last answer ends.
-    quiet: Notify,
 }
 
 #[derive(Default)]
@@ -54,25 +47,7 @@ struct Queue {
     is_running: bool,
 }
 
-/// An answer that is being made, until it is dropped.
-pub struct Answering<'a>(&'a Learner);
-
-impl Drop for Answering<'_> {
-    fn drop(&mut self) {
-        if self.0.answers.fetch_sub(1, Ordering::AcqRel) == 1 {
-            *self.0.ended() = Some(Instant::now());
-            self.0.quiet.notify_waiters();
-        }
-    }
-}
-
 impl Learner {
-    /// While it lives, learning waits.
-    pub fn answering(&self) -> Answering<'_> {
-        self.answers.fetch_add(1, Ordering::AcqRel);
-        Answering(self)
-    }
-
     /// Adds passages, best first; the longest waiting fall out when there are too many. Must be called in a runtime.
     pub(super) fn learn(&self, platform: &Arc<Platform>, lessons: Vec<Lesson>) {
         let mut queue = self.lock();
@@ -103,30 +78,6 @@ impl Learner {
         lesson
     }
 
-    /// Until no answer was made for [`QUIET`], but not longer than [`PATIENCE`].
-    async fn quiet(&self) {
-        let quiet = async {
-            loop {
-                let ended = self.quiet.notified();
-                if self.answers.load(Ordering::Acquire) > 0 {
-                    ended.await;
-                    continue;
-                }
-                let since = self.ended().map_or(QUIET, |at| at.elapsed());
-                match QUIET.checked_sub(since) {
-                    None | Some(Duration::ZERO) => return,
-                    Some(left) => tokio::time::sleep(left).await,
-                }
-            }
-        };
-        // Either is fine.
-        let _ = tokio::time::timeout(PATIENCE, quiet).await;
-    }
-
-    fn ended(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.ended_at.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -141,7 +92,8 @@ async fn work(platform: Weak<Platform>) {
         let Some(lesson) = platform.answers.learner.next() else {
             return;
         };
-        platform.answers.learner.quiet().await;
+        // Either is fine.
+        let _ = tokio::time::timeout(PATIENCE, platform.answers.quiet.wait(QUIET)).await;
         let learned = tokio::task::spawn_blocking(move || {
             let embedder = platform.embedders.get(&lesson.model)?;
             let bytes_max = late::cache_bytes_max(&platform);
