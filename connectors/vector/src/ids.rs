@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use lance::table::format::Fragment;
 use quick_cache::sync::Cache;
+use tokio::sync::Semaphore;
 use va_catalog::ChunkId;
 
 /// Rows that are known at most, of all datasets of a store; about 60 bytes each. Those that are asked for least go first.
@@ -22,6 +23,7 @@ const ROWS_AHEAD_MAX: usize = ROWS_MAX / 2;
 pub(crate) struct KnownRows {
     rows: Arc<Cache<(u64, u64), ChunkId>>,
     datasets: AtomicU64,
+    turn: Arc<Semaphore>,
 }
 
 /// What is known of one dataset. Cheap to clone.
@@ -31,6 +33,8 @@ pub(crate) struct RowIds {
     dataset: u64,
     /// Its fragments that were read ahead, or are being read.
     ahead: Arc<Mutex<HashSet<u64>>>,
+    /// One dataset is read ahead at a time: searches have the machine first.
+    pub turn: Arc<Semaphore>,
 }
 
 impl Default for KnownRows {
@@ -38,6 +42,7 @@ impl Default for KnownRows {
         Self {
             rows: Arc::new(Cache::new(ROWS_MAX)),
             datasets: AtomicU64::new(0),
+            turn: Arc::new(Semaphore::new(1)),
         }
     }
 }
@@ -49,6 +54,7 @@ impl KnownRows {
             rows: self.rows.clone(),
             dataset: self.datasets.fetch_add(1, Ordering::Relaxed),
             ahead: Arc::default(),
+            turn: self.turn.clone(),
         }
     }
 }

@@ -203,6 +203,8 @@ impl Reader {
         }
         let reader = self.clone();
         tokio::spawn(async move {
+            // Never closed.
+            let _turn = reader.ids.turn.acquire().await;
             if let Err(error) = reader.read_ids(fragments).await {
                 // Searches look up what they find, as before.
                 tracing::warn!(collection = %reader.collection, %error, "the ids of rows were not read ahead");
