@@ -1,7 +1,9 @@
 //! Documents that are broken, hostile or too much, and what else goes wrong around them: each ends as a clear reason
 //! at that document, everything else goes on.
 
+use std::ffi::OsStr;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
@@ -17,6 +19,24 @@ fn server_with(dir: &Path, config: &str) -> Server {
     let file = dir.join("va.yaml");
     std::fs::write(&file, config).unwrap();
     Server::start_with(&dir.join("data"), &["--config", file.to_str().unwrap()])
+}
+
+#[test]
+fn a_variable_that_makes_no_sense_is_named() {
+    let dir = tempdir().unwrap();
+    let no_text = OsStr::from_bytes(b"127.0.0.\xff:1");
+    for (variable, value) in [
+        ("VA_LISTEN", OsStr::new("here")),
+        ("VA_PG_LISTEN", no_text),
+        ("VA_SEARCH__K_MAX", OsStr::new("many")),
+    ] {
+        let mut command = va(dir.path());
+        let command = command.args(["collection", "list"]).env(variable, value);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", both(&output));
+        let named = format!("environment variable `{variable}`");
+        assert!(both(&output).contains(&named), "{}", both(&output));
+    }
 }
 
 /// The reason for which a document failed.

@@ -193,8 +193,11 @@ async fn run(cli: Cli) -> Outcome<()> {
     let file = cli
         .config
         .or_else(|| Some(PathBuf::from("va.yaml")).filter(|file| file.is_file()));
-    // `VA_SERVER`, `VA_TOKEN` and their like are not settings.
-    let environment = std::env::vars().filter(|(name, _)| name.contains("__"));
+    // What is no text makes no sense as a setting, and the error says of which variable.
+    let environment = std::env::vars_os().map(|(name, value)| {
+        let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+        (text(name), text(value))
+    });
     let mut settings = Settings::load(file.as_deref(), environment)
         .map_err(|error| Failure::usage(error.to_string()))?;
     if let Some(data) = cli.data {
