@@ -122,6 +122,28 @@ pub struct StoredMessage {
     pub created_at: i64,
 }
 
+impl StoredMessage {
+    /// A message that has no place in a conversation yet, and nothing else that comes later.
+    pub fn new(role: MessageRole, content: &str, state: MessageState) -> Self {
+        Self {
+            id: format!("msg_{}", Uuid::now_v7().simple()),
+            seq: 0,
+            role,
+            content: content.to_owned(),
+            state,
+            reason: None,
+            mode: None,
+            citations: Value::Array(Vec::new()),
+            usage: Value::Null,
+            feedback: None,
+            feedback_comment: None,
+            intent: None,
+            sentiment: None,
+            created_at: 0,
+        }
+    }
+}
+
 /// A question that is to be written down, and what it was taken for.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct NewQuestion<'a> {
@@ -463,7 +485,6 @@ impl Catalog {
     }
 }
 
-/// Writes a new message and its event; `question` tells the event what is not in the row.
 /// A question, where there is a new one, and the answer to be written: what is new in a conversation.
 struct NewTurn<'a> {
     question: NewQuestion<'a>,
@@ -473,22 +494,7 @@ struct NewTurn<'a> {
 
 impl<'a> NewTurn<'a> {
     fn of(question: Option<NewQuestion<'a>>, mode: &str) -> Self {
-        let message = |role, content: &str, state| StoredMessage {
-            id: format!("msg_{}", Uuid::now_v7().simple()),
-            seq: 0,
-            role,
-            content: content.to_owned(),
-            state,
-            reason: None,
-            mode: None,
-            citations: Value::Array(Vec::new()),
-            usage: Value::Null,
-            feedback: None,
-            feedback_comment: None,
-            intent: None,
-            sentiment: None,
-            created_at: 0,
-        };
+        let message = StoredMessage::new;
         Self {
             question: question.unwrap_or_default(),
             asked: question.map(|question| StoredMessage {

@@ -202,22 +202,7 @@ mod tests {
     use super::*;
 
     fn message(role: MessageRole, content: &str) -> StoredMessage {
-        StoredMessage {
-            id: String::new(),
-            seq: 0,
-            role,
-            content: content.to_owned(),
-            state: MessageState::Complete,
-            reason: None,
-            mode: None,
-            citations: json!([]),
-            usage: Value::Null,
-            feedback: None,
-            feedback_comment: None,
-            intent: None,
-            sentiment: None,
-            created_at: 0,
-        }
+        StoredMessage::new(role, content, MessageState::Complete)
     }
 
     fn told(strategy: Value, messages: &[StoredMessage]) -> Vec<String> {

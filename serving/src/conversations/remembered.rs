@@ -284,20 +284,8 @@ mod tests {
 
     fn message(seq: i64, role: MessageRole, state: MessageState) -> StoredMessage {
         StoredMessage {
-            id: String::new(),
             seq,
-            role,
-            content: "x".to_owned(),
-            state,
-            reason: None,
-            mode: None,
-            citations: json!([]),
-            usage: Value::Null,
-            feedback: None,
-            feedback_comment: None,
-            intent: None,
-            sentiment: None,
-            created_at: 0,
+            ..StoredMessage::new(role, "x", state)
         }
     }
 
