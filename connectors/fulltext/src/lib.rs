@@ -8,6 +8,7 @@ mod dictionary;
 mod directory;
 mod fold;
 mod lookup;
+mod matching;
 mod query;
 mod schema;
 mod snapshot;

@@ -2,26 +2,26 @@
 //!
 //! Text is text: there is no query syntax, so nothing a user types is an error. Words are combined with OR and BM25;
 //! a chunk that has all of them gets its score raised; titles count more; words in double quotes raise chunks that
-//! have them side by side. Filters never influence the score.
+//! have them side by side. Filters never influence the score. How that is searched for is `matching`'s.
 
 use std::collections::BTreeMap;
 
 use tantivy::Term as IndexTerm;
 use tantivy::query::{
-    BooleanQuery, BoostQuery, ConstScoreQuery, EmptyQuery, Occur, PhraseQuery, Query, TermQuery,
-    TermSetQuery,
+    BooleanQuery, ConstScoreQuery, EmptyQuery, Occur, PhraseQuery, Query, TermSetQuery,
 };
-use tantivy::schema::{Field, IndexRecordOption};
+use tantivy::schema::Field;
 use va_catalog::Filter;
 use va_catalog::readers::RESTRICTED_TAG;
 
 use crate::analysis::{Analysis, Kind, Term, is_stop_word};
+use crate::matching::{self, Matching};
 use crate::schema::Fields;
 
 /// Longer queries are cut: nobody types them, and a pasted page would match everything slowly.
 const QUERY_CHARS_MAX: usize = 1000;
 /// Different words of a query that are looked at; the rest is ignored.
-const QUERY_WORDS_MAX: usize = 64;
+const QUERY_WORDS_MAX: usize = matching::WORDS_MAX;
 
 /// How much each kind of match counts. Factors to a BM25 score.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -75,32 +75,34 @@ pub(crate) fn build(
         return None;
     }
     let searched = [(fields.text, 1.0), (fields.title, ranking.title)];
-    let clause = |word: &Word| -> Box<dyn Query> {
+    let word = |word: &Word| {
         let terms = word.iter().flat_map(|(term, weight)| {
-            searched.map(|(field, boost)| (Occur::Should, term_query(field, term, weight * boost)))
+            searched.map(|(field, boost)| (IndexTerm::from_field_text(field, term), weight * boost))
         });
-        Box::new(BooleanQuery::new(terms.collect()))
+        matching::Word {
+            terms: terms.collect(),
+            telling: !is_stop(word),
+        }
     };
-    let mut clauses: Vec<_> = words.iter().map(|w| (Occur::Should, clause(w))).collect();
-    let telling: Vec<_> = words.iter().filter(|word| !is_stop(word)).collect();
-    if telling.len() > 1 && ranking.all_words > 0.0 {
-        let all = BooleanQuery::intersection(telling.into_iter().map(clause).collect());
-        clauses.push((Occur::Should, boosted(Box::new(all), ranking.all_words)));
-    }
     let quoted = quoted(text);
-    let whole = (quoted.is_empty() && ranking.phrase > 0.0).then_some((text, ranking.phrase));
-    for (phrase, boost) in quoted.into_iter().map(|q| (q, QUOTED)).chain(whole) {
-        for (field, field_boost) in searched {
-            if let Some(query) = phrase_query(field, analysis, phrase) {
-                clauses.push((Occur::Should, boosted(query, boost * field_boost)));
-            }
+    let whole = (quoted.is_empty() && ranking.phrase > 0.0).then_some((terms, ranking.phrase));
+    let quoted = quoted.into_iter().map(|q| (analysis.terms(q), QUOTED));
+    let mut phrases = Vec::new();
+    for (phrase, weight) in quoted.chain(whole) {
+        let phrase = finest(phrase);
+        for (field, boost) in searched {
+            phrases.extend(phrase_query(field, &phrase).map(|query| (query, weight * boost)));
         }
     }
-    let matched: Box<dyn Query> = Box::new(BooleanQuery::new(clauses));
+    let matched = Box::new(Matching {
+        words: words.iter().map(word).collect(),
+        all_words: ranking.all_words,
+        phrases,
+    });
     if filter.is_empty() {
         return Some(matched);
     }
-    let mut clauses = vec![(Occur::Must, matched)];
+    let mut clauses: Vec<(Occur, Box<dyn Query>)> = vec![(Occur::Must, matched)];
     clauses.extend(
         filter
             .groups()
@@ -160,15 +162,14 @@ fn quoted(text: &str) -> Vec<&str> {
     inside.filter(|piece| !piece.trim().is_empty()).collect()
 }
 
-/// The finest terms of `text` at the distances at which they stand; `None` for fewer than two.
-fn phrase_query(field: Field, analysis: Analysis, text: &str) -> Option<Box<dyn Query>> {
-    let terms = finest(analysis.terms(text));
-    let terms: Vec<_> = terms
-        .into_iter()
+/// The [`finest`] terms of a text at the distances at which they stand; `None` for fewer than two.
+fn phrase_query(field: Field, finest: &[Term]) -> Option<PhraseQuery> {
+    let terms: Vec<_> = finest
+        .iter()
         .take(QUERY_WORDS_MAX)
         .map(|term| (term.position, IndexTerm::from_field_text(field, &term.text)))
         .collect();
-    (terms.len() > 1).then(|| Box::new(PhraseQuery::new_with_offset(terms)) as Box<dyn Query>)
+    (terms.len() > 1).then(|| PhraseQuery::new_with_offset(terms))
 }
 
 /// One term a position. Grams come first: they are there in any context, while words are cut differently.
@@ -193,22 +194,6 @@ fn finest(terms: Vec<Term>) -> Vec<Term> {
         adds
     });
     finest
-}
-
-fn term_query(field: Field, term: &str, boost: f32) -> Box<dyn Query> {
-    let term = IndexTerm::from_field_text(field, term);
-    boosted(
-        Box::new(TermQuery::new(term, IndexRecordOption::WithFreqs)),
-        boost,
-    )
-}
-
-fn boosted(query: Box<dyn Query>, boost: f32) -> Box<dyn Query> {
-    if boost == 1.0 {
-        query
-    } else {
-        Box::new(BoostQuery::new(query, boost))
-    }
 }
 
 /// Matches chunks that are restricted, and not to somebody whose tags these are. To leave those out costs nothing where
