@@ -152,17 +152,20 @@ fn sum(bytes: &[u8]) -> u32 {
     bytes.iter().copied().map(u32::from).sum()
 }
 
-/// The `k` rows of these partitions that are nearest by cosine, with it, of those that are `visible`. In no order.
+/// The `k` rows of some of these partitions, which `turn` names, that are nearest by cosine, with it, of those that are
+/// `visible`. In no order.
 ///
 /// Their bytes choose all that may be among them, and both planes the nearest of these.
 pub(crate) fn nearest(
     partitions: &[std::sync::Arc<Codes>],
+    turn: impl Iterator<Item = usize>,
     wanted: &Wanted,
     k: usize,
     visible: impl Fn(u64) -> bool,
 ) -> Vec<(f32, u64)> {
     let mut best = Best::of(k);
-    for (partition, codes) in partitions.iter().enumerate() {
+    for partition in turn {
+        let codes = &partitions[partition];
         best.margin = best.margin.max(wanted.margin(codes));
         for (row, bytes) in codes.high.chunks_exact(codes.dims).enumerate() {
             // The sum of as many products of two bytes as a vector may have numbers fits 32 bits.
@@ -231,13 +234,13 @@ impl Best {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::Arc;
 
     use super::*;
 
     /// Numbers between -1 and 1, the same in every run.
-    fn random(state: &mut u64) -> f32 {
+    pub fn random(state: &mut u64) -> f32 {
         *state = state
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1);
@@ -251,7 +254,7 @@ mod tests {
     }
 
     /// Vectors that are much alike, as those of a model are: the differences of their scores are small.
-    fn alike(state: &mut u64, dims: usize) -> Vec<f32> {
+    pub fn alike(state: &mut u64, dims: usize) -> Vec<f32> {
         unit((0..dims).map(|i| (i % 5) as f32 + random(state)).collect())
     }
 
@@ -276,7 +279,7 @@ mod tests {
                 let query: Vec<f32> = alike(&mut state, dims).iter().map(|x| x * 3.0).collect();
                 let wanted = Wanted::new(&query).expect("a direction");
                 let odd = |row: u64| row % 2 == 1;
-                let mut found = nearest(&parts, &wanted, k, odd);
+                let mut found = nearest(&parts, 0..parts.len(), &wanted, k, odd);
                 found.sort_by(|a, b| b.0.total_cmp(&a.0));
                 let dot = |row: u64| -> f32 {
                     let pairs = rows[row as usize].iter().zip(wanted.vector());
@@ -313,7 +316,7 @@ mod tests {
         let codes = Codes::new(2, &[4, 5, 6], &[0.0, 0.0, 1.0, 0.0, -1.0, 0.0]);
         assert_eq!(codes.len(), 3);
         let wanted = Wanted::new(&[2.0, 0.0]).expect("a direction");
-        let found = nearest(&[Arc::new(codes)], &wanted, 2, |_| true);
+        let found = nearest(&[Arc::new(codes)], 0..1, &wanted, 2, |_| true);
         assert_eq!(found, [(1.0, 5), (0.0, 4)]);
     }
 }

@@ -5,7 +5,8 @@
 //! Lance's to say, once for each version of a dataset; rows that the index does not have yet are searched by a scan of their
 //! files meanwhile. Everything else, and an index of another kind, is left to the planner (`reader`).
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::thread::available_parallelism;
 
 use arrow::array::AsArray;
@@ -24,7 +25,7 @@ use lance_index::vector::v3::subindex::SubIndexType;
 use lance_linalg::distance::{DistanceType, l2_distance_batch_into};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, oneshot};
 use uuid::Uuid;
 use va_catalog::chunk::column;
 
@@ -43,8 +44,9 @@ const READS: usize = 8;
 const FARTHER: usize = 64;
 /// Rows that are worth another thread.
 const ROWS_OF_A_THREAD: usize = 8 << 10;
-/// Threads of one search at most: searches run beside each other, too.
-const THREADS_MAX: usize = 4;
+/// Threads of one search at most: searches run beside each other, too. Found out once: to ask costs as much as a tenth of a search.
+static THREADS_MAX: LazyLock<usize> =
+    LazyLock::new(|| available_parallelism().map_or(1, |n| n.get().min(4)));
 
 /// What is kept of the indexes of one store. Every index has a name that no other has, and never changes.
 ///
@@ -171,22 +173,12 @@ impl Parts {
         // Rows that are gone may leave too few in the nearest partitions.
         while found.len() < k && searched < near.len() {
             let partitions = self.codes(reader, &index, &near[searched..next]).await?;
-            let searches = shares(partitions).into_iter().map(|share| {
-                let (wanted, visible) = (wanted.clone(), visible.clone());
-                let gone = reader.mask.clone();
-                tokio::task::spawn_blocking(move || {
-                    let seen = |mask: &RowAddrMask, row| mask.selected(row);
-                    nearest(&share, &wanted, k, |row| {
-                        seen(&visible, row) && gone.as_ref().is_none_or(|mask| seen(mask, row))
-                    })
-                })
-            });
-            for hits in try_join_all(searches)
-                .await
-                .map_err(|error| reader.error("searching", error))?
-            {
-                found.extend(hits);
-            }
+            let (visible, gone) = (visible.clone(), reader.mask.clone());
+            let seen = move |row| {
+                visible.selected(row) && gone.as_ref().is_none_or(|mask| mask.selected(row))
+            };
+            let hits = together(partitions, wanted.clone(), k, seen).await;
+            found.extend(hits.map_err(|error| reader.error("searching", error))?);
             top(&mut found, k);
             (searched, next) = (next, (next + FARTHER).min(near.len()));
         }
@@ -298,25 +290,113 @@ fn probes(near: &[(f32, u32)], least: usize, k: usize) -> usize {
     close.min(most).max(least.max(1)).min(near.len())
 }
 
-/// The partitions in about equal shares, one for each thread that has enough to do.
-fn shares(partitions: Vec<Arc<Codes>>) -> Vec<Vec<Arc<Codes>>> {
-    let rows = partitions
-        .iter()
-        .map(|codes| codes.len())
-        .sum::<usize>()
-        .max(1);
-    let threads = available_parallelism().map_or(1, |n| n.get().min(THREADS_MAX));
-    let wanted = (rows / ROWS_OF_A_THREAD).clamp(1, threads);
-    let mut shares = vec![Vec::new()];
-    let mut taken = 0;
-    for codes in partitions {
-        if taken * wanted >= rows * shares.len() {
-            shares.push(Vec::new());
+/// What [`nearest`] finds, by as many threads as have enough to do. Each takes the next partition that none has taken: one that
+/// is given no processor holds nobody up.
+async fn together(
+    partitions: Vec<Arc<Codes>>,
+    wanted: Arc<Wanted>,
+    k: usize,
+    visible: impl Fn(u64) -> bool + Send + Sync + 'static,
+) -> Result<Vec<(f32, u64)>, oneshot::error::RecvError> {
+    if partitions.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows: usize = partitions.iter().map(|codes| codes.len()).sum();
+    let threads = (rows / ROWS_OF_A_THREAD).clamp(1, *THREADS_MAX);
+    let (tell, told) = oneshot::channel();
+    let found = Mutex::new(Found {
+        left: partitions.len(),
+        hits: Vec::new(),
+        tell: Some(tell),
+    });
+    let next = AtomicUsize::new(0);
+    let work = Arc::new(move || {
+        let mut taken = 0;
+        let turn = std::iter::from_fn(|| {
+            let turn = next.fetch_add(1, Ordering::Relaxed);
+            taken += usize::from(turn < partitions.len());
+            (turn < partitions.len()).then_some(turn)
+        });
+        let hits = nearest(&partitions, turn, &wanted, k, &visible);
+        if taken > 0 {
+            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+            found.add(taken, hits);
         }
-        taken += codes.len();
-        if let Some(share) = shares.last_mut() {
-            share.push(codes);
+    });
+    for _ in 0..threads {
+        let work = work.clone();
+        tokio::task::spawn_blocking(move || work());
+    }
+    // Fails when a thread died, which takes what it had with it.
+    drop(work);
+    told.await
+}
+
+/// What the threads of one search have found so far.
+struct Found {
+    /// Partitions that are not searched yet.
+    left: usize,
+    hits: Vec<(f32, u64)>,
+    /// Whom to tell when all are.
+    tell: Option<oneshot::Sender<Vec<(f32, u64)>>>,
+}
+
+impl Found {
+    fn add(&mut self, partitions: usize, hits: Vec<(f32, u64)>) {
+        self.left -= partitions;
+        self.hits.extend(hits);
+        if self.left == 0
+            && let Some(tell) = self.tell.take()
+        {
+            // Whoever asked may have gone.
+            drop(tell.send(std::mem::take(&mut self.hits)));
         }
     }
-    shares
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codes::tests::{alike, random};
+
+    #[tokio::test]
+    async fn threads_together_find_what_one_finds() {
+        const DIMS: usize = 8;
+        let mut state = 11;
+        let mut partitions = Vec::new();
+        let mut rows = 0;
+        // Enough for several threads, in parts of very different sizes.
+        while rows < 5 * ROWS_OF_A_THREAD as u64 {
+            let size = 1 + (random(&mut state).abs() * 900.0) as u64;
+            let numbers: Vec<u64> = (rows..rows + size).collect();
+            let vectors: Vec<f32> = (rows..rows + size)
+                .flat_map(|_| alike(&mut state, DIMS))
+                .collect();
+            partitions.push(Arc::new(Codes::new(DIMS, &numbers, &vectors)));
+            rows += size;
+        }
+        let wanted = Arc::new(Wanted::new(&alike(&mut state, DIMS)).expect("a direction"));
+        let even = |row: u64| row.is_multiple_of(2);
+        for k in [1, 20, 500] {
+            let best = |mut found: Vec<(f32, u64)>| {
+                found.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+                found.truncate(k);
+                found
+            };
+            let one = nearest(&partitions, 0..partitions.len(), &wanted, k, even);
+            let several = together(partitions.clone(), wanted.clone(), k, even).await;
+            assert_eq!(best(several.expect("hits")), best(one), "{k}");
+        }
+        let none = together(Vec::new(), wanted, 5, even).await;
+        assert_eq!(none.expect("hits"), []);
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_dies_is_an_error() {
+        let vectors = [1.0, 0.0, 0.0, 1.0];
+        let codes = Arc::new(Codes::new(2, &[1, 2], &vectors));
+        let wanted = Arc::new(Wanted::new(&[1.0, 0.0]).expect("a direction"));
+        let dies = |_| panic!("on purpose");
+        assert!(together(vec![codes], wanted, 1, dies).await.is_err());
+    }
 }

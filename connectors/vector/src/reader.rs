@@ -80,15 +80,16 @@ impl Reader {
         metric: Metric,
         filter: &Filter,
     ) -> Result<Vec<(f32, u64)>, VectorError> {
-        let Some(scanner) = self.nearest(&[], query, k, metric, filter)? else {
-            return Ok(Vec::new());
-        };
+        self.check(query, k)?;
         if filter.is_empty()
             && let Some(best) = self.parts.best(self, query, k, metric).await?
         {
             return Ok(best);
         }
-        self.run(scanner, metric).await
+        match self.nearest(&[], query, k, metric, filter)? {
+            Some(scanner) => self.run(scanner, metric).await,
+            None => Ok(Vec::new()),
+        }
     }
 
     /// The same among the rows of some files, without an index.
@@ -247,16 +248,8 @@ impl Reader {
         metric: Metric,
         filter: &Filter,
     ) -> Result<Option<Scanner>, VectorError> {
-        if k > K_MAX {
-            return Err(VectorError::Invalid(format!(
-                "k is {k}; a vector search returns at most {K_MAX} hits"
-            )));
-        }
-        if let Some(problem) = slice_problem(query) {
-            return Err(VectorError::Invalid(format!("the query vector {problem}")));
-        }
+        self.check(query, k)?;
         let condition = filter_sql(filter)?;
-        self.check_dims(query.len())?;
         if k == 0 {
             return Ok(None);
         }
@@ -281,6 +274,19 @@ impl Reader {
             scanner.refine(2).ef((2 * k).max(128));
         }
         Ok(Some(scanner))
+    }
+
+    /// Whether the `k` nearest to this vector can be searched for.
+    fn check(&self, query: &[f32], k: usize) -> Result<(), VectorError> {
+        if k > K_MAX {
+            return Err(VectorError::Invalid(format!(
+                "k is {k}; a vector search returns at most {K_MAX} hits"
+            )));
+        }
+        if let Some(problem) = slice_problem(query) {
+            return Err(VectorError::Invalid(format!("the query vector {problem}")));
+        }
+        check_dims(&self.collection, &self.dataset, query.len())
     }
 
     /// A column of an answer that Lance adds.
@@ -391,26 +397,30 @@ impl Reader {
         arrow_schema(&self.dataset)
     }
 
-    /// Fails unless vectors have this length.
-    pub fn check_dims(&self, got: usize) -> Result<(), VectorError> {
-        let has = dims_of(&self.schema()).unwrap_or_default();
-        if has == got {
-            Ok(())
-        } else {
-            Err(VectorError::Dimensions {
-                collection: self.collection.clone(),
-                has,
-                got,
-            })
-        }
-    }
-
     pub fn error(
         &self,
         action: &'static str,
         error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> VectorError {
         VectorError::storage(&self.collection, action, error)
+    }
+}
+
+/// Fails unless the vectors of a dataset have this length.
+pub(crate) fn check_dims(
+    collection: &CollectionRef,
+    dataset: &Dataset,
+    got: usize,
+) -> Result<(), VectorError> {
+    let field = dataset.schema().field("vector");
+    let has = field.and_then(|field| dims_of(&field.data_type()));
+    match has.unwrap_or_default() {
+        has if has == got => Ok(()),
+        has => Err(VectorError::Dimensions {
+            collection: collection.clone(),
+            has,
+            got,
+        }),
     }
 }
 

@@ -27,9 +27,9 @@ pub fn stored_schema(dims: usize) -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
-/// The length of the vectors in a schema with a `vector` column.
-pub(crate) fn dims_of(schema: &Schema) -> Option<usize> {
-    match schema.field_with_name("vector").ok()?.data_type() {
+/// The length of the vectors in a column of this type, if it is one of vectors.
+pub(crate) fn dims_of(column: &DataType) -> Option<usize> {
+    match column {
         DataType::FixedSizeList(_, dims) => usize::try_from(*dims).ok(),
         _ => None,
     }
@@ -71,7 +71,9 @@ pub(crate) fn prepare(
         }
     }
 
-    let dims = dims_of(&rows.schema())
+    let schema = rows.schema();
+    let dims = (schema.field_with_name("vector").ok())
+        .and_then(|field| dims_of(field.data_type()))
         .filter(|dims| *dims > 0)
         .ok_or_else(|| {
             VectorError::Invalid(

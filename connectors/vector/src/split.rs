@@ -30,7 +30,7 @@ use crate::VectorError;
 use crate::embedded::LanceOptions;
 use crate::ids::KnownRows;
 use crate::parts::Parts;
-use crate::reader::{Reader, better, sort};
+use crate::reader::{Reader, better, check_dims, sort};
 use crate::rows::{prepare, stored_schema};
 use crate::store::{ChunkStream, K_MAX, Metric, VectorHit};
 use crate::upkeep::{INDEXED, create_index};
@@ -105,7 +105,7 @@ impl VectorSplits {
         let columns: Vec<String> = schema.fields().iter().map(|f| f.name().clone()).collect();
         let mut scans = Vec::with_capacity(inputs.len());
         for input in inputs {
-            input.reader.check_dims(dims)?;
+            check_dims(&input.reader.collection, &input.reader.dataset, dims)?;
             let scan = input.reader.scan(Some(&columns), None, None).await?;
             scans.push(scan.batches);
         }

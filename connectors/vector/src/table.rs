@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
-use arrow::datatypes::Schema;
 use futures::TryStreamExt;
 use lance::Dataset;
 use lance::dataset::scanner::Scanner;
@@ -20,7 +19,7 @@ use va_catalog::{CollectionRef, DocumentId};
 use crate::VectorError;
 use crate::ids::RowIds;
 use crate::parts::Parts;
-use crate::rows::dims_of;
+use crate::reader::check_dims;
 
 pub(crate) struct OpenTable {
     pub collection: CollectionRef,
@@ -158,16 +157,7 @@ impl OpenTable {
 
     /// Fails unless vectors have this length.
     pub fn check_dims(&self, dataset: &Dataset, got: usize) -> Result<(), VectorError> {
-        let has = dims_of(&Schema::from(dataset.schema())).unwrap_or_default();
-        if has == got {
-            Ok(())
-        } else {
-            Err(VectorError::Dimensions {
-                collection: self.collection.clone(),
-                has,
-                got,
-            })
-        }
+        check_dims(&self.collection, dataset, got)
     }
 
     /// A scan of some columns.
