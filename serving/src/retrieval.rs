@@ -1,12 +1,15 @@
-//! Hybrid search: vector and keyword candidates in parallel, fused by reciprocal ranks, with citations.
+//! Hybrid search: vector and keyword candidates in parallel, fused by reciprocal ranks, with citations. Several queries of one
+//! question are searched together.
 //!
 //! When one side fails the other answers and the reply says so; only when both fail is there an error. Fusion is a pure
 //! function. Reciprocal rank fusion: Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and
 //! individual Rank Learning Methods", SIGIR 2009.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::LazyLock;
 use std::time::Instant;
 
+use futures::future::{join_all, try_join_all};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use tracing::{Instrument, info_span};
@@ -17,8 +20,8 @@ use va_catalog::{
     TenantScope, Viewer,
 };
 use va_connectors::trace::TARGET;
-use va_endpoints::View;
-use va_fulltext::{highlights, snippet};
+use va_endpoints::{Near, View};
+use va_fulltext::{TextHit, highlights, snippet};
 use va_models::{ModelError, Role};
 use va_vector::Metric;
 
@@ -55,12 +58,6 @@ pub struct SearchRequest {
     /// Adds how the ranking came about.
     #[serde(default)]
     pub explain: bool,
-    /// What the keyword side looks for instead of `query`: a question without its question words. Not for clients.
-    #[serde(skip)]
-    pub keywords: Option<String>,
-    /// Whether `query` is a passage like those that are looked for, and not a question. Not for clients.
-    #[serde(skip)]
-    pub passage: bool,
 }
 
 /// What a client gets.
@@ -75,13 +72,41 @@ pub struct SearchReply {
     pub explain: Option<Explain>,
 }
 
-/// What a search found, without what is made for people who read it.
+/// What searches that belong together have in common: all of them see the same checkpoint.
+pub struct Scope<'a> {
+    pub within: &'a Within,
+    pub viewer: &'a Viewer,
+    pub filter: &'a Filter,
+    /// Hits wanted of each.
+    pub k: u32,
+    pub explain: bool,
+}
+
+/// One of them.
+pub struct Query<'a> {
+    /// What the vectors are compared with.
+    pub text: &'a str,
+    pub role: Role,
+    /// What the keyword side looks for: a question without its question words.
+    pub keywords: &'a str,
+    pub mode: Mode,
+}
+
+/// What searches found, without what is made for people who read it.
 pub struct Retrieved {
+    pub as_of: AsOf,
+    /// One for each query, in their order. Fails where neither retriever could answer.
+    pub found: Vec<Result<Found, SearchError>>,
+}
+
+/// What one search found.
+pub struct Found {
     /// Best first.
     pub chunks: Vec<Fused>,
     pub degraded: Vec<Degraded>,
-    pub as_of: AsOf,
     pub explain: Option<Explain>,
+    /// Until its last retriever had answered.
+    pub took_ms: f64,
 }
 
 /// A retriever that could not answer.
@@ -199,7 +224,11 @@ impl Within {
     }
 }
 
-type Side = Result<(Vec<(ChunkRecord, f32)>, f64), String>;
+/// What a retriever found and when, in milliseconds; or why it could not answer.
+type Side<T> = Result<(T, f64), String>;
+
+/// Chunks with their scores, best first.
+type Ranked = Vec<(ChunkRecord, f32)>;
 
 /// Answers a search with what the viewer may read, with snippets and what to highlight.
 ///
@@ -213,7 +242,22 @@ pub async fn search(
 ) -> Result<SearchReply, SearchError> {
     let started = Instant::now();
     let within = Within::of(platform, tenant, &request.collection).await?;
-    let found = retrieve(platform, &within, viewer, request, None).await?;
+    let scope = Scope {
+        within: &within,
+        viewer,
+        filter: &request.filter,
+        k: request.k.unwrap_or(platform.settings.search.k),
+        explain: request.explain,
+    };
+    let query = Query {
+        text: &request.query,
+        role: Role::Query,
+        keywords: &request.query,
+        mode: request.mode,
+    };
+    let Retrieved { as_of, found } = retrieve(platform, &scope, &[query], None).await?;
+    let unsearched = || SearchError::Unavailable("nothing was searched".into());
+    let found = found.into_iter().next().ok_or_else(unsearched)??;
     let query = request.query.clone();
     // The segmenter is fast but not free; a thousand hits would hold up the executor.
     let hits = tokio::task::spawn_blocking(move || {
@@ -226,80 +270,77 @@ pub async fn search(
     })
     .await
     .map_err(|error| SearchError::Unavailable(error.to_string()))?;
-    let took_ms = started.elapsed().as_secs_f64() * 1_000.0;
+    let took_ms = ms(started);
     Ok(SearchReply {
         hits,
         degraded: found.degraded,
-        as_of: found.as_of,
+        as_of,
         took_ms,
         explain: found.explain,
     })
 }
 
-/// Finds what the viewer may read within a collection, whatever the request names.
+/// Finds what the viewer may read within a collection.
 ///
-/// The condition on readers is part of both queries. Beyond that, candidates are left out that the catalog says were
-/// withdrawn from the viewer a moment ago, while the indexes do not know yet. `begun` is the query's vector where that is
-/// being made already.
+/// The condition on readers is part of every query of an index. Beyond that, candidates are left out that the catalog says
+/// were withdrawn from the viewer a moment ago, while the indexes do not know yet. `begun` is the vector of one of the queries
+/// where that is being made already.
 ///
 /// # Errors
-/// When the request makes no sense, the catalog does not answer, or neither retriever does.
+/// When the request makes no sense or the catalog does not answer.
 pub async fn retrieve(
     platform: &Platform,
-    within: &Within,
-    viewer: &Viewer,
-    request: &SearchRequest,
-    begun: Option<Question>,
+    scope: &Scope<'_>,
+    queries: &[Query<'_>],
+    mut begun: Option<Question>,
 ) -> Result<Retrieved, SearchError> {
-    let started = Instant::now();
     let limits = &platform.settings.search;
-    let k = request.k.unwrap_or(limits.k);
+    let k = scope.k;
     if !(1..=limits.k_max).contains(&k) {
         return Err(SearchError::Invalid(format!(
             "`k` is {k}; use 1 to {}",
             limits.k_max
         )));
     }
-    if request.query.trim().is_empty() {
+    if queries.iter().any(|query| query.text.trim().is_empty()) {
         return Err(SearchError::Invalid("`query` is empty".into()));
     }
     let unfit = |reason: String| SearchError::Invalid(format!("`filter`: {reason}"));
-    request.filter.check().map_err(unfit)?;
-    let Within { collection, model } = within;
+    scope.filter.check().map_err(unfit)?;
+    let Within { collection, model } = scope.within;
     let model = model.as_deref();
-    if model.is_none() && request.mode == Mode::Vector {
+    if model.is_none() && queries.iter().any(|query| query.mode == Mode::Vector) {
         return Err(SearchError::Invalid(format!(
             "collection `{}` is for keyword search only, it has no vectors: use the mode `keyword` or `hybrid`",
             collection.collection
         )));
     }
-    // Begins at once: it takes longer than all that can be found out meanwhile.
-    let mut question = model
-        .filter(|_| request.mode != Mode::Keyword)
-        .map(|model| {
-            let role = if request.passage {
-                Role::Passage
-            } else {
-                Role::Query
-            };
-            let begin = || Question::begin(platform, model, &request.query, role);
-            (model, begun.unwrap_or_else(begin))
-        });
+    // Begin at once: they take longer than all that can be found out meanwhile.
+    let questions: Vec<Option<(&str, Question)>> = queries
+        .iter()
+        .map(|query| {
+            let model = model.filter(|_| query.mode != Mode::Keyword)?;
+            let begun = begun.take_if(|begun| begun.is_of(query));
+            let begin = || Question::begin(platform, model, query.text, query.role);
+            Some((model, begun.unwrap_or_else(begin)))
+        })
+        .collect();
+    let started = Instant::now();
     // Before the view is taken: what the answer says that it has seen, it has seen.
     let as_of = as_of(platform).await;
     // Both sides answer from the same checkpoint, whatever is written meanwhile.
     let view = platform.indexes.view(collection).await;
     // After the view: what is in it for some only was noted before. A collection where nothing ever was needs no condition.
     let restricted =
-        *viewer != Viewer::Everything && platform.catalog.is_restricted(collection).await?;
+        *scope.viewer != Viewer::Everything && platform.catalog.is_restricted(collection).await?;
     let filter = match restricted {
-        true => request.filter.clone().seen_by(viewer.clone()),
-        false => request.filter.clone(),
+        true => scope.filter.clone().seen_by(scope.viewer.clone()),
+        false => scope.filter.clone(),
     };
     let candidates = limits.candidates.max(k) as usize;
 
-    let vector = async {
-        let (model, question) = question.take()?;
+    let near = questions.into_iter().map(|question| async {
+        let (model, question) = question?;
         let span = info_span!(
             target: TARGET,
             "retrieval.vector",
@@ -308,37 +349,107 @@ pub async fn retrieve(
         );
         let side = vector_side(&view, question, &filter, candidates);
         Some(side.instrument(span).await)
-    };
-    let keyword = async {
-        if request.mode == Mode::Vector {
-            return None;
+    });
+    let by_words: Vec<&str> = queries
+        .iter()
+        .filter(|query| query.mode != Mode::Vector)
+        .map(|query| query.keywords)
+        .collect();
+    let matching = async {
+        if by_words.is_empty() {
+            return Ok((Vec::new(), 0.0));
         }
         let span = info_span!(
             target: TARGET,
             "retrieval.keyword",
             retrieval.candidates = candidates as i64,
+            retrieval.queries = by_words.len() as i64,
         );
-        let side = keyword_side(&view, request, &filter, candidates);
-        Some(side.instrument(span).await)
+        let side = keyword_side(&view, &by_words, &filter, candidates, started);
+        side.instrument(span).await
     };
-    let (vector, keyword) = tokio::join!(vector, keyword);
+    let (near, matching) = tokio::join!(join_all(near), matching);
 
-    let mut degraded = Vec::new();
-    let mut asked = 0;
-    let mut answer =
-        |retriever: &'static str, side: Option<Side>| -> Option<(Vec<(ChunkRecord, f32)>, f64)> {
-            asked += 1;
-            match side? {
-                Ok(found) => Some(found),
-                Err(reason) => {
-                    metrics::counter!("va_search_degraded_total", "retriever" => retriever)
-                        .increment(1);
-                    tracing::error!(retriever, reason, %collection, "a retriever could not answer");
-                    degraded.push(Degraded { retriever, reason });
-                    None
-                }
+    // What a query by words brought need not be read again for one by vectors.
+    let matched = matching.iter().flat_map(|(lists, _)| lists).flatten();
+    let known: HashMap<ChunkId, &ChunkRecord> =
+        matched.map(|(chunk, _)| (chunk.id, chunk)).collect();
+    let mut vectors = Vec::with_capacity(queries.len());
+    for near in near {
+        vectors.push(match near {
+            Some(Ok((near, took_ms))) => {
+                let hits = view.read(near, &known).await;
+                let hits = hits.map(|hits| hits.into_iter().map(|hit| (hit.chunk, hit.score)));
+                let side = hits.map(|hits| (hits.collect(), took_ms));
+                Some(side.map_err(|error| error.to_string()))
             }
+            Some(Err(reason)) => Some(Err(reason)),
+            None => None,
+        });
+    }
+    let mut matching = match matching {
+        Ok((lists, took_ms)) => {
+            let lists = lists.into_iter().map(|list| Ok((list, took_ms)));
+            lists.collect::<Vec<Side<Ranked>>>()
+        }
+        Err(reason) => vec![Err(reason); by_words.len()],
+    }
+    .into_iter();
+    let sides = queries.iter().zip(vectors).map(|(query, vector)| {
+        let keyword = match query.mode {
+            Mode::Vector => None,
+            Mode::Hybrid | Mode::Keyword => matching.next(),
         };
+        (vector, keyword)
+    });
+    let mut sides: Vec<_> = sides.collect();
+    if restricted {
+        let found = sides.iter().flat_map(|(vector, keyword)| [vector, keyword]);
+        let found = found.flatten().flatten().flat_map(|(found, _)| found);
+        let ids: BTreeSet<DocumentId> = found.map(|(chunk, _)| chunk.document.id).collect();
+        let ids: Vec<DocumentId> = ids.into_iter().collect();
+        let withdrawn = platform
+            .catalog
+            .hidden_among(scope.viewer, collection, &ids);
+        let withdrawn = withdrawn.await?;
+        let found = sides
+            .iter_mut()
+            .flat_map(|(vector, keyword)| [vector, keyword]);
+        for (found, _) in found.flatten().flatten() {
+            found.retain(|(chunk, _)| !withdrawn.contains(&chunk.document.id));
+        }
+    }
+    let found = queries.iter().zip(sides).map(|(query, (vector, keyword))| {
+        fused(platform, scope, query.mode, vector, keyword).inspect(|found| {
+            metrics::histogram!("va_search_seconds").record(found.took_ms / 1_000.0);
+        })
+    });
+    Ok(Retrieved {
+        as_of,
+        found: found.collect(),
+    })
+}
+
+/// One list of what the sides of a query found.
+fn fused(
+    platform: &Platform,
+    scope: &Scope<'_>,
+    mode: Mode,
+    vector: Option<Side<Ranked>>,
+    keyword: Option<Side<Ranked>>,
+) -> Result<Found, SearchError> {
+    let limits = &platform.settings.search;
+    let collection = &scope.within.collection;
+    let mut degraded = Vec::new();
+    let mut answer = |retriever: &'static str, side: Option<Side<Ranked>>| match side? {
+        Ok(found) => Some(found),
+        Err(reason) => {
+            metrics::counter!("va_search_degraded_total", "retriever" => retriever).increment(1);
+            tracing::error!(retriever, reason, %collection, "a retriever could not answer");
+            degraded.push(Degraded { retriever, reason });
+            None
+        }
+    };
     let vector = answer("vector", vector);
     let keyword = answer("keyword", keyword);
     if vector.is_none() && keyword.is_none() {
@@ -348,16 +459,17 @@ pub async fn retrieve(
             .collect();
         return Err(SearchError::Unavailable(reasons.join("; ")));
     }
-
-    let explain = request.explain.then(|| {
-        let side = |found: &Option<(Vec<(ChunkRecord, f32)>, f64)>| {
+    let took = |side: &Option<(Ranked, f64)>| side.as_ref().map_or(0.0, |(_, took_ms)| *took_ms);
+    let took_ms = took(&vector).max(took(&keyword));
+    let explain = scope.explain.then(|| {
+        let side = |found: &Option<(Ranked, f64)>| {
             found.as_ref().map(|(found, took_ms)| RetrieverExplain {
                 candidates: found.len(),
                 took_ms: *took_ms,
             })
         };
         let single = |name: &str| format!("score of the {name} retriever");
-        let fusion = match request.mode {
+        let fusion = match mode {
             Mode::Vector => single("vector"),
             Mode::Keyword => single("keyword"),
             Mode::Hybrid => {
@@ -378,48 +490,36 @@ pub async fn retrieve(
             fusion,
             vector: side(&vector),
             keyword: side(&keyword),
-            model: model.map(str::to_owned),
+            model: scope.within.model.clone(),
         }
     });
-    let mut vector = vector.map(|(found, _)| found).unwrap_or_default();
-    let mut keyword = keyword.map(|(found, _)| found).unwrap_or_default();
-    if restricted {
-        let ids: BTreeSet<DocumentId> = vector
-            .iter()
-            .chain(&keyword)
-            .map(|(chunk, _)| chunk.document.id)
-            .collect();
-        let ids: Vec<DocumentId> = ids.into_iter().collect();
-        let withdrawn = platform.catalog.hidden_among(viewer, collection, &ids);
-        let withdrawn = withdrawn.await?;
-        for found in [&mut vector, &mut keyword] {
-            found.retain(|(chunk, _)| !withdrawn.contains(&chunk.document.id));
-        }
-    }
     let fusion = Fusion {
         method: limits.fusion,
         rrf_k: limits.rrf_k,
         vector_weight: limits.vector_weight,
         keyword_weight: limits.keyword_weight,
     };
-    let chunks = match request.mode {
-        Mode::Hybrid => fuse(vector, keyword, fusion, k as usize),
+    let vector = vector.map(|(found, _)| found).unwrap_or_default();
+    let keyword = keyword.map(|(found, _)| found).unwrap_or_default();
+    let k = scope.k as usize;
+    let chunks = match mode {
+        Mode::Hybrid => fuse(vector, keyword, fusion, k),
         // One retriever alone: its order and its scores.
-        Mode::Vector => alone(vector, true, k as usize),
-        Mode::Keyword => alone(keyword, false, k as usize),
+        Mode::Vector => alone(vector, true, k),
+        Mode::Keyword => alone(keyword, false, k),
     };
-    metrics::histogram!("va_search_seconds").record(started.elapsed().as_secs_f64());
-    Ok(Retrieved {
+    Ok(Found {
         chunks,
         degraded,
-        as_of,
         explain,
+        took_ms,
     })
 }
 
 /// A question's vector that is being made, and since when.
 pub struct Question {
     text: String,
+    role: Role,
     began: Instant,
     vector: JoinHandle<Result<Vec<Vec<f32>>, ModelError>>,
 }
@@ -431,6 +531,7 @@ impl Question {
         let (model, query) = (model.to_owned(), text.to_owned());
         Self {
             text: text.to_owned(),
+            role,
             began: Instant::now(),
             vector: tokio::task::spawn_blocking(move || {
                 let embedder = embedders.get(&model)?;
@@ -439,50 +540,64 @@ impl Question {
         }
     }
 
-    /// Whether it is the vector of this text.
-    pub fn is_of(&self, text: &str) -> bool {
-        self.text == text
+    fn is_of(&self, query: &Query<'_>) -> bool {
+        self.role == query.role && self.text == query.text
     }
 }
 
-async fn vector_side(view: &View, question: Question, filter: &Filter, candidates: usize) -> Side {
+async fn vector_side(
+    view: &View,
+    question: Question,
+    filter: &Filter,
+    candidates: usize,
+) -> Side<Near> {
     let vector = question.vector.await.map_err(|error| error.to_string())?;
     let vector = vector
         .map_err(|error| error.to_string())?
         .into_iter()
         .next()
         .ok_or("the model gave no vector")?;
-    let hits = view
+    let near = view
         .nearest(&vector, candidates, Metric::Cosine, filter)
         .await
         .map_err(|error| error.to_string())?
-        .unwrap_or_default();
-    Ok((
-        hits.into_iter().map(|hit| (hit.chunk, hit.score)).collect(),
-        question.began.elapsed().as_secs_f64() * 1_000.0,
-    ))
+        .unwrap_or(Near::Read(Vec::new()));
+    Ok((near, ms(question.began)))
 }
 
+/// Searches of the keyword side for one question at once. One processor is left to the model: the vector takes longest, and what
+/// has to wait for it should not be in its way.
+static KEYWORD_SEARCHES: LazyLock<usize> = LazyLock::new(|| {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    processors.saturating_sub(1).max(1)
+});
+
+/// A list for each of the queries.
 async fn keyword_side(
     view: &View,
-    request: &SearchRequest,
+    queries: &[&str],
     filter: &Filter,
     candidates: usize,
-) -> Side {
-    let started = Instant::now();
-    let query = request.keywords.as_deref().unwrap_or(&request.query);
-    let hits = match &view.texts {
-        Ok(Some(texts)) => texts
-            .search(query, candidates, filter)
-            .await
-            .map_err(|error| error.to_string())?,
-        Ok(None) => Vec::new(),
+    started: Instant,
+) -> Side<Vec<Ranked>> {
+    let lists = match &view.texts {
+        Ok(Some(texts)) => {
+            let shares = queries.chunks(queries.len().div_ceil(*KEYWORD_SEARCHES).max(1));
+            let searches = shares.map(|share| texts.search_each(share, candidates, filter));
+            let lists = try_join_all(searches).await;
+            let lists = lists.map_err(|error| error.to_string())?;
+            lists.into_iter().flatten().collect()
+        }
+        Ok(None) => vec![Vec::new(); queries.len()],
         Err(error) => return Err(error.to_string()),
     };
-    Ok((
-        hits.into_iter().map(|hit| (hit.chunk, hit.score)).collect(),
-        started.elapsed().as_secs_f64() * 1_000.0,
-    ))
+    let ranked = |hits: Vec<TextHit>| hits.into_iter().map(|hit| (hit.chunk, hit.score));
+    let lists = lists.into_iter().map(|hits| ranked(hits).collect());
+    Ok((lists.collect(), ms(started)))
+}
+
+fn ms(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1_000.0
 }
 
 /// A chunk with its place in each list and its fused score.

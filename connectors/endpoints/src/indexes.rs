@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
-use va_catalog::{ChunkId, CollectionRef, DocumentId, Filter};
+use va_catalog::{ChunkId, ChunkRecord, CollectionRef, DocumentId, Filter};
 use va_fulltext::{TextIndex, TextSnapshot};
 use va_splits::{SplitStore, SplitWriter};
 use va_vector::{Metric, VectorHit, VectorSnapshot, VectorStore};
@@ -65,45 +65,75 @@ pub struct View {
     pub texts: Side<dyn TextSnapshot>,
 }
 
+/// What is nearest to a vector, as [`View::nearest`] finds it.
+pub enum Near {
+    /// Best first, yet to be read.
+    Named(Vec<(ChunkId, f32)>),
+    /// What could be read in one go.
+    Read(Vec<VectorHit>),
+}
+
 impl View {
-    /// The chunks nearest to `query`, as [`VectorSnapshot::search`] gives them; `None` when there are no vectors.
-    ///
-    /// The full-text side holds each chunk whole, in one place; the vector store would collect it from a column for each of
-    /// its fields. So chunks are read there, and from the vector store only what is missing there, or when that side cannot
-    /// be read.
+    /// The chunks nearest to `query`, as [`VectorSnapshot::search`] finds them; `None` when there are no vectors.
     pub async fn nearest(
         &self,
         query: &[f32],
         k: usize,
         metric: Metric,
         filter: &Filter,
-    ) -> Result<Option<Vec<VectorHit>>, IndexError> {
+    ) -> Result<Option<Near>, IndexError> {
         let Some(vectors) = self.vectors.clone()? else {
             return Ok(None);
         };
-        let Ok(Some(texts)) = &self.texts else {
-            let hits = vectors.search(query, k, metric, filter).await;
-            return hits.map(Some).map_err(vector_error);
+        let near = match &self.texts {
+            Ok(Some(_)) => {
+                let near = vectors.nearest(query, k, metric, filter).await;
+                near.map(Near::Named)
+            }
+            _ => {
+                let hits = vectors.search(query, k, metric, filter).await;
+                hits.map(Near::Read)
+            }
         };
-        let near = vectors.nearest(query, k, metric, filter).await;
-        let near = near.map_err(vector_error)?;
-        let ids: Vec<ChunkId> = near.iter().map(|(id, _)| *id).collect();
-        let mut chunks = texts.find(&ids).await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "chunks are read from the vector store instead");
-            HashMap::new()
-        });
-        let missing: Vec<ChunkId> = ids
+        near.map(Some).map_err(vector_error)
+    }
+
+    /// The chunks that are near, but for those that are `known` already.
+    ///
+    /// The full-text side holds each chunk whole, in one place; the vector store would collect it from a column for each of
+    /// its fields. So chunks are read there, and from the vector store only what is missing there, or when that side cannot
+    /// be read.
+    pub async fn read(
+        &self,
+        near: Near,
+        known: &HashMap<ChunkId, &ChunkRecord>,
+    ) -> Result<Vec<VectorHit>, IndexError> {
+        let near = match near {
+            Near::Read(hits) => return Ok(hits),
+            Near::Named(near) => near,
+        };
+        let ids = near.iter().map(|(id, _)| *id);
+        let unknown: Vec<ChunkId> = ids.filter(|id| !known.contains_key(id)).collect();
+        let mut chunks = match (&self.texts, unknown.is_empty()) {
+            (Ok(Some(texts)), false) => texts.find(&unknown).await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "chunks are read from the vector store instead");
+                HashMap::new()
+            }),
+            _ => HashMap::new(),
+        };
+        let missing: Vec<ChunkId> = unknown
             .into_iter()
             .filter(|id| !chunks.contains_key(id))
             .collect();
-        if !missing.is_empty() {
+        if let (Some(vectors), false) = (self.vectors.clone()?, missing.is_empty()) {
             chunks.extend(vectors.find(&missing).await.map_err(vector_error)?);
         }
         let hits = near.into_iter().filter_map(|(id, score)| {
-            let chunk = chunks.remove(&id)?;
+            let chunk = chunks.remove(&id);
+            let chunk = chunk.or_else(|| known.get(&id).copied().cloned())?;
             Some(VectorHit { chunk, score })
         });
-        Ok(Some(hits.collect()))
+        Ok(hits.collect())
     }
 }
 

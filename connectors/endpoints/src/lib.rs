@@ -13,4 +13,4 @@ pub mod registry;
 pub mod repartition;
 
 pub use endpoint::{Resources, SinkEntry, SinkPlan, SourceEntry, SourcePlan, StartAt};
-pub use indexes::{IndexError, Indexes, View};
+pub use indexes::{IndexError, Indexes, Near, View};

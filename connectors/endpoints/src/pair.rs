@@ -208,7 +208,7 @@ mod tests {
         chunk_schema,
     };
     use va_fulltext::TantivyIndex;
-    use va_vector::{LanceStore, Metric};
+    use va_vector::{LanceStore, Metric, VectorHit};
 
     const VECTOR: [f32; 2] = [0.6, 0.8];
 
@@ -285,11 +285,21 @@ mod tests {
             vectors: view.vectors.clone(),
             texts: Ok(None),
         };
-        let (metric, filter) = (Metric::Cosine, Filter::default());
-        let near = view.nearest(&VECTOR, 10, metric, &filter).await;
-        let near_alone = alone.nearest(&VECTOR, 10, metric, &filter).await;
-        let near = near.expect("hits").unwrap_or_default();
-        assert_eq!(near_alone.expect("hits").unwrap_or_default(), near);
+        let (metric, filter) = (Metric::Cosine, &Filter::default());
+        let near = async |view: &View, known: &[VectorHit]| {
+            let known = known.iter().map(|hit| (hit.chunk.id, &hit.chunk));
+            let known: HashMap<ChunkId, &ChunkRecord> = known.collect();
+            let near = view.nearest(&VECTOR, 10, metric, filter).await;
+            match near.expect("a readable store") {
+                Some(near) => view.read(near, &known).await.expect("hits"),
+                None => vec![],
+            }
+        };
+        let near_both = near(&view, &[]).await;
+        assert_eq!(near(&alone, &[]).await, near_both);
+        // What is known already is not read again, and is the same.
+        let near = near(&view, &near_both).await;
+        assert_eq!(near, near_both);
         let vectors = match view.vectors.expect("a readable store") {
             Some(at) => at
                 .search(&VECTOR, 10, Metric::Cosine, &Filter::default())

@@ -33,6 +33,22 @@ pub trait TextSnapshot: Send + Sync {
         filter: &Filter,
     ) -> Result<Vec<TextHit>, TextError>;
 
+    /// What [`TextSnapshot::search`] finds for each of the queries, in their order.
+    ///
+    /// One query after the other, so that the caller decides how many processors they may take.
+    async fn search_each(
+        &self,
+        queries: &[&str],
+        k: usize,
+        filter: &Filter,
+    ) -> Result<Vec<Vec<TextHit>>, TextError> {
+        let mut found = Vec::with_capacity(queries.len());
+        for query in queries {
+            found.push(self.search(query, k, filter).await?);
+        }
+        Ok(found)
+    }
+
     /// Those of the chunks that are here.
     async fn find(&self, ids: &[ChunkId]) -> Result<HashMap<ChunkId, ChunkRecord>, TextError>;
 

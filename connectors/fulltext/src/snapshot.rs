@@ -75,12 +75,26 @@ impl TextSnapshot for TantivySnapshot {
         k: usize,
         filter: &Filter,
     ) -> Result<Vec<TextHit>, TextError> {
+        let found = self.search_each(&[query], k, filter).await?;
+        Ok(found.into_iter().next().unwrap_or_default())
+    }
+
+    async fn search_each(
+        &self,
+        queries: &[&str],
+        k: usize,
+        filter: &Filter,
+    ) -> Result<Vec<Vec<TextHit>>, TextError> {
         if k > HITS_MAX {
             return Err(TextError::TooManyHits { k });
         }
-        let (query, filter) = (query::cut(query).to_owned(), filter.clone());
-        self.blocking(move |snapshot| snapshot.hits(&query, k, &filter))
-            .await
+        let cut = |query: &&str| query::cut(query).to_owned();
+        let (queries, filter) = (queries.iter().map(cut).collect::<Vec<_>>(), filter.clone());
+        self.blocking(move |snapshot| {
+            let hits = |query: &String| snapshot.hits(query, k, &filter);
+            queries.iter().map(hits).collect()
+        })
+        .await
     }
 
     async fn find(&self, ids: &[ChunkId]) -> Result<HashMap<ChunkId, ChunkRecord>, TextError> {

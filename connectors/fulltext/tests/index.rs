@@ -236,6 +236,22 @@ async fn filters_restrict_without_changing_scores() {
     };
     let restricted = filter(vec![("format", one("x")), ("name", one("a.x"))]);
     assert_eq!(search(&restricted).await, search(&Filter::default()).await);
+
+    // Several queries at once find what each finds alone.
+    let snapshot = index.snapshot(&help()).await.expect("a snapshot");
+    let snapshot = snapshot.expect("an index");
+    let (queries, filter) = (
+        ["freeze", "", "zebra", "row freeze"],
+        filter(vec![("format", one("x"))]),
+    );
+    let each = snapshot.search_each(&queries, 10, &filter).await;
+    let each = each.expect("hits");
+    assert_eq!(each.len(), queries.len());
+    for (query, hits) in queries.iter().zip(&each) {
+        let alone = snapshot.search(query, 10, &filter).await;
+        assert_eq!(*hits, alone.expect(query), "{query}");
+    }
+    assert!(!each[0].is_empty() && each[1].is_empty());
 }
 
 #[tokio::test]

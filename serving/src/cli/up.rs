@@ -136,8 +136,6 @@ impl Search for PlatformSearch {
             mode: Mode::Hybrid,
             filter: va_catalog::Filter::default(),
             explain: false,
-            keywords: None,
-            passage: false,
         };
         let reply = search(&self.0, tenant, viewer, &request)
             .await

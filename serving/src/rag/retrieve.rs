@@ -1,17 +1,16 @@
 //! Several queries at once, fused into one ranked list of sources.
 //!
 //! Each query is a whole hybrid search (synonyms are one by keywords, a made-up passage is one by vectors), with its own
-//! degradation; ranks are fused by reciprocal rank with the weight of the query. A chunk counts once, and so does a text that
-//! several documents share. [`fuse`] is a pure function.
+//! degradation, and all of a round see the same checkpoint. Ranks are fused by reciprocal rank with the weight of the query. A
+//! chunk counts once, and so does a text that several documents share. [`fuse`] is a pure function.
 
 use std::collections::{HashMap, HashSet};
-use std::time::Instant;
 
-use futures::future::join_all;
 use serde::Serialize;
 use tracing::{Instrument, info_span};
-use va_catalog::{ChunkId, DocumentRef};
+use va_catalog::{ChunkId, ChunkRecord, DocumentRef};
 use va_connectors::trace::TARGET;
+use va_models::Role;
 
 use super::request::Ask;
 use super::rewrite::{By, Query, Why};
@@ -19,7 +18,7 @@ use super::text::bare;
 use crate::freshness::AsOf;
 use crate::platform::Platform;
 use crate::retrieval::{
-    Degraded, Fused, Mode, Question, RankScore, SearchError, SearchRequest, Within, retrieve,
+    self, Degraded, Fused, Mode, Question, RankScore, Scope, SearchError, Within, retrieve,
 };
 
 /// Hits of each query that take part in the fusion.
@@ -116,47 +115,38 @@ impl Retrieved {
         within: &Within,
         ask: &Ask,
         queries: &[Query],
-        mut begun: Option<Question>,
+        begun: Option<Question>,
         round: u32,
     ) -> Result<(), SearchError> {
-        let searches = queries.iter().map(|query| {
-            let begun = begun.take_if(|begun| query.by == By::Both && begun.is_of(&query.text));
-            (query, begun)
-        });
-        let searches = searches.map(|(query, begun)| async move {
-            let started = Instant::now();
-            let request = SearchRequest {
-                query: query.text.clone(),
-                collection: ask.collection.clone(),
-                k: Some(HITS.max(ask.k as u32).min(platform.settings.search.k_max)),
-                mode: match query.by {
-                    By::Both => Mode::Hybrid,
-                    By::Keywords => Mode::Keyword,
-                    By::Passage => Mode::Vector,
-                },
-                filter: ask.filter.clone(),
-                explain: false,
-                keywords: Some(query.keywords.clone()),
-                passage: query.by == By::Passage,
-            };
-            let span = info_span!(target: TARGET, "rag.retrieve", rag.round = i64::from(round));
-            let reply = retrieve(platform, within, &ask.viewer, &request, begun)
-                .instrument(span)
-                .await;
-            (reply, started.elapsed().as_secs_f64() * 1_000.0)
-        });
+        let scope = Scope {
+            within,
+            viewer: &ask.viewer,
+            filter: &ask.filter,
+            k: HITS.max(ask.k as u32).min(platform.settings.search.k_max),
+            explain: false,
+        };
+        let searches: Vec<retrieval::Query<'_>> = queries.iter().map(Query::search).collect();
+        let span = info_span!(
+            target: TARGET,
+            "rag.retrieve",
+            rag.round = i64::from(round),
+            rag.queries = queries.len() as i64,
+        );
+        let reply = retrieve(platform, &scope, &searches, begun)
+            .instrument(span)
+            .await?;
         let mut failed = None;
         let mut answered = false;
-        for (query, (reply, took_ms)) in queries.iter().zip(join_all(searches).await) {
-            let reply = match reply {
-                Ok(reply) => reply,
+        for (query, found) in queries.iter().zip(reply.found) {
+            let found = match found {
+                Ok(found) => found,
                 Err(error) => {
                     failed = Some(error);
                     continue;
                 }
             };
             answered = true;
-            for degraded in reply.degraded {
+            for degraded in found.degraded {
                 if !self
                     .degraded
                     .iter()
@@ -165,22 +155,22 @@ impl Retrieved {
                     self.degraded.push(degraded);
                 }
             }
-            // Searches of one question run at about the same time; the first has seen the least.
-            self.as_of.get_or_insert(reply.as_of);
             self.queries.push(QueryTrace {
                 round,
                 why: query.why,
                 text: query.text.clone(),
                 keywords: query.keywords.clone(),
-                hits: reply.chunks.len(),
-                took_ms,
+                hits: found.chunks.len(),
+                took_ms: found.took_ms,
             });
-            self.lists.push((query.weight, reply.chunks));
+            self.lists.push((query.weight, found.chunks));
         }
         match failed {
-            Some(error) if !answered => Err(error),
-            _ => Ok(()),
-        }
+            Some(error) if !answered => return Err(error),
+            // A later round has seen no less.
+            _ => self.as_of.get_or_insert(reply.as_of),
+        };
+        Ok(())
     }
 
     /// The best `k` sources of all queries so far.
@@ -189,29 +179,42 @@ impl Retrieved {
     }
 }
 
+impl Query {
+    /// What is searched for.
+    fn search(&self) -> retrieval::Query<'_> {
+        retrieval::Query {
+            text: &self.text,
+            role: match self.by {
+                By::Both | By::Keywords => Role::Query,
+                By::Passage => Role::Passage,
+            },
+            keywords: &self.keywords,
+            mode: match self.by {
+                By::Both => Mode::Hybrid,
+                By::Keywords => Mode::Keyword,
+                By::Passage => Mode::Vector,
+            },
+        }
+    }
+}
+
 /// Fuses ranked lists, each with its weight. Ties keep the better single rank first, then the id.
 fn fuse(lists: &[(f64, Vec<Fused>)], rrf_k: u32, k: usize) -> Vec<Source> {
-    let mut by_chunk: HashMap<ChunkId, Source> = HashMap::new();
+    struct Candidate<'a> {
+        score: f64,
+        chunk: &'a ChunkRecord,
+        found: Vec<Found>,
+    }
+    let mut by_chunk: HashMap<ChunkId, Candidate<'_>> = HashMap::new();
     for (query, (weight, hits)) in lists.iter().enumerate() {
         for (hit, rank) in hits.iter().zip(1..) {
-            let source = by_chunk.entry(hit.chunk.id).or_insert_with(|| Source {
-                n: 0,
+            let candidate = by_chunk.entry(hit.chunk.id).or_insert_with(|| Candidate {
                 score: 0.0,
-                document: hit.chunk.document.clone(),
-                chunk: Passage {
-                    id: hit.chunk.id,
-                    text: hit.chunk.text.clone(),
-                    title_path: hit.chunk.title_path.clone(),
-                    page: hit.chunk.page,
-                    start: hit.chunk.start,
-                    end: hit.chunk.end,
-                    tokens: hit.chunk.tokens,
-                },
+                chunk: &hit.chunk,
                 found: Vec::new(),
-                reranked: None,
             });
-            source.score += weight / f64::from(rrf_k + rank);
-            source.found.push(Found {
+            candidate.score += weight / f64::from(rrf_k + rank);
+            candidate.found.push(Found {
                 query,
                 rank,
                 vector: hit.retrievers.vector,
@@ -219,9 +222,9 @@ fn fuse(lists: &[(f64, Vec<Fused>)], rrf_k: u32, k: usize) -> Vec<Source> {
             });
         }
     }
-    let mut sources: Vec<Source> = by_chunk.into_values().collect();
-    let best = |source: &Source| source.found.iter().map(|found| found.rank).min();
-    sources.sort_by(|a, b| {
+    let mut candidates: Vec<Candidate<'_>> = by_chunk.into_values().collect();
+    let best = |candidate: &Candidate<'_>| candidate.found.iter().map(|found| found.rank).min();
+    candidates.sort_by(|a, b| {
         b.score
             .total_cmp(&a.score)
             .then_with(|| best(a).cmp(&best(b)))
@@ -229,19 +232,38 @@ fn fuse(lists: &[(f64, Vec<Fused>)], rrf_k: u32, k: usize) -> Vec<Source> {
     });
     // The same text in a second document (another format of it, a copy) says nothing more.
     let mut seen = HashSet::new();
-    sources.retain(|source| seen.insert(bare(&source.chunk.text)));
-    sources.truncate(k);
-    for (source, n) in sources.iter_mut().zip(1..) {
-        source.n = n;
-    }
-    sources
+    let kept = candidates
+        .into_iter()
+        .filter(|candidate| seen.insert(bare(&candidate.chunk.text)))
+        .take(k);
+    kept.zip(1..)
+        .map(|(candidate, n)| {
+            let chunk = candidate.chunk;
+            Source {
+                n,
+                score: candidate.score,
+                document: chunk.document.clone(),
+                chunk: Passage {
+                    id: chunk.id,
+                    text: chunk.text.clone(),
+                    title_path: chunk.title_path.clone(),
+                    page: chunk.page,
+                    start: chunk.start,
+                    end: chunk.end,
+                    tokens: chunk.tokens,
+                },
+                found: candidate.found,
+                reranked: None,
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
     use crate::retrieval::Retrievers;
-    use va_catalog::{ChunkRecord, CollectionName, CollectionRef, DocumentId, TenantId, Version};
+    use va_catalog::{CollectionName, CollectionRef, DocumentId, TenantId, Version};
 
     fn hit(name: &str, text: &str) -> Fused {
         let source = source(name, 1, text);
