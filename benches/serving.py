@@ -21,6 +21,7 @@ from search import choose
 
 CACHE = pathlib.Path(os.environ["VA_BENCH_CACHE"])
 CONNECTIONS, STREAMS, GAP_MS, BURST = 32, 256, 20, 1000
+LOOP_MS = 10
 CHUNKS = 100_000
 PASSWORD = "a password for the bench"
 CONFIG = """\
@@ -42,20 +43,49 @@ def main():
     args.add_argument("--chunks", type=int, default=CHUNKS, help=f"chunks of the collection that is asked ({CHUNKS})")
     args.add_argument("--quick", action="store_true", help="one short turn of each on 1,000 chunks, to see that it works")
     args.add_argument("--save", action="store_true", help="save whatever the profile")
+    args.add_argument("--part", choices=["gateway", "reads", "answers"], help="this part alone, which is not saved")
     args = args.parse_args()
     if args.quick:
         args.rounds, args.seconds, args.chunks = 1, 2, 1_000
+    if args.save and args.part:
+        raise SystemExit("a part alone is not saved: leave out --save or --part")
     # A thousand connections on each side of us.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     result = report.Report("serving")
-    corpus = Corpus(args.chunks)
+    corpus = Corpus(args.chunks) if args.part in (None, "answers") else None
     with tempfile.TemporaryDirectory(dir=CACHE) as folder, meter.Meter() as ours:
         bench = Bench(args, ours, pathlib.Path(folder))
-        bench.gateway(result)
-        bench.reads(result)
-        bench.answers(result, corpus)
-    result.finish(args.save or report.default_save((args.rounds, args.seconds, args.chunks) != (5, 10, CHUNKS)))
+        if args.part in (None, "gateway"):
+            bench.gateway(result)
+        if args.part in (None, "reads"):
+            bench.reads(result)
+        if args.part in (None, "answers"):
+            bench.answers(result, corpus)
+    changed = args.part is not None or (args.rounds, args.seconds, args.chunks) != (5, 10, CHUNKS)
+    result.finish(args.save or report.default_save(changed))
+
+
+class Loop:
+    """Work that needs one processor and nothing else: adding up."""
+
+    def __init__(self, ms):
+        self.count = 1_000
+        while (took := self.once()) < ms / 2:
+            self.count = int(self.count * min(10, max(1.1, ms / max(took, 0.001))))
+        self.count = int(self.count * ms / stats.median([self.once() for _ in range(100)]))
+
+    def once(self):
+        began = time.perf_counter()
+        total = 0
+        for number in range(self.count):
+            total += number
+        return (time.perf_counter() - began) * 1_000
+
+    def times(self, often):
+        """How long it takes, so often, in milliseconds."""
+        took = [self.once() for _ in range(often)]
+        return {"p50": stats.quantile(took, 0.5), "p99": stats.quantile(took, 0.99)}
 
 
 class Corpus:
@@ -298,9 +328,14 @@ class Bench:
             "/api/v1/chat": (self.ask(up.base, "/api/v1/chat", up.key, bodies=chat, holds="event: done"), "event: delta"),
         }
         each = max(5, int(20 * self.args.seconds))
+        # What the machine adds to about as much work as a question has one after the other, whatever the work is.
+        loop = Loop(LOOP_MS)
+        alone = f"{LOOP_MS} ms of work on one processor"
 
         def run(connections):
             def of(contender):
+                if contender is loop:
+                    return {"first_byte_ms": {"p50": None, "p99": None}, "first_mark_ms": loop.times(each)}
                 ask, mark = contender
                 options = {"connections": connections, "streams": each // connections + 1, "mark": mark, "marks_min": 1}
                 return self.meter.ask("http_streams", ask=ask, gap_ms=None, **options)
@@ -309,13 +344,16 @@ class Bench:
 
         rows = []
         for connections in (1, 8):
-            found = self.turns(contenders, run(connections))
+            beside = {alone: loop} if connections == 1 else {}
+            found = self.turns(beside | contenders, run(connections))
             model_ms = stats.median([turn["first_mark_ms"]["p50"] for turn in found["the stub alone"]])
             for name, turns in found.items():
                 row = [name, connections]
                 for what in ("first_byte_ms", "first_mark_ms"):
-                    row += [stats.median([turn[what][of] for turn in turns]) for of in ("p50", "p99")]
-                rows.append([*row, None if name == "the stub alone" else row[-1] - model_ms])
+                    for of in ("p50", "p99"):
+                        times = [turn[what][of] for turn in turns]
+                        row.append(None if None in times else stats.median(times))
+                rows.append([*row, None if name in ("the stub alone", alone) else row[-1] - model_ms])
         result.table(
             f"From a question to the first words of its answer, {chunks:,} chunks (goal: p99 beyond the model's own at most 20 ms)",
             ["stream", "clients", "first byte p50 ms", "p99", "first words p50 ms", "p99", "p99 beyond the model's"],
