@@ -91,6 +91,7 @@ pub struct QueryTrace {
     pub text: String,
     pub keywords: String,
     pub hits: usize,
+    /// Until its last retriever had answered.
     pub took_ms: f64,
 }
 
