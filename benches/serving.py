@@ -22,6 +22,7 @@ from search import choose
 CACHE = pathlib.Path(os.environ["VA_BENCH_CACHE"])
 CONNECTIONS, STREAMS, GAP_MS, BURST = 32, 256, 20, 1000
 LOOP_MS = 10
+PARTS = ["gateway", "reads", "answers"]
 CHUNKS = 100_000
 PASSWORD = "a password for the bench"
 CONFIG = """\
@@ -43,7 +44,7 @@ def main():
     args.add_argument("--chunks", type=int, default=CHUNKS, help=f"chunks of the collection that is asked ({CHUNKS})")
     args.add_argument("--quick", action="store_true", help="one short turn of each on 1,000 chunks, to see that it works")
     args.add_argument("--save", action="store_true", help="save whatever the profile")
-    args.add_argument("--part", choices=["gateway", "reads", "answers"], help="this part alone, which is not saved")
+    args.add_argument("--part", choices=PARTS, help="this part alone, which is not saved")
     args = args.parse_args()
     if args.quick:
         args.rounds, args.seconds, args.chunks = 1, 2, 1_000
@@ -53,15 +54,13 @@ def main():
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     result = report.Report("serving")
-    corpus = Corpus(args.chunks) if args.part in (None, "answers") else None
+    wanted = [args.part] if args.part else PARTS
+    corpus = Corpus(args.chunks) if "answers" in wanted else None
     with tempfile.TemporaryDirectory(dir=CACHE) as folder, meter.Meter() as ours:
         bench = Bench(args, ours, pathlib.Path(folder))
-        if args.part in (None, "gateway"):
-            bench.gateway(result)
-        if args.part in (None, "reads"):
-            bench.reads(result)
-        if args.part in (None, "answers"):
-            bench.answers(result, corpus)
+        parts = {"gateway": bench.gateway, "reads": bench.reads, "answers": lambda to: bench.answers(to, corpus)}
+        for part in wanted:
+            parts[part](result)
     changed = args.part is not None or (args.rounds, args.seconds, args.chunks) != (5, 10, CHUNKS)
     result.finish(args.save or report.default_save(changed))
 

@@ -377,32 +377,25 @@ pub async fn retrieve(
     let mut vectors = Vec::with_capacity(queries.len());
     for near in near {
         vectors.push(match near {
-            Some(Ok((near, took_ms))) => {
-                let hits = view.read(near, &known).await;
-                let hits = hits.map(|hits| hits.into_iter().map(|hit| (hit.chunk, hit.score)));
-                let side = hits.map(|hits| (hits.collect(), took_ms));
-                Some(side.map_err(|error| error.to_string()))
-            }
-            Some(Err(reason)) => Some(Err(reason)),
+            Some(near) => Some(read(&view, near, &known).await),
             None => None,
         });
     }
-    let mut matching = match matching {
-        Ok((lists, took_ms)) => {
-            let lists = lists.into_iter().map(|list| Ok((list, took_ms)));
-            lists.collect::<Vec<Side<Ranked>>>()
-        }
-        Err(reason) => vec![Err(reason); by_words.len()],
-    }
-    .into_iter();
-    let sides = queries.iter().zip(vectors).map(|(query, vector)| {
-        let keyword = match query.mode {
-            Mode::Vector => None,
-            Mode::Hybrid | Mode::Keyword => matching.next(),
-        };
-        (vector, keyword)
-    });
-    let mut sides: Vec<_> = sides.collect();
+    let mut matching = matching.map(|(lists, took_ms)| (lists.into_iter(), took_ms));
+    let mut next_matching = || match &mut matching {
+        Ok((lists, took_ms)) => Ok((lists.next().unwrap_or_default(), *took_ms)),
+        Err(reason) => Err(reason.clone()),
+    };
+    let mut sides: Vec<(Option<Side<Ranked>>, Option<Side<Ranked>>)> = queries
+        .iter()
+        .zip(vectors)
+        .map(|(query, vector)| {
+            (
+                vector,
+                (query.mode != Mode::Vector).then(&mut next_matching),
+            )
+        })
+        .collect();
     if restricted {
         let found = sides.iter().flat_map(|(vector, keyword)| [vector, keyword]);
         let found = found.flatten().flatten().flat_map(|(found, _)| found);
@@ -563,6 +556,18 @@ async fn vector_side(
         .map_err(|error| error.to_string())?
         .unwrap_or(Near::Read(Vec::new()));
     Ok((near, ms(question.began)))
+}
+
+/// The chunks that are near.
+async fn read(
+    view: &View,
+    near: Side<Near>,
+    known: &HashMap<ChunkId, &ChunkRecord>,
+) -> Side<Ranked> {
+    let (near, took_ms) = near?;
+    let hits = view.read(near, known).await;
+    let hits = hits.map_err(|error| error.to_string())?.into_iter();
+    Ok((hits.map(|hit| (hit.chunk, hit.score)).collect(), took_ms))
 }
 
 /// Searches of the keyword side for one question at once. One processor is left to the model: the vector takes longest, and what

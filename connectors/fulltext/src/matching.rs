@@ -23,15 +23,16 @@ const BUCKETS: usize = WINDOW as usize / 64;
 pub(crate) const WORDS_MAX: usize = 64;
 
 /// The terms of one word with what they weigh.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Word {
     pub terms: Vec<(Term, Score)>,
     /// Whether a chunk without it lacks something.
     pub telling: bool,
 }
 
-/// Chunks that have one of the words at least, or a phrase. The score is the sum of the BM25 scores of all terms, each times its weight; of
-/// those of telling words once more times `all_words` where each of these (two at least) is there; and of the phrases.
+/// Chunks that have one of the words at least, or a phrase. The score is the sum of the BM25 scores of all terms, each times its
+/// weight; of those of telling words once more times `all_words` where each of these (two at least) is there; and of the
+/// phrases.
 #[derive(Debug, Clone)]
 pub(crate) struct Matching {
     /// [`WORDS_MAX`] at most.
